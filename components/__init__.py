@@ -1,0 +1,1 @@
+"""How each step looks to Kubeflow."""

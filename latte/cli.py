@@ -1,0 +1,139 @@
+"""`latte <step> -c config.yaml key=value …`: every step of the pipeline as a command."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from latte import __version__, manifest
+from latte.config import load
+from latte.errors import LatteError, UserError
+
+# command: (module under latte.steps, config class, function, one line of help)
+STEPS = {
+    "encode": ("encode", "EncodeConfig", "run", "Encode a dataset's videos into latents: plan, encode, merge."),
+    "train": ("train", "TrainConfig", "run", "Train or finetune a Latte on latents; goes on where it was stopped."),
+    "sample": ("sample", "SampleConfig", "run", "Generate a set of videos from a checkpoint."),
+    "score": ("score", "ScoreConfig", "run", "Measure the Fréchet video distance of a set to real videos."),
+    "report": ("report", "ReportConfig", "run", "Write one HTML page that shows a whole run."),
+}
+
+
+def guarded(function: Callable[[], Any]) -> Any:
+    """Call it; a LatteError becomes one line on standard error and its exit code, Ctrl-C becomes 130.
+
+    Any other exception is a bug and keeps its traceback.
+    """
+    try:
+        return function()
+    except LatteError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        click.echo("interrupted; run the same command again to go on", err=True)
+        sys.exit(130)
+
+
+def config_class(step: str) -> Any:
+    """The config class of a step; imports the step's module, not its networks."""
+    module, name, _, _ = STEPS[step]
+    return getattr(importlib.import_module(f"latte.steps.{module}"), name)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="latte")
+def cli() -> None:
+    """Video diffusion with Latte on MindSpore, step by step.
+
+    Each step reads a YAML config (-c), takes overrides as key=value, writes under its `root`
+    (s3://bucket/prefix or file:///dir) and prints the manifest of what it wrote. Running a step
+    again does only what is missing. S3 credentials come from the environment
+    (AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY).
+
+    `latte STEP --help` lists the keys of a step.
+    """
+
+
+@cli.command()
+@click.option("--kind", type=click.Choice(["latte", "vae", "i3d", "clip"]), help="What the weights are of.")
+@click.option("--source", help="Published file: .pt, .pth, .bin, .ckpt, .safetensors or its index.")
+@click.option("--target", help="File to write; its ending, .ckpt or .safetensors, names the format.")
+@click.option("-c", "--config", "path", type=click.Path(path_type=Path), help="YAML config instead of the options.")
+@click.option("--manifest", "output", type=click.Path(path_type=Path), help="Also write the manifest to this file.")
+@click.argument("overrides", nargs=-1)
+def convert(
+    kind: str | None,
+    source: str | None,
+    target: str | None,
+    path: Path | None,
+    output: Path | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Convert published weights, checked strictly, without running anything that the file holds."""
+    from latte.steps import convert as step
+
+    def go() -> None:
+        if path is None and kind is None:
+            raise UserError("latte convert: give --kind, --source and --target, or a config with -c")
+        options = {"kind": kind, "source": source, "target": target}
+        given = [f"{key}={value}" for key, value in options.items() if value is not None]
+        _finish(step.run(load(step.ConvertConfig, path, [*given, *overrides])), output)
+
+    guarded(go)
+
+
+def _finish(result: manifest.Manifest, output: Path | None) -> None:
+    if output is not None:
+        manifest.write(result, output)
+    for key, value in result.summary().items():
+        click.echo(f"{key:>14}  {value}")
+
+
+def _add_step(name: str, module: str, function: str, text: str) -> None:
+    @click.option("-c", "--config", "path", type=click.Path(path_type=Path), help="YAML config of the step.")
+    @click.option("--manifest", "output", type=click.Path(path_type=Path), help="Also write the manifest to this file.")
+    @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+    def command(path: Path | None, output: Path | None, overrides: tuple[str, ...]) -> None:
+        def go() -> None:
+            step = importlib.import_module(f"latte.steps.{module}")
+            _finish(getattr(step, function)(load(config_class(name), path, list(overrides))), output)
+
+        guarded(go)
+
+    cli.add_command(_StepCommand(name, callback=command, params=_params(command), help=text, short_help=text))
+
+
+def _params(function: Any) -> list[click.Parameter]:
+    return list(reversed(getattr(function, "__click_params__", [])))
+
+
+class _StepCommand(click.Command):
+    """A command whose help lists the keys of its config with defaults and explanations."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        fields = config_class(self.name or "").model_fields
+        rows = []
+        for key, field in fields.items():
+            default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
+            rows.append((key, f"{field.description or ''} [{default}]".strip()))
+        with formatter.section("Keys of the config"):
+            formatter.write_dl(rows)
+
+
+for _name, (_module, _class, _function, _text) in STEPS.items():
+    _add_step(_name, _module, _function, _text)
+
+
+def main() -> None:
+    """Entry point of `latte`."""
+    # MindSpore's own log lines would bury the one line that matters.
+    os.environ.setdefault("GLOG_v", "3")
+    cli()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Typed configs: a YAML file, then `key=value` overrides; an unknown key or a bad value is an error that names it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+
+from latte.errors import UserError
+
+C = TypeVar("C", bound="Config")
+
+
+class Config(pydantic.BaseModel):
+    """Base of every config: frozen, and a key it does not know is refused."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), hide_input_in_errors=False)
+
+
+def load(cls: type[C], path: str | Path | None = None, overrides: Sequence[str] = ()) -> C:
+    """Read `cls` from a YAML file, then apply `key=value` overrides (`a.b=1` reaches into sections; values are YAML).
+
+    Raises:
+        UserError: the file is missing or not YAML, or a key is unknown, missing or has a bad value.
+    """
+    values: dict[str, Any] = {}
+    source = "command line"
+    if path is not None:
+        source = str(path)
+        values = read_yaml(path)
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign or not key:
+            raise UserError(f"override {override!r}: write it as key=value")
+        _put(values, key.split("."), _parse(text, f"override {key}"), key)
+    return build(cls, values, source)
+
+
+def build(cls: type[C], values: Mapping[str, Any], source: str) -> C:
+    """Validate `values` as a `cls`; `source` (a file, a pipeline parameter) is named in the error.
+
+    Raises:
+        UserError: a key is unknown, missing or has a bad value; every such key is named, in one line.
+    """
+    try:
+        return cls.model_validate(dict(values))
+    except pydantic.ValidationError as error:
+        raise UserError(f"{source}: " + "; ".join(_explain(cls, e) for e in error.errors())) from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Safe-load a YAML mapping.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or is not a mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(f"{path}: {reason}") from None
+    values = _parse(text, str(path)) or {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping of keys to values, found a {type(values).__name__}")
+    return values
+
+
+def _parse(text: str, what: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{what}{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+
+
+def _put(values: dict[str, Any], keys: list[str], value: Any, name: str) -> None:
+    for key in keys[:-1]:
+        section = values.setdefault(key, {})
+        if not isinstance(section, dict):
+            raise UserError(f"override {name}: {key} is a value, not a section")
+        values = section
+    values[keys[-1]] = value
+
+
+def _explain(cls: type[Config], error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "config"
+    if error["type"] == "extra_forbidden":
+        known = ", ".join(sorted(cls.model_fields)) if len(error["loc"]) == 1 else ""
+        return f"unknown key {key}" + (f" (known: {known})" if known else "")
+    if error["type"] == "missing":
+        return f"missing key {key}"
+    return f"{key}: {error['msg'].removeprefix('Value error, ')} (got {error['input']!r})"

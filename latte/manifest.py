@@ -1,0 +1,161 @@
+"""The one contract between steps: a small JSON file that says what a step wrote, shard by shard, with checksums.
+
+Heavy data goes straight to object storage. A shard is published whole or not at all: the data object first, its record
+(`<shard>.record.json`) last, and only what has a record counts.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from latte import __version__, storage
+from latte.config import Config
+from latte.errors import UserError
+
+RECORD_SUFFIX = ".record.json"
+
+
+class Shard(Config):
+    """An object that a step published, and what it must contain."""
+
+    uri: str
+    bytes: int
+    sha256: str
+    items: int = 1
+
+
+class Reject(Config):
+    """An input item that could not be used, and why."""
+
+    item: str
+    reason: str
+
+
+class Manifest(Config):
+    """What a step wrote.
+
+    Attributes:
+        kind: "weights", "latents", "checkpoint", "video_set", "score" or "report".
+        name: the user's name for it.
+        uri: the folder under the root that holds it.
+        fingerprint: SHA-256 over what made it (inputs' digests and the settings that change the output).
+        shards: the published objects, in order.
+        counts: how many of what, for example videos, frames.
+        rejects: input items that were left out, with reasons.
+        inputs: digests or URIs of what it was made from, by role.
+        config: the settings that made it.
+        metrics: numbers worth seeing, for example the last loss.
+        seconds: how long the work took when it was done (not when it was found done).
+    """
+
+    kind: str
+    name: str
+    uri: str
+    fingerprint: str
+    shards: list[Shard] = []
+    counts: dict[str, int] = {}
+    rejects: list[Reject] = []
+    inputs: dict[str, str] = {}
+    config: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+    seconds: float = 0.0
+    code_version: str = __version__
+
+    def shard(self, ending: str) -> Shard:
+        """The one shard whose URI ends so.
+
+        Raises:
+            UserError: there is none, or there are several.
+        """
+        found = [shard for shard in self.shards if shard.uri.endswith(ending)]
+        if len(found) != 1:
+            raise UserError(f"{self.kind} manifest of {self.uri}: expected one object *{ending}, found {len(found)}")
+        return found[0]
+
+    def summary(self) -> dict[str, Any]:
+        """What the KFP UI shows of it: flat and small."""
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "uri": self.uri,
+            "fingerprint": self.fingerprint[:16],
+            "shards": len(self.shards),
+            "bytes": sum(shard.bytes for shard in self.shards),
+            "rejects": len(self.rejects),
+            **self.counts,
+            **{key: value for key, value in self.metrics.items() if isinstance(value, int | float | str)},
+        }
+
+
+def write(manifest: Manifest, uri: str | Path) -> None:
+    """Write a manifest to a URI or a local path; equal manifests are equal bytes."""
+    storage.write_json(str(uri), manifest.model_dump())
+
+
+def read(uri: str | Path, kind: str | None = None) -> Manifest:
+    """Read a manifest from a URI or a local path.
+
+    Raises:
+        UserError: there is none, it is not a manifest, or it is of another kind than asked for.
+    """
+    value = storage.read_json(str(uri))
+    try:
+        manifest = Manifest.model_validate(value)
+    except pydantic.ValidationError as error:
+        raise UserError(f"{uri}: not a manifest: {error.errors()[0]['msg']}") from None
+    if kind is not None and manifest.kind != kind:
+        raise UserError(f"{uri}: a manifest of {manifest.kind}, expected {kind}")
+    return manifest
+
+
+def find(uri: str, kind: str) -> Manifest | None:
+    """The manifest of a finished place (`<uri>/manifest.json`), or None if it is missing or an object of it is gone."""
+    place = storage.join(uri, "manifest.json")
+    if not storage.exists(place):
+        return None
+    manifest = read(place, kind)
+    return manifest if all(is_whole(shard) for shard in manifest.shards) else None
+
+
+def finish(manifest: Manifest) -> Manifest:
+    """Write `<uri>/manifest.json`: from now on the place counts as done."""
+    write(manifest, storage.join(manifest.uri, "manifest.json"))
+    return manifest
+
+
+def fingerprint(*parts: Any) -> str:
+    """SHA-256, hexadecimal, over the canonical JSON of the parts (mappings sorted, configs as their values)."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def publish_shard(source: str | Path | bytes, uri: str, items: int = 1, **facts: Any) -> Shard:
+    """Publish data (a local file or bytes) under `uri`, then its record; `facts` go into the record."""
+    ref = storage.write_bytes(uri, source) if isinstance(source, bytes) else storage.upload(source, uri)
+    shard = Shard(uri=uri, bytes=ref.bytes, sha256=ref.sha256, items=items)
+    storage.write_json(uri + RECORD_SUFFIX, {"shard": shard.model_dump(), **facts})
+    return shard
+
+
+def read_record(uri: str) -> dict[str, Any] | None:
+    """The record of a shard, or None where there is no record or its object is gone or has another size."""
+    try:
+        record = storage.read_json(uri + RECORD_SUFFIX)
+    except storage.NotThereError:
+        return None
+    return record if is_whole(Shard.model_validate(record["shard"])) else None
+
+
+def is_whole(shard: Shard) -> bool:
+    """Whether the object is there and has the recorded size (its checksum is verified by whoever reads it)."""
+    info = storage.stat(shard.uri)
+    return info is not None and info.bytes == shard.bytes
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, pydantic.BaseModel):
+        return value.model_dump()
+    raise TypeError(f"cannot fingerprint a {type(value).__name__}")

@@ -1,0 +1,21 @@
+"""Progress on long work: a bar with rate and time left on a terminal, a plain line now and then in a log."""
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+
+def progress(iterable: Iterable[Any] | None = None, total: int | None = None, desc: str = "", unit: str = "it") -> tqdm:
+    """A tqdm bar on standard error; where that is not a terminal (a pod's log) it prints about every 10 seconds."""
+    interval_s = 0.1 if sys.stderr.isatty() else 10.0
+    return tqdm(
+        iterable,
+        total=total,
+        desc=desc,
+        unit=unit,
+        dynamic_ncols=sys.stderr.isatty(),
+        mininterval=interval_s,
+        miniters=1,
+    )

@@ -1,0 +1,449 @@
+"""Objects by URI, in an S3 bucket (`s3://bucket/key`) or a folder (`file:///dir/name`).
+
+Every write is atomic: an object is there whole or not at all. S3 access reads the standard environment of boto3
+(`AWS_ENDPOINT_URL_S3`, `AWS_ACCESS_KEY_ID`, …); nothing here ever prints a secret.
+"""
+
+import contextlib
+import errno
+import functools
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import tenacity
+
+from latte.errors import LatteError, StorageError, UserError
+
+# Every kind of failure that another try can mend ends after this long; TRAINING may ride out longer outages itself.
+RETRY_FOR_S = float(os.environ.get("LATTE_S3_RETRY_S", "60"))
+_CHUNK_BYTES = 8 << 20
+_USER_CODES = {
+    "InvalidAccessKeyId": "the access key is not known there; check AWS_ACCESS_KEY_ID",
+    "SignatureDoesNotMatch": "the secret does not fit the access key; check AWS_SECRET_ACCESS_KEY",
+    "AccessDenied": "access denied; check the credentials and the bucket's policy",
+    "ExpiredToken": "the session token has expired; renew AWS_SESSION_TOKEN",
+    "NoSuchBucket": "no such bucket; create it first",
+    "403": "access denied; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+}
+_MISSING_CODES = {"404", "NoSuchKey", "NotFound"}
+_CONFLICT_CODES = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
+
+
+@dataclass(frozen=True)
+class Ref:
+    """An object and what it must contain."""
+
+    uri: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ObjectStat:
+    """What the store says of an object without reading it; `etag` serves `swap` only."""
+
+    bytes: int
+    etag: str
+
+
+class NotThereError(UserError):
+    """No object under this URI."""
+
+
+def join(uri: str, *parts: str | int) -> str:
+    """Put names under a URI.
+
+    Raises:
+        UserError: a name is empty, absolute or climbs out (`..`).
+    """
+    names = [uri.rstrip("/")]
+    for part in parts:
+        text = str(part).strip("/") if not str(part).startswith("/") else str(part)
+        if text.startswith("/") or any(name in ("", ".", "..") for name in text.split("/")) or "\x00" in text:
+            raise UserError(f"{uri}: {part!r} is not a name under it")
+        names.append(text)
+    return "/".join(names)
+
+
+def from_path(path: str | Path) -> str:
+    """The `file://` URI of a local path; a URI is returned as it is."""
+    text = str(path)
+    return text if "://" in text else Path(text).absolute().as_uri()
+
+
+def local_path(uri: str) -> Path:
+    """The path behind a `file://` URI (or a plain path)."""
+    return Path(unquote(urlsplit(uri).path)) if uri.startswith("file://") else Path(uri)
+
+
+def is_s3(uri: str) -> bool:
+    """Whether the URI lies in an S3 bucket."""
+    return uri.startswith("s3://")
+
+
+def stat(uri: str) -> ObjectStat | None:
+    """Size and etag of an object, or None when there is none."""
+    if not is_s3(uri):
+        with _local_errors(uri):
+            try:
+                info = _path(uri).stat()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            return ObjectStat(info.st_size, f"{info.st_ino}-{info.st_mtime_ns}-{info.st_size}")
+    bucket, key = _split(uri)
+    try:
+        answer = _s3_call("head_object", uri, Bucket=bucket, Key=key)
+    except NotThereError:
+        return None
+    return ObjectStat(answer["ContentLength"], answer["ETag"])
+
+
+def exists(uri: str) -> bool:
+    """Whether there is an object under this URI."""
+    return stat(uri) is not None
+
+
+def read_bytes(uri: str, start: int = 0, length: int | None = None) -> bytes:
+    """The object's bytes, or `length` of them from `start` (one ranged read).
+
+    Raises:
+        NotThereError: no such object.
+        StorageError: the store does not answer, or the object ends before `start + length`.
+    """
+    if length == 0:
+        return b""
+    if not is_s3(uri):
+        with _local_errors(uri), _path(uri).open("rb") as file:
+            file.seek(start)
+            data = file.read() if length is None else file.read(length)
+    else:
+        bucket, key = _split(uri)
+        extra = {}
+        if start or length is not None:
+            extra["Range"] = f"bytes={start}-" + (str(start + length - 1) if length is not None else "")
+        data = _s3_call("get_object", uri, Bucket=bucket, Key=key, **extra)["Data"]
+    if length is not None and len(data) != length:
+        raise StorageError(f"{uri}: wanted {length} bytes from {start}, the object has only {len(data)} there")
+    return data
+
+
+def read_json(uri: str) -> Any:
+    """Parse a JSON object.
+
+    Raises:
+        UserError: no such object, or not JSON.
+    """
+    try:
+        return json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise UserError(f"{uri}: not JSON: {error}") from None
+
+
+def write_bytes(uri: str, data: bytes) -> Ref:
+    """Put an object, replacing what is there, atomically."""
+    if is_s3(uri):
+        bucket, key = _split(uri)
+        _s3_call("put_object", uri, Bucket=bucket, Key=key, Body=data)
+    else:
+        with _local_errors(uri), _replacing(_path(uri)) as temporary:
+            _write_and_sync(temporary, data)
+    return Ref(uri, len(data), sha256_bytes(data))
+
+
+def write_json(uri: str, value: Any) -> Ref:
+    """Put a JSON object: sorted keys, two spaces, so that equal values are equal bytes."""
+    return write_bytes(uri, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+
+
+def upload(path: str | Path, uri: str) -> Ref:
+    """Copy a local file to an object, in parts where it is large; the object appears only when it is whole."""
+    path = Path(path)
+    if is_s3(uri):
+        bucket, key = _split(uri)
+        _s3_call("upload_file", uri, Filename=str(path), Bucket=bucket, Key=key)
+    else:
+        with _local_errors(uri), _replacing(_path(uri)) as temporary:
+            _copy_file(path, temporary)
+    return Ref(uri, path.stat().st_size, sha256_file(path))
+
+
+def download(uri: str, path: str | Path, sha256: str | None = None) -> Path:
+    """Copy an object to a local file, checking its SHA-256 when one is given; the file appears only when it is whole.
+
+    Raises:
+        NotThereError: no such object.
+        StorageError: the store does not answer, or the content is not what `sha256` says.
+    """
+    path = Path(path)
+    with _local_errors(str(path)), _replacing(path) as temporary:
+        if is_s3(uri):
+            bucket, key = _split(uri)
+            _s3_call("download_file", uri, Bucket=bucket, Key=key, Filename=str(temporary))
+        else:
+            with _local_errors(uri):
+                _copy_file(_path(uri), temporary)
+        if sha256 is not None and sha256_file(temporary) != sha256:
+            raise StorageError(f"{uri}: damaged: its content does not have the recorded SHA-256 {sha256[:12]}…")
+    return path
+
+
+@contextlib.contextmanager
+def as_local_file(uri: str, sha256: str | None = None) -> Iterator[Path]:
+    """The object as a local file while a `with` block lasts: itself when it is local, a temporary copy otherwise."""
+    if not is_s3(uri):
+        path = _path(uri)
+        with _local_errors(uri):
+            path.stat()
+        if sha256 is not None and sha256_file(path) != sha256:
+            raise StorageError(f"{uri}: damaged: its content does not have the recorded SHA-256 {sha256[:12]}…")
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="latte-") as folder:
+        yield download(uri, Path(folder) / uri.rsplit("/", 1)[-1], sha256)
+
+
+def list_uris(prefix: str) -> list[str]:
+    """Every object below a folder-like prefix, sorted bytewise (stores differ in their own order)."""
+    prefix = prefix.rstrip("/") + "/"
+    if not is_s3(prefix):
+        root = _path(prefix)
+        found = [root / base / name for base, _, names in os.walk(root) for name in names]
+        return sorted(path.as_uri() for path in found if not path.name.startswith(".tmp-"))
+    bucket, key = _split(prefix + "x")
+    found_keys: list[str] = []
+    token: dict[str, str] = {}
+    while True:
+        page = _s3_call("list_objects_v2", prefix, Bucket=bucket, Prefix=key[:-1], **token)
+        found_keys += [item["Key"] for item in page.get("Contents", [])]
+        if not page.get("IsTruncated"):
+            return sorted(f"s3://{bucket}/{name}" for name in found_keys if not name.endswith("/"))
+        token = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def delete(uri: str) -> None:
+    """Remove an object; removing what is not there is no error."""
+    if is_s3(uri):
+        bucket, key = _split(uri)
+        _s3_call("delete_object", uri, Bucket=bucket, Key=key)
+    else:
+        with _local_errors(uri):
+            _path(uri).unlink(missing_ok=True)
+
+
+def swap(uri: str, data: bytes, etag: str | None) -> bool:
+    """Compare and swap: put `data` only if the object still has `etag` (None: only if there is none).
+
+    Returns:
+        Whether it was put; False means that somebody else was first.
+    """
+    if is_s3(uri):
+        bucket, key = _split(uri)
+        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+        try:
+            _s3_call("put_object", uri, Bucket=bucket, Key=key, Body=data, **condition)
+        except _ConflictError:
+            return False
+        return True
+    import filelock
+
+    path = _path(uri)
+    with _local_errors(uri):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(path.with_name(f".tmp-{path.name}.lock")):
+            now = stat(uri)
+            if (now.etag if now else None) != etag:
+                return False
+            write_bytes(uri, data)
+    return True
+
+
+def check_root(root: str) -> None:
+    """Write, read and delete a small object under `root`, so that wrong credentials end a run before its work begins.
+
+    Raises:
+        UserError: not a URI this product knows, wrong credentials, no such bucket.
+        StorageError: the store does not answer, or the disk is full or read-only.
+    """
+    if not root.startswith(("s3://", "file:///")):
+        raise UserError(f"root {root}: expected s3://bucket/prefix or file:///dir")
+    probe = join(root, f"probe-{os.getpid()}")
+    write_bytes(probe, b"latte")
+    if read_bytes(probe) != b"latte":
+        raise StorageError(f"{root}: the store does not give back what was written")
+    delete(probe)
+
+
+def sha256_bytes(data: bytes) -> str:
+    """SHA-256, hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: str | Path) -> str:
+    """SHA-256 of a file's content, hexadecimal, read in a stream."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _ConflictError(Exception):
+    """A conditional write found another version."""
+
+
+def _split(uri: str) -> tuple[str, str]:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    names = key.rstrip("/").split("/")
+    if not bucket or not key or any(name in ("", ".", "..") for name in names):
+        raise UserError(f"{uri}: expected s3://bucket/key, without empty, '.' or '..' names")
+    return bucket, key
+
+
+def _path(uri: str) -> Path:
+    path = local_path(uri)
+    if ".." in path.parts:
+        raise UserError(f"{uri}: '..' is not allowed in a URI")
+    return path
+
+
+@contextlib.contextmanager
+def _local_errors(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise NotThereError(f"{uri}: no such object") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(f"{uri}: no space left on the disk") from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
+            raise UserError(f"{uri}: {error.strerror}") from None
+        raise
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that takes its place when the block ends well, and is gone when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    with source.open("rb") as reading, target.open("wb") as writing:
+        shutil.copyfileobj(reading, writing, _CHUNK_BYTES)
+        writing.flush()
+        os.fsync(writing.fileno())
+
+
+def _write_and_sync(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@functools.cache
+def _client(_pid: int) -> Any:
+    import boto3
+    from boto3.s3.transfer import TransferConfig
+    from botocore.config import Config as BotoConfig
+
+    client = boto3.client(
+        "s3",
+        region_name=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
+        config=BotoConfig(
+            s3={"addressing_style": "path"},
+            # Every retry is ours (below): one place, one time limit. Stores before 2025 refuse trailing checksums.
+            retries={"total_max_attempts": 1},
+            connect_timeout=5,
+            read_timeout=20,
+            max_pool_connections=32,
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        ),
+    )
+    return client, TransferConfig(preferred_transfer_client="classic", multipart_chunksize=_CHUNK_BYTES)
+
+
+def _s3_call(operation: str, uri: str, **arguments: Any) -> Any:
+    """One S3 request, retried with growing pauses for RETRY_FOR_S while the store is unwell."""
+    import boto3.exceptions
+    import botocore.exceptions as boto_errors
+
+    passing = (
+        boto_errors.HTTPClientError,
+        boto_errors.ConnectionError,
+        boto_errors.IncompleteReadError,
+        _UnwellError,
+        boto3.exceptions.RetriesExceededError,
+        ConnectionError,
+        TimeoutError,
+    )
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(passing),
+        stop=tenacity.stop_after_delay(RETRY_FOR_S),
+        wait=tenacity.wait_exponential_jitter(initial=0.2, max=8, jitter=0.2),
+        reraise=True,
+    )
+    try:
+        return retrying(_s3_once, operation, uri, arguments)
+    except (LatteError, _ConflictError):
+        raise
+    except (boto_errors.NoCredentialsError, boto_errors.PartialCredentialsError):
+        raise UserError(f"{uri}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from None
+    except passing as error:
+        raise StorageError(f"{uri}: the store did not answer for {RETRY_FOR_S:.0f} s: {error}") from error
+
+
+class _UnwellError(Exception):
+    """The store answered that it is busy or broken (429, 5xx)."""
+
+
+def _s3_once(operation: str, uri: str, arguments: dict[str, Any]) -> Any:
+    import boto3.exceptions
+    import botocore.exceptions as boto_errors
+    import urllib3.exceptions
+
+    client, transfer = _client(os.getpid())
+    extra = {"Config": transfer} if operation in ("upload_file", "download_file") else {}
+    try:
+        answer = getattr(client, operation)(**arguments, **extra)
+        if operation == "get_object":
+            answer["Data"] = answer["Body"].read()
+    except boto_errors.ClientError as error:
+        _raise_for(error, uri)
+    except boto3.exceptions.S3UploadFailedError as error:
+        # boto3 wraps the cause as text, but keeps it as the context.
+        if isinstance(error.__context__, boto_errors.ClientError):
+            _raise_for(error.__context__, uri)
+        raise _UnwellError(str(error)) from error
+    except urllib3.exceptions.HTTPError as error:
+        raise _UnwellError(f"the answer broke off: {error}") from error
+    return answer
+
+
+def _raise_for(error: Any, uri: str) -> None:
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if code in _CONFLICT_CODES:
+        raise _ConflictError(uri) from None
+    if code in _USER_CODES:
+        raise UserError(f"{uri}: {_USER_CODES[code]}") from None
+    if code in _MISSING_CODES:
+        raise NotThereError(f"{uri}: no such object") from None
+    if code in ("SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable") or status == 429 or status >= 500:
+        raise _UnwellError(f"{code} ({status})") from error
+    raise StorageError(
+        f"{uri}: the store refused: {code} {error.response.get('Error', {}).get('Message', '')}"
+    ) from None

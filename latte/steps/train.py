@@ -1,0 +1,118 @@
+"""The train step: a Latte on latents, from scratch or from given weights, resumed to the bit after a stop.
+
+Where the weights come from, first rule that applies:
+
+1. The newest committed checkpoint of this very run (same name, same fingerprint): the run goes on as if it had never
+   stopped, optimizer, EMA, loss log and data order included.
+2. `init_from`: weights (EMA) of another run's checkpoint manifest or of a converted file; step, optimizer and data
+   order start anew. Tensors whose shape differs (other num_classes, other num_frames) are re-initialised and named.
+3. Fresh weights from `seed`.
+4. Whatever the start was, it is published as step 0 before the first update, so that a run can be compared with it.
+"""
+
+import time
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from latte import manifest, storage
+from latte.config import Config
+from latte.errors import UserError
+
+
+class TrainConfig(Config):
+    """Settings of a training run; the defaults are the published recipe (Ma et al. 2024, Latte, section 4)."""
+
+    root: str = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
+    name: str = Field(description="name of the run; its checkpoints lie under runs/<name>/")
+    latents: str = Field(description="manifest of the encoded dataset (file or URI)")
+    model: dict[str, Any] = Field(
+        default_factory=lambda: {"preset": "Latte-S/2"},
+        description="a preset (preset: Latte-XL/2) and/or keys of LatteConfig; sizes that follow from the latents are filled in",
+    )
+    steps: int = Field(default=100_000, gt=0, description="optimizer updates in all")
+    batch_size: int = Field(default=8, gt=0, description="clips in the global batch of one update")
+    accumulation: int = Field(default=1, gt=0, description="parts that the batch is computed in, one after the other")
+    frame_stride: int = Field(default=3, gt=0, description="distance between a clip's frames in the video")
+    learning_rate: float = Field(default=1e-4, gt=0, description="peak learning rate of AdamW")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field(default="constant", description="after the warm-up")
+    warmup_steps: int = Field(default=0, ge=0, description="updates of linear warm-up")
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay of AdamW")
+    ema_decay: float = Field(default=0.9999, ge=0, lt=1, description="decay of the moving average of weights")
+    clip_grad_norm: float | None = Field(default=0.1, gt=0, description="largest gradient norm, or null for none")
+    clip_start_step: int = Field(default=20_000, ge=0, description="gradients are clipped from this update on")
+    noise_schedule: Literal["linear", "cosine"] = Field(default="linear", description="betas of the diffusion")
+    seed: int = Field(default=0, ge=0, description="fresh weights, data order, noise and timesteps follow from it")
+    init_from: str | None = Field(default=None, description="checkpoint manifest or weights file to start from")
+    log_every: int = Field(default=100, gt=0, description="updates between lines of the loss log")
+    checkpoint_every: int = Field(default=5_000, gt=0, description="updates between checkpoints")
+    keep_last: int = Field(default=3, gt=0, description="newest checkpoints that are kept")
+    keep_every: int | None = Field(default=None, gt=0, description="checkpoints at multiples of this are kept for ever")
+    cache_dir: str | None = Field(default=None, description="folder for the local cache of latents")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "TrainConfig":
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size {self.batch_size} is not divisible by accumulation {self.accumulation}")
+        return self
+
+
+# These change how a run is watched, cached or stopped, not what it computes.
+_NOT_IN_FINGERPRINT = {
+    "root", "name", "latents", "init_from", "log_every", "checkpoint_every", "keep_last", "keep_every", "cache_dir",
+}  # fmt: skip
+
+
+def run(config: TrainConfig) -> manifest.Manifest:
+    """Train to `config.steps` updates and return the manifest of the run's checkpoints.
+
+    Raises:
+        UserError: the latents, the model's settings or the start weights do not fit together.
+        StorageError: object storage stayed away for too long, or stored data is damaged.
+    """
+    latents = manifest.read(config.latents, "latents")
+    start, start_digest = _resolve_start(config.init_from)
+    settings = config.model_dump(exclude=_NOT_IN_FINGERPRINT)
+    if config.lr_schedule == "constant":
+        settings.pop("steps")  # a longer run goes on where a shorter one ended
+    fingerprint = manifest.fingerprint("train", settings, latents.fingerprint, start_digest)
+    uri = storage.join(config.root, "runs", config.name, fingerprint[:16])
+    done = manifest.find(uri, "checkpoint")
+    if done is not None and done.metrics["step"] >= config.steps:
+        return done
+
+    started = time.monotonic()
+    from latte.training_loop import train
+
+    metrics, shards, facts = train(config, latents, uri, start)
+    return manifest.finish(
+        manifest.Manifest(
+            kind="checkpoint",
+            name=config.name,
+            uri=uri,
+            fingerprint=fingerprint,
+            shards=shards,
+            counts={"steps": config.steps, "parameters": facts.pop("parameters")},
+            inputs={"latents": latents.fingerprint, "init_from": start_digest or ""},
+            config={**facts, "train": config.model_dump(exclude={"root", "cache_dir"})},
+            metrics={**metrics, "metrics_uri": storage.join(uri, "metrics.jsonl")},
+            seconds=time.monotonic() - started,
+        )
+    )
+
+
+def _resolve_start(init_from: str | None) -> tuple[str | None, str | None]:
+    """The weights file that `init_from` means, and its SHA-256."""
+    if init_from is None:
+        return None, None
+    if not init_from.endswith(".json"):
+        with storage.as_local_file(init_from) as path:
+            return init_from, storage.sha256_file(path)
+    source = manifest.read(init_from)
+    if source.kind == "checkpoint":
+        shard = source.shard(f"step-{source.metrics['step']:08d}/ema.safetensors")
+    elif source.kind == "weights":
+        shard = source.shard("model.safetensors")
+    else:
+        raise UserError(f"init_from {init_from}: a manifest of {source.kind}, expected checkpoint or weights")
+    return shard.uri, shard.sha256

@@ -65,7 +65,9 @@ def usable_videos(clips: LatentClips, plan: BatchPlan) -> list[int]:
     if plan.num_classes:
         bad = [v.id for i in usable if (v := clips.videos[i]).label is None or not 0 <= v.label < plan.num_classes]
         if bad:
-            raise UserError(f"latents: video {bad[0]} ({len(bad)} in all) has no label below num_classes={plan.num_classes}")
+            raise UserError(
+                f"latents: video {bad[0]} ({len(bad)} in all) has no label below num_classes={plan.num_classes}"
+            )
     return usable
 
 
@@ -97,7 +99,8 @@ def prefetched(
     def put(value: list[Batch] | BaseException) -> None:
         while not stop.is_set():
             try:
-                return ready.put(value, timeout=0.2)
+                ready.put(value, timeout=0.2)
+                return
             except queue.Full:
                 continue
 
@@ -107,7 +110,7 @@ def prefetched(
                 if stop.is_set():
                     return
                 put([make_batch(clips, usable, plan, step, part) for part in items])
-        except BaseException as error:  # noqa: BLE001 - it is raised again where the batch is asked for
+        except BaseException as error:  # raised again where the batch is asked for
             put(error)
 
     thread = threading.Thread(target=read_ahead, name="read-batches", daemon=True)

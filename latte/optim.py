@@ -104,7 +104,7 @@ def scalars(
 
 
 def learning_rate_at(step: int, peak: float, schedule: str, warmup_steps: int, total_steps: int) -> float:
-    """Learning rate of the `step`-th update (1-based): linear warm-up to `peak`, then constant, linear or cosine to 0."""
+    """Rate of the `step`-th update (1-based): linear warm-up to `peak`, then constant, linear or cosine to 0."""
     if step <= warmup_steps:
         return peak * step / warmup_steps
     if schedule == "constant":

@@ -294,4 +294,3 @@ def _diverged(step: int, parts: list[batches.Batch], uri: str) -> LatteError:
     good = found[-1].uri if found else "none"
     videos = ", ".join(dict.fromkeys(video for batch in parts for video in batch.videos))
     return LatteError(f"loss is NaN or infinite at step {step}; videos {videos}; last good checkpoint {good}")
-

@@ -30,7 +30,9 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def publish(run_uri: str, step: int, parts: Mapping[str, Mapping[str, np.ndarray]], state: dict[str, Any]) -> Checkpoint:
+def publish(
+    run_uri: str, step: int, parts: Mapping[str, Mapping[str, np.ndarray]], state: dict[str, Any]
+) -> Checkpoint:
     """Write the parts (role: tensors by name) and then the commit record; equal tensors make equal bytes."""
     uri = _place(run_uri, step)
     shards = {}
@@ -115,7 +117,7 @@ class BackgroundWriter:
         try:
             publish(self._run_uri, step, parts, state)
             prune(self._run_uri, self._keep_last, self._keep_every)
-        except BaseException as error:  # noqa: BLE001 - raised again by wait(), in the loop's thread
+        except BaseException as error:  # raised again by wait(), in the loop's thread
             self._error = error
 
 

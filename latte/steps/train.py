@@ -28,7 +28,7 @@ class TrainConfig(Config):
     latents: str = Field(description="manifest of the encoded dataset (file or URI)")
     model: dict[str, Any] = Field(
         default_factory=lambda: {"preset": "Latte-S/2"},
-        description="a preset (preset: Latte-XL/2) and/or keys of LatteConfig; sizes that follow from the latents are filled in",
+        description="a preset (preset: Latte-XL/2) and/or keys of LatteConfig; sizes of the latents are filled in",
     )
     steps: int = Field(default=100_000, gt=0, description="optimizer updates in all")
     batch_size: int = Field(default=8, gt=0, description="clips in the global batch of one update")

@@ -1,0 +1,1 @@
+"""The convert step as Kubeflow sees it."""

@@ -1,0 +1,1 @@
+"""The encode step as Kubeflow sees it."""

@@ -1,0 +1,97 @@
+"""Encode: a dataset's videos become latents. Plan, shards (fanned out), merge."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def encode_plan(
+    root: str,
+    name: str,
+    settings: dict,
+    vae: dsl.Input[dsl.Model],
+    plan: dsl.Output[dsl.Artifact],
+) -> NamedTuple("Outputs", [("tasks", list), ("num_tasks", int)]):  # type: ignore[valid-type]
+    """List the dataset and plan which videos are encoded into which shard; at most 32 tasks.
+
+    Args:
+        root: Where everything is kept, s3://bucket/prefix or file:///dir.
+        name: Name of the dataset; its latents go to datasets/<name>/.
+        settings: Keys of latte.steps.encode.EncodeConfig: dataset, image_size, …
+        vae: Manifest of the autoencoder's weights.
+        plan: Manifest of the plan.
+
+    Returns:
+        tasks: Numbers of the tasks to fan out over.
+        num_tasks: How many they are.
+    """
+    from components.runtime import run_step
+
+    wired = {"root": root, "name": name, "vae": vae.path}
+    done = run_step("encode: plan", "encode", "EncodeConfig", settings, wired, function="plan", output=plan)
+    count = int(done.metrics["num_tasks"])
+    return (list(range(count)), count)
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def encode_shards(
+    root: str,
+    name: str,
+    settings: dict,
+    vae: dsl.Input[dsl.Model],
+    plan: dsl.Input[dsl.Artifact],
+    task: int,
+    num_tasks: int,
+) -> int:
+    """Encode one task's range of shards; shards that are published already are skipped.
+
+    Args:
+        root: Where everything is kept, s3://bucket/prefix or file:///dir.
+        name: Name of the dataset.
+        settings: Keys of latte.steps.encode.EncodeConfig, the same as for the plan.
+        vae: Manifest of the autoencoder's weights.
+        plan: Manifest of the plan.
+        task: Number of this task.
+        num_tasks: How many tasks there are.
+
+    Returns:
+        Number of shards that this task answers for.
+    """
+    from components.runtime import run_step
+
+    wired = {"root": root, "name": name, "vae": vae.path}
+    arguments = {"plan_uri": plan.path, "task": int(task), "num_tasks": int(num_tasks)}
+    label = f"encode: shards {int(task) + 1} of {int(num_tasks)}"
+    done = run_step(label, "encode", "EncodeConfig", settings, wired, "encode_shards", arguments)
+    return len(done.shards)
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def encode_merge(
+    root: str,
+    name: str,
+    settings: dict,
+    vae: dsl.Input[dsl.Model],
+    plan: dsl.Input[dsl.Artifact],
+    parts: list,
+    latents: dsl.Output[dsl.Dataset],
+) -> None:
+    """Merge all shards into the manifest of the dataset's latents.
+
+    Args:
+        root: Where everything is kept, s3://bucket/prefix or file:///dir.
+        name: Name of the dataset.
+        settings: Keys of latte.steps.encode.EncodeConfig, the same as for the plan.
+        vae: Manifest of the autoencoder's weights.
+        plan: Manifest of the plan.
+        parts: What the tasks returned; makes the merge wait for all of them.
+        latents: Manifest of the latents: shards, counts, rejects with reasons.
+    """
+    from components.runtime import run_step
+
+    wired = {"root": root, "name": name, "vae": vae.path}
+    label = f"encode: merge of {len(parts)}"
+    run_step(label, "encode", "EncodeConfig", settings, wired, "merge", {"plan_uri": plan.path}, output=latents)

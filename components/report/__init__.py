@@ -1,0 +1,1 @@
+"""The report step as Kubeflow sees it."""

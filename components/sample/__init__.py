@@ -1,0 +1,1 @@
+"""The sample step as Kubeflow sees it."""

@@ -1,0 +1,1 @@
+"""The score step as Kubeflow sees it."""

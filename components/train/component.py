@@ -1,0 +1,30 @@
+"""Train: a Latte on latents, resumed where it was stopped."""
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def train(
+    root: str,
+    name: str,
+    settings: dict,
+    latents: dsl.Input[dsl.Dataset],
+    checkpoint: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+) -> None:
+    """Train a Latte on latents; goes on where an earlier try was stopped.
+
+    Args:
+        root: Where everything is kept, s3://bucket/prefix or file:///dir.
+        name: Name of the run; its checkpoints go to runs/<name>/.
+        settings: Keys of latte.steps.train.TrainConfig: model, steps, batch_size, …
+        latents: Manifest of the encoded dataset.
+        checkpoint: Manifest of the run's checkpoints.
+        metrics: Last loss, gradient norm and rate.
+    """
+    from components.runtime import run_step
+
+    wired = {"root": root, "name": name, "latents": latents.path}
+    run_step("train", "train", "TrainConfig", settings, wired, output=checkpoint, metrics=metrics)

@@ -1,5 +1,6 @@
 """Progress on long work: a bar with rate and time left on a terminal, a plain line now and then in a log."""
 
+import os
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -8,8 +9,11 @@ from tqdm import tqdm
 
 
 def progress(iterable: Iterable[Any] | None = None, total: int | None = None, desc: str = "", unit: str = "it") -> tqdm:
-    """A tqdm bar on standard error; where that is not a terminal (a pod's log) it prints about every 10 seconds."""
-    interval_s = 0.1 if sys.stderr.isatty() else 10.0
+    """A tqdm bar on standard error; where that is not a terminal (a pod's log) it prints about every 10 seconds.
+
+    `LATTE_PROGRESS_INTERVAL_S` changes those 10 seconds.
+    """
+    interval_s = 0.1 if sys.stderr.isatty() else float(os.environ.get("LATTE_PROGRESS_INTERVAL_S", "10"))
     return tqdm(
         iterable,
         total=total,

@@ -231,16 +231,17 @@ class LossLog:
 
 
 class _PoliteStop:
-    """While it lasts, SIGTERM asks the loop to save a checkpoint and leave instead of ending it at once."""
+    """While it lasts, SIGTERM and Ctrl-C ask the loop to save a checkpoint and leave instead of ending it at once."""
 
     asked = False
 
     def __enter__(self) -> "_PoliteStop":
-        self._before = signal.signal(signal.SIGTERM, self._ask)
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _ask(self, *_: object) -> None:
         self.asked = True

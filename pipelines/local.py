@@ -1,0 +1,171 @@
+"""Run the pipeline here: the same components and DAG as on a cluster, through kfp.local, over a real object store."""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from components.runtime import EVENTS_ENV
+from latte import storage
+from latte.errors import LatteError, UserError
+from pipelines import console, processes, settings, store
+
+PROGRESS_INTERVAL_S = "2"
+POLITE_S = 20.0
+
+
+def run(config: settings.PipelineConfig, run_dir: Path, root: str | None = None, port: int | None = None) -> Path:
+    """Run `train_and_evaluate` to its end on this machine.
+
+    Args:
+        config: checked settings.
+        run_dir: the run's folder: log, KFP's small artifacts, report.html, and the store's data if it is the run's own.
+        root: where the heavy data goes; None starts SeaweedFS inside `run_dir`, unless AWS_ENDPOINT_URL_S3 is set.
+        port: port of that SeaweedFS; a free one when None.
+
+    Returns:
+        Path of the report.
+
+    Raises:
+        LatteError: a step failed; the error's exit code is the step's.
+    """
+    run_dir = run_dir.absolute()
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{run_dir}: {error.strerror}") from None
+    if root is None and os.environ.get("AWS_ENDPOINT_URL_S3"):
+        raise UserError("AWS_ENDPOINT_URL_S3 is set: name a bucket there with --root s3://bucket/prefix")
+    with (
+        _single_run(run_dir),
+        processes.tied_to_this_process(run_dir),
+        _signals_end_the_run(run_dir),
+        _root(run_dir, root, config.name, port) as place,
+    ):
+        storage.check_root(place)
+        return _run_pipeline(config, run_dir, place)
+
+
+def _run_pipeline(config: settings.PipelineConfig, run_dir: Path, root: str) -> Path:
+    # KFP is slow to import, and a wrong setting or secret should be told at once.
+    from kfp import local
+
+    from pipelines.train_and_evaluate import train_and_evaluate
+
+    events = run_dir / "events.jsonl"
+    events.unlink(missing_ok=True)
+    started = time.monotonic()
+    with (run_dir / "run.log").open("w", encoding="utf-8") as log_file:
+        log = console.RunLog(log_file, sys.stderr)
+        log.say(f"latte-pipeline: {config.name} into {root}; log {run_dir / 'run.log'}")
+        watcher = console.EventWatcher(events, log)
+        watcher.start()
+        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(run_dir / "kfp"), raise_on_error=True)
+        try:
+            with (
+                _environment({EVENTS_ENV: str(events), "LATTE_PROGRESS_INTERVAL_S": PROGRESS_INTERVAL_S}),
+                contextlib.redirect_stdout(log),
+                warnings.catch_warnings(),
+            ):
+                warnings.simplefilter("ignore")
+                logging.captureWarnings(False)
+                train_and_evaluate(**settings.parameters(config, root))
+        except RuntimeError as error:
+            watcher.stop()
+            failure = watcher.failure()
+            if failure is None:
+                raise LatteError(f"{error}; its traceback is in {run_dir / 'run.log'}") from None
+            raise _as_error(failure) from None
+        except BaseException:
+            watcher.stop()
+            raise
+        watcher.stop()
+    report = _copy_report(run_dir, watcher.events)
+    console.show(console.time_table(watcher.events))
+    print(f"done in {time.monotonic() - started:.0f} s")
+    print(f"report: {report}")
+    return report
+
+
+def _copy_report(run_dir: Path, events: list[dict[str, Any]]) -> Path:
+    uri = next(event["summary"]["uri"] for event in reversed(events) if event["task"] == "report")
+    return storage.download(storage.join(uri, "report.html"), run_dir / "report.html")
+
+
+def _as_error(failure: dict[str, Any]) -> LatteError:
+    kind = UserError if failure["exit_code"] == UserError.exit_code else LatteError
+    return kind(f"{failure['task']}: {failure['message']}")
+
+
+@contextlib.contextmanager
+def _single_run(run_dir: Path) -> Iterator[None]:
+    try:
+        with filelock.FileLock(run_dir / ".lock", timeout=0):
+            yield
+    except filelock.Timeout:
+        raise UserError(
+            f"{run_dir}: another run is using this folder; wait for it or name another with --run-dir"
+        ) from None
+
+
+@contextlib.contextmanager
+def _root(run_dir: Path, root: str | None, name: str, port: int | None) -> Iterator[str]:
+    if root is not None:
+        yield root
+        return
+    with store.serve(run_dir / "store", port) as served, _environment(served.environment):
+        yield f"s3://{store.BUCKET}/{name}"
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
+
+
+@contextlib.contextmanager
+def _signals_end_the_run(run_dir: Path) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask the steps to stop (training saves its state), then end the run; the store goes last."""
+
+    def stop(*_: object) -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        print("\nstopping …", file=sys.stderr, flush=True)
+        processes.end(run_dir, grace_s=POLITE_S, keep=frozenset(_store_members(run_dir)))
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _store_members(run_dir: Path) -> list[int]:
+    """The store must live until the steps have saved what they can: its session is led by the `weed` process."""
+    return [pid for pid in processes.members(run_dir) if _program(pid) == "weed"]
+
+
+def _program(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""

@@ -1,0 +1,84 @@
+"""No process of a run outlives it, even when the run itself is killed.
+
+Every process of a run inherits one environment variable that names the run's folder. A small reaper, started beside the
+run, waits for the run's end and then kills whatever still carries that name: KFP's shells, steps, decoders, the store.
+Linux only, as it reads /proc.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+RUN_ENV = "LATTE_RUN_DIR"
+
+
+def members(run_dir: Path) -> list[int]:
+    """Process ids, other than this one, that carry the run's name in their environment."""
+    mark = f"{RUN_ENV}={run_dir}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            # A process may end while it is looked at, or be another user's: then it is none of this run.
+            with contextlib.suppress(OSError):
+                if mark in (entry / "environ").read_bytes().split(b"\0") and not _is_zombie(entry):
+                    found.append(int(entry.name))
+    return found
+
+
+def end(run_dir: Path, grace_s: float, keep: frozenset[int] = frozenset()) -> None:
+    """Ask the run's processes to end, and kill those that have not ended after `grace_s`."""
+    deadline = time.monotonic() + grace_s
+    if grace_s > 0:
+        _signal(run_dir, signal.SIGTERM, keep)
+    while left := [pid for pid in members(run_dir) if pid not in keep]:
+        if time.monotonic() >= deadline:
+            _signal(run_dir, signal.SIGKILL, keep)
+        time.sleep(0.05 if left else 0)
+
+
+@contextlib.contextmanager
+def tied_to_this_process(run_dir: Path) -> Iterator[None]:
+    """While it lasts, processes that are started belong to the run; none of them outlives this process."""
+    end(run_dir, grace_s=0)  # what a killed reaper may have left
+    reaper = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.processes", str(run_dir), str(os.getpid())],
+        start_new_session=True,  # Ctrl-C in the terminal is for the run, not for its reaper
+        stdin=subprocess.DEVNULL,
+    )
+    # Threads of the run read os.environ when they start processes; nobody reads it before.
+    os.environ[RUN_ENV] = str(run_dir)
+    try:
+        yield
+    finally:
+        del os.environ[RUN_ENV]
+        end(run_dir, grace_s=0)
+        reaper.kill()
+        reaper.wait()
+
+
+def _signal(run_dir: Path, number: signal.Signals, keep: frozenset[int]) -> None:
+    for pid in members(run_dir):
+        if pid not in keep:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+def _is_zombie(entry: Path) -> bool:
+    return (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def _reap(run_dir: Path, pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        handle = os.pidfd_open(pid)
+        select.select([handle], [], [])
+    end(run_dir, grace_s=0)
+
+
+if __name__ == "__main__":
+    _reap(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,165 @@
+"""A real S3 server for a run on one machine: SeaweedFS on loopback, with fresh credentials and its data in a folder."""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from latte.errors import StorageError, UserError
+
+BUCKET = "latte"
+READY_WITHIN_S = 60.0
+STOP_WITHIN_S = 3.0
+_PORTS = ("s3", "master", "volume", "filer")
+
+
+@dataclass(frozen=True)
+class Store:
+    """A running store and the environment that boto3 needs to reach it."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+    pid: int
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables for the processes that use the store."""
+        return {
+            "AWS_ENDPOINT_URL_S3": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_REGION": "us-east-1",
+        }
+
+
+@contextlib.contextmanager
+def serve(folder: Path, port: int | None = None) -> Iterator[Store]:
+    """Run SeaweedFS while a `with` block lasts; the bucket `latte` is there, data of earlier times is kept.
+
+    Args:
+        folder: where data, log and the credentials' file (readable by the owner only) are kept.
+        port: port of the S3 endpoint; a free one when None.
+
+    Raises:
+        UserError: `weed` is not installed (no wheel for this machine), or the port is taken.
+        StorageError: the server ended or did not answer in time; its log is named.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ports = _free_ports(port)
+    access_key, secret_key = secrets.token_hex(10), secrets.token_hex(20)
+    _write_credentials(folder / "s3.json", access_key, secret_key)
+    log_path = folder / "weed.log"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            _command(folder, ports),
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    store = Store(f"http://127.0.0.1:{ports['s3']}", access_key, secret_key, process.pid)
+    try:
+        _wait_until_ready(store, process, log_path)
+        yield store
+    finally:
+        _stop(process)
+
+
+def _command(folder: Path, ports: dict[str, int]) -> list[str]:
+    # The wheel puts `weed` beside this interpreter; a `weed` on the PATH serves where there is no wheel.
+    program = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
+    if program is None:
+        raise UserError(
+            "no SeaweedFS for this machine (`weed` not found): name a store with --root s3://bucket/prefix and "
+            "AWS_ENDPOINT_URL_S3, or use --root file:///dir"
+        )
+    return [
+        program, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", "-s3", f"-s3.port={ports['s3']}",
+        "-s3.config=s3.json", f"-master.port={ports['master']}", f"-volume.port={ports['volume']}",
+        f"-filer.port={ports['filer']}", "-master.telemetry=false", "-master.peers=none", "-volume.max=2000",
+        "-master.volumeSizeLimitMB=256", "-s3.autoCreateBucket=false", "-s3.allowDeleteBucketNotEmpty=false",
+        "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.localSocket=./s3.sock", "-volume.preStopSeconds=0",
+        "-master.electionTimeout=1s",
+    ]  # fmt: skip
+
+
+def _free_ports(s3_port: int | None) -> dict[str, int]:
+    ports: dict[str, int] = {}
+    with contextlib.ExitStack() as held:
+        for name in _PORTS:
+            wanted = s3_port if name == "s3" and s3_port else 0
+            listener = held.enter_context(socket.socket())
+            try:
+                listener.bind(("127.0.0.1", wanted))
+            except OSError as error:
+                raise UserError(f"port {wanted}: {error.strerror}; choose another with --port") from None
+            ports[name] = listener.getsockname()[1]
+            # SeaweedFS adds 10000 for gRPC.
+            if ports[name] > 55535:
+                return _free_ports(s3_port)
+    return ports
+
+
+def _write_credentials(path: Path, access_key: str, secret_key: str) -> None:
+    path.unlink(missing_ok=True)
+    identity = {
+        "name": "latte",
+        "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump({"identities": [identity]}, file)
+
+
+def _wait_until_ready(store: Store, process: subprocess.Popen[bytes], log_path: Path) -> None:
+    import boto3
+    import botocore.exceptions
+    from botocore.config import Config
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=store.endpoint,
+        aws_access_key_id=store.access_key,
+        aws_secret_access_key=store.secret_key,
+        region_name="us-east-1",
+        config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5),
+    )
+    deadline = time.monotonic() + READY_WITHIN_S
+    reason = ""
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise StorageError(f"SeaweedFS ended with code {process.returncode}; see {log_path}")
+        try:
+            if BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
+                client.create_bucket(Bucket=BUCKET)
+            # A volume may still be missing when buckets can be made already: only a write that works says ready.
+            client.put_object(Bucket=BUCKET, Key="ready", Body=b"ready")
+            client.delete_object(Bucket=BUCKET, Key="ready")
+            return
+        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+            reason = str(error)
+            time.sleep(0.1)
+    raise StorageError(f"SeaweedFS was not ready within {READY_WITHIN_S:.0f} s ({reason}); see {log_path}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        # It may take 20 s and more to end by itself; what it acknowledged is on disk either way.
+        process.kill()
+        process.wait()

@@ -1,0 +1,126 @@
+"""The moving grid of a report: which clips stand side by side, loaded and packed as strips of frames."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from latte import manifest, plots, storage, video
+from latte.errors import UserError
+from latte.latents import LatentClips
+
+# Base64 adds a third: with this much the page stays below 8 MB.
+MAX_PICTURE_BYTES = 5_200_000
+# No cell of the page is wider than this in device pixels of a common screen.
+MAX_FRAME_SIZE = 192
+_QUALITIES = (92, 82, 70, 55)
+
+
+@dataclass(frozen=True)
+class RealClip:
+    """A clip of the dataset that the report shows.
+
+    Attributes:
+        index: of the video in the latents.
+        label: its class, or None without classes.
+        uri: the video file.
+        start: first frame.
+    """
+
+    index: int
+    label: int | None
+    uri: str
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class GeneratedClip:
+    """A clip of a set of generated videos that the report shows."""
+
+    index: int
+    label: int | None
+    uri: str
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A clip as one picture, frames below each other, as a data URI."""
+
+    uri: str
+    frames: int
+    aspect: str
+
+
+def pick_real(clips: LatentClips, num_frames: int, stride: int, per_class: int, max_rows: int) -> list[RealClip]:
+    """Clips spread evenly over each class's videos, classes in order, at most `max_rows` in all.
+
+    Raises:
+        UserError: no video is long enough for a clip.
+    """
+    span_frames = (num_frames - 1) * stride + 1
+    by_label: dict[int | None, list[int]] = {}
+    for index, entry in enumerate(clips.videos):
+        if entry.num_frames >= span_frames:
+            by_label.setdefault(entry.label, []).append(index)
+    if not by_label:
+        raise UserError(f"latents: no video has the {span_frames} frames of one clip")
+    labels = sorted(by_label, key=lambda label: -1 if label is None else label)
+    rows = per_class if len(labels) * per_class <= max_rows else max(1, max_rows // len(labels))
+    picked = []
+    for label in labels[:max_rows]:
+        videos = by_label[label]
+        count = min(rows, len(videos))
+        for index in (videos[len(videos) * (2 * k + 1) // (2 * count)] for k in range(count)):
+            entry = clips.videos[index]
+            picked.append(RealClip(index, label, entry.uri, (entry.num_frames - span_frames) // 2))
+    return picked
+
+
+def pick_generated(videos: manifest.Manifest, rows: Sequence[RealClip]) -> list[GeneratedClip | None]:
+    """For every row the next clip of the set with the row's label, or None when the set has no more of them."""
+    items = storage.read_json(storage.join(videos.uri, "items.json"))
+    waiting: dict[int | None, list[GeneratedClip]] = {}
+    for item in items:
+        waiting.setdefault(item["label"], []).append(GeneratedClip(item["index"], item["label"], item["video"]))
+    picked: list[GeneratedClip | None] = []
+    for row in rows:
+        # A set without classes has one list, whatever the data's labels are.
+        queue = waiting.get(row.label) or waiting.get(None) or []
+        picked.append(queue.pop(0) if queue else None)
+    return picked
+
+
+def load_real(rows: Sequence[RealClip], num_frames: int, stride: int, image_size: int) -> list[np.ndarray]:
+    """The frames as the encoder saw them, uint8, (F, H, W, 3) each."""
+    return [video.load_real_clip(row.uri, row.start, stride, num_frames, image_size) for row in rows]
+
+
+def load_generated(clips: Sequence[GeneratedClip | None]) -> list[np.ndarray | None]:
+    """The frames of lossless clips, uint8, (F, H, W, 3) each."""
+    return [None if clip is None else video.read_lossless(clip.uri) for clip in clips]
+
+
+def pack(columns: Sequence[Sequence[np.ndarray | None]]) -> list[list[Strip | None]]:
+    """Columns of clips as strips, coded as finely as the size of a page allows.
+
+    Raises:
+        UserError: there are too many clips for one page even at the coarsest quality.
+    """
+    for quality in _QUALITIES:
+        coded = [
+            [None if clip is None else plots.filmstrip(clip, quality, MAX_FRAME_SIZE) for clip in column]
+            for column in columns
+        ]
+        total_bytes = sum(len(data) for column in coded for data in column if data)
+        if total_bytes <= MAX_PICTURE_BYTES:
+            return [
+                [_strip(clip, data) for clip, data in zip(column, row, strict=True)]
+                for column, row in zip(columns, coded, strict=True)
+            ]
+    raise UserError(f"max_rows: the clips take {total_bytes} bytes of {MAX_PICTURE_BYTES}; show fewer rows")
+
+
+def _strip(clip: np.ndarray | None, data: bytes | None) -> Strip | None:
+    if clip is None or data is None:
+        return None
+    return Strip(plots.data_uri(data, "image/webp"), len(clip), f"{clip.shape[2]} / {clip.shape[1]}")

@@ -1,0 +1,342 @@
+"""The report step: one self-contained HTML page that shows a whole run to a person who has read nothing else.
+
+The page loads nothing from anywhere: clips are strips of frames in data URIs that CSS moves, the loss curve is inline
+SVG, there is no script, and a content security policy forbids all three. Whatever comes from names of files, classes or
+runs is escaped.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from latte import manifest, storage
+from latte.config import Config
+from latte.errors import UserError
+from latte.latents import LatentClips
+from latte.steps import report_words as words
+
+TEMPLATE = Path(__file__).with_name("report.html")
+MAX_REJECT_ROWS = 50
+
+
+class ReportConfig(Config):
+    """Settings of a report."""
+
+    root: str = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
+    name: str = Field(description="name of the report; it lies under reports/<name>/")
+    latents: str = Field(description="manifest of the encoded dataset (file or URI)")
+    vae: str = Field(description="manifest of the autoencoder's weights; decodes the reconstructions")
+    checkpoint: str = Field(description="manifest of the training run")
+    video_sets: list[str] = Field(min_length=1, description="manifests of the generated sets, one column each")
+    scores: list[str] = Field(default=[], description="manifests of the scores of these sets")
+    timings: dict[str, float] = Field(default={}, description="seconds by the clock, by step, for the table of times")
+    clips_per_class: int = Field(default=2, gt=0, description="rows of the moving grid for each class")
+    max_rows: int = Field(default=12, gt=0, description="rows of the moving grid in all")
+    output: str | None = Field(default=None, description="also write the page to this file or URI")
+
+
+# `timings` is told anew by every run; a page that is there keeps those of the run that did the work.
+_IN_FINGERPRINT = {"clips_per_class", "max_rows"}
+
+
+def run(config: ReportConfig) -> manifest.Manifest:
+    """Write the page and return the manifest of it.
+
+    Raises:
+        UserError: the manifests do not belong together, or a setting does not fit them.
+        StorageError: object storage stayed away for too long, or stored data is damaged.
+    """
+    latents = manifest.read(config.latents, "latents")
+    vae = manifest.read(config.vae, "weights")
+    checkpoint = manifest.read(config.checkpoint, "checkpoint")
+    sets = [manifest.read(uri, "video_set") for uri in config.video_sets]
+    scores = [manifest.read(uri, "score") for uri in config.scores]
+    sources = [latents, vae, checkpoint, *sets, *scores]
+    fingerprint = manifest.fingerprint(
+        "report",
+        config.model_dump(include=_IN_FINGERPRINT),
+        [source.model_dump(exclude={"seconds", "uri"}) for source in sources],
+        storage.sha256_file(TEMPLATE),
+    )
+    uri = storage.join(config.root, "reports", config.name, fingerprint[:16])
+    done = manifest.find(uri, "report")
+    if done is None:
+        done = _make(config, uri, fingerprint, latents, vae, checkpoint, sets, scores)
+    if config.output is not None:
+        page = done.shard("/report.html")
+        with storage.as_local_file(page.uri, page.sha256) as path:
+            storage.upload(path, config.output)
+    return done
+
+
+def _make(
+    config: ReportConfig,
+    uri: str,
+    fingerprint: str,
+    latents: manifest.Manifest,
+    vae: manifest.Manifest,
+    checkpoint: manifest.Manifest,
+    sets: list[manifest.Manifest],
+    scores: list[manifest.Manifest],
+) -> manifest.Manifest:
+    import tempfile
+
+    started = time.monotonic()
+    sets = sorted(sets, key=lambda videos: -int(videos.config["step"]))
+    labels = words.set_labels(sets)
+    pairs = pair_scores(scores, sets)
+    with tempfile.TemporaryDirectory(prefix="latte-latents-") as cache:
+        clips = LatentClips(latents, cache)
+        grid = _grid(config, clips, latents, vae, checkpoint, sets, labels)
+        data = _data(clips, latents)
+    boards = score_boards(pairs, labels)
+    context = {
+        "name": config.name,
+        "verdict": words.verdict(boards[0] if boards else None),
+        "boards": boards,
+        "grid": grid,
+        "data": data,
+        "loss": _loss(checkpoint),
+        "run": _facts_of_run(checkpoint, latents, sets),
+        "protocols": [words.protocol(score, label) for score, label in _labelled(pairs, labels)],
+        "times": _times(latents, vae, checkpoint, sets, scores, labels),
+        "timings": words.bars_of_seconds(list(config.timings.items())),
+        "sources": [_source(source) for source in [latents, vae, checkpoint, *sets, *scores]],
+        "fingerprint": fingerprint,
+        "uri": uri,
+    }
+    page = render(context)
+    shard = manifest.publish_shard(page, storage.join(uri, "report.html"))
+    board = boards[0] if boards else None
+    metrics = {f"{board['metric']} {bar['label']}": bar["value"] for bar in board["bars"]} if board else {}
+    return manifest.finish(
+        manifest.Manifest(
+            kind="report",
+            name=config.name,
+            uri=uri,
+            fingerprint=fingerprint,
+            shards=[shard],
+            counts={"clips": sum(len(row["cells"]) for group in grid["groups"] for row in group["rows"])},
+            inputs={"latents": latents.fingerprint, "vae": vae.fingerprint, "checkpoint": checkpoint.fingerprint},
+            config=config.model_dump(exclude={"root", "output"}),
+            metrics={**metrics, "verdict": context["verdict"]["headline"]},
+            seconds=time.monotonic() - started,
+        )
+    )
+
+
+def render(context: Mapping[str, Any]) -> bytes:
+    """The page, UTF-8; everything in `context` is escaped but what is marked as markup."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.lstrip_blocks = True
+    environment.filters["duration"] = words.duration
+    environment.filters["number"] = words.number
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**context).encode()
+
+
+def pair_scores(
+    scores: Sequence[manifest.Manifest], sets: Sequence[manifest.Manifest]
+) -> list[tuple[manifest.Manifest, int]]:
+    """Each score with the index of the set that it is of, in the order of the sets.
+
+    Raises:
+        UserError: a score is of none of the sets.
+    """
+    pairs = []
+    for score in scores:
+        known = {*score.inputs.values(), *(value for value in score.config.values() if isinstance(value, str))}
+        found = [i for i, videos in enumerate(sets) if known & _names_of(videos)]
+        if len(found) != 1:
+            raise UserError(f"scores: {score.uri} is of a video set that is not among video_sets")
+        pairs.append((score, found[0]))
+    return sorted(pairs, key=lambda pair: pair[1])
+
+
+def _names_of(source: manifest.Manifest) -> set[str]:
+    return {source.fingerprint, source.uri, storage.join(source.uri, "manifest.json")}
+
+
+def score_boards(pairs: Sequence[tuple[manifest.Manifest, int]], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Scores that may be compared (same metric, same protocol), each group as bars on one common scale."""
+    groups: dict[tuple[str, str], list[tuple[manifest.Manifest, int]]] = {}
+    for score, index in pairs:
+        protocol = json.dumps(score.config.get("protocol"), sort_keys=True)
+        groups.setdefault((words.metric_of(score), protocol), []).append((score, index))
+    return [
+        words.board(metric, [(score, labels[index]) for score, index in members])
+        for (metric, _), members in groups.items()
+    ]
+
+
+def _labelled(
+    pairs: Sequence[tuple[manifest.Manifest, int]], labels: Sequence[str]
+) -> list[tuple[manifest.Manifest, str]]:
+    return [(score, labels[index]) for score, index in pairs]
+
+
+def _grid(
+    config: ReportConfig,
+    clips: LatentClips,
+    latents: manifest.Manifest,
+    vae: manifest.Manifest,
+    checkpoint: manifest.Manifest,
+    sets: Sequence[manifest.Manifest],
+    labels: Sequence[str],
+) -> dict[str, Any]:
+    from latte import report_clips
+
+    digest = vae.shard("model.safetensors").sha256
+    if latents.inputs["vae"] != digest:
+        raise UserError(f"vae {config.vae}: the latents of {latents.name} were made by another autoencoder")
+    num_frames = int(sets[0].config["num_frames"])
+    stride = int(checkpoint.config["train"]["frame_stride"])
+    rows = report_clips.pick_real(clips, num_frames, stride, config.clips_per_class, config.max_rows)
+    generated = [report_clips.pick_generated(videos, rows) for videos in sets]
+    columns = report_clips.pack(
+        [
+            report_clips.load_real(rows, num_frames, stride, int(latents.config["image_size"])),
+            report_clips.reconstruct(clips, rows, vae, num_frames, stride),
+            *[report_clips.load_generated(column) for column in generated],
+        ]
+    )
+    classes = latents.config["classes"]
+    titles = ["Real", "Reconstructed", *labels]
+    groups: list[dict[str, Any]] = []
+    for place, row in enumerate(rows):
+        title = words.class_name(classes, row.label)
+        if not groups or groups[-1]["label"] != row.label:
+            groups.append({"label": row.label, "title": title, "rows": []})
+        source = clips.videos[row.index].id
+        whats = [f"Real clip of {source}", f"The same clip of {source}, encoded and decoded"]
+        for label, column in zip(labels, generated, strict=True):
+            clip = column[place]
+            whats.append(f"{label}: clip {clip.index} of class {title}" if clip else f"{label}: no more clips")
+        cells = [
+            {"strip": column[place], "alt": what, "column": number, "title": titles[number]}
+            for number, (column, what) in enumerate(zip(columns, whats, strict=True))
+        ]
+        groups[-1]["rows"].append({"source": source, "cells": cells})
+    fps = float(sets[0].config["fps"])
+    return {
+        "titles": titles,
+        "groups": groups,
+        "num_frames": num_frames,
+        "stride": stride,
+        "fps": fps,
+        "film_s": round(num_frames / fps, 3),
+        "seen": len({row.label for row in rows}),
+    }
+
+
+def _data(clips: LatentClips, latents: manifest.Manifest) -> dict[str, Any]:
+    counted = Counter(entry.label for entry in clips.videos)
+    frames: Counter[int | None] = Counter()
+    for entry in clips.videos:
+        frames[entry.label] += entry.num_frames
+    classes = latents.config["classes"]
+    most = max(counted.values(), default=1)
+    return {
+        "name": latents.name,
+        "videos": len(clips.videos),
+        "frames": sum(frames.values()),
+        "bytes": words.size(sum(shard.bytes for shard in latents.shards)),
+        "shards": len(latents.shards),
+        "image_size": latents.config["image_size"],
+        "latent": words.latent_shape(latents),
+        "classes": [
+            {
+                "name": words.class_name(classes, label),
+                "videos": counted[label],
+                "frames": frames[label],
+                "share": round(100 * counted[label] / most, 1),
+            }
+            for label in sorted(counted, key=lambda label: -1 if label is None else label)
+        ],
+        "rejects": latents.rejects[:MAX_REJECT_ROWS],
+        "num_rejects": len(latents.rejects),
+    }
+
+
+def _loss(checkpoint: manifest.Manifest) -> dict[str, Any] | None:
+    from markupsafe import Markup
+
+    from latte import plots
+
+    text = storage.read_bytes(checkpoint.metrics["metrics_uri"]).decode()
+    lines = [json.loads(line) for line in text.splitlines()]
+    if len(lines) < 2:
+        return None
+    steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
+    smooth = plots.moving_average(losses)
+    title = f"Training loss over {steps[-1]:,} steps: from {smooth[0]:.3g} to {smooth[-1]:.3g}"
+    names = (title, "training step", "loss")
+    return {
+        "title": title,
+        "first": smooth[0],
+        "last": smooth[-1],
+        "points": len(lines),
+        # Our own drawing: numbers and fixed words.
+        "wide": Markup(plots.line_chart(steps, losses, *names)),  # noqa: S704
+        "narrow": Markup(plots.line_chart(steps, losses, *names, width=360, height=260)),  # noqa: S704
+    }
+
+
+def _facts_of_run(
+    checkpoint: manifest.Manifest, latents: manifest.Manifest, sets: Sequence[manifest.Manifest]
+) -> dict[str, Any]:
+    newest = sets[0]
+    return {
+        "name": checkpoint.name,
+        "parameters": words.count(checkpoint.counts["parameters"]),
+        "steps": int(checkpoint.metrics["step"]),
+        "generated": sum(videos.counts["videos"] for videos in sets),
+        "generated_each": " + ".join(str(videos.counts["videos"]) for videos in sets),
+        "method": words.method(newest),
+        "finetuned": bool(checkpoint.config["train"].get("init_from")),
+        "model": words.flat(checkpoint.config["model"]),
+        "train": words.flat(checkpoint.config["train"], leave_out=("model",)),
+        "sample": words.flat(newest.config, leave_out=("classes",)),
+        "classes": len(latents.config["classes"]),
+    }
+
+
+def _times(
+    latents: manifest.Manifest,
+    vae: manifest.Manifest,
+    checkpoint: manifest.Manifest,
+    sets: Sequence[manifest.Manifest],
+    scores: Sequence[manifest.Manifest],
+    labels: Sequence[str],
+) -> dict[str, Any]:
+    rows = [("Convert the autoencoder", vae.seconds), (f"Encode {latents.counts['videos']:,} videos", latents.seconds)]
+    rows.append((f"Train {int(checkpoint.metrics['step']):,} steps", checkpoint.seconds))
+    for videos, label in zip(sets, labels, strict=True):
+        rows.append((f"Sample {videos.counts['videos']:,} clips, {label.lower()}", videos.seconds))
+    for score, label in _labelled(pair_scores(scores, sets), labels):
+        rows.append((f"Score, {label.lower()}", score.seconds))
+    return words.bars_of_seconds(rows)
+
+
+def _source(source: manifest.Manifest) -> dict[str, Any]:
+    return {
+        "kind": source.kind.replace("_", " "),
+        "name": source.name,
+        "uri": source.uri,
+        "fingerprint": source.fingerprint,
+        "code_version": source.code_version,
+        "bytes": words.size(sum(shard.bytes for shard in source.shards)),
+        "inputs": source.inputs,
+        "json": json.dumps(
+            source.model_dump(include={"config", "counts", "metrics", "inputs"}),
+            indent=2,
+            sort_keys=True,
+            ensure_ascii=False,
+        ),
+    }

@@ -1,0 +1,238 @@
+"""The words and numbers of a report: pure functions from manifests to what the page says."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from latte.manifest import Manifest
+
+# metric: (name in a sentence, title, what it is)
+METRICS = {
+    "fvd": (
+        "FVD",
+        "Fréchet video distance (FVD)",
+        "The Fréchet video distance (Unterthiner et al. 2018): the distance between the features of real and of "
+        "generated clips, both read by an I3D network trained on Kinetics-400. Lower is better; zero means that the "
+        "two sets cannot be told apart.",
+    ),
+    "frechet_random_i3d": (
+        "Fréchet distance",
+        "Fréchet distance in random I3D features",
+        "The distance between the features of real and of generated clips, each set summed up by the mean and "
+        "covariance of its features. Lower is better; zero means that the two sets cannot be told apart.",
+    ),
+}
+NOT_FVD = (
+    "This is not FVD. FVD reads clips with an I3D network trained on Kinetics-400, and this run was given no such "
+    "weights: its I3D has seeded random ones. Random convolutions still respond to colour, texture and motion, so two "
+    "numbers of this page may be compared with each other. They may not be compared with FVD of any paper, nor with "
+    "this distance under another protocol or another seed."
+)
+
+
+def set_labels(sets: Sequence[Manifest]) -> list[str]:
+    """A short title for each generated set, by the step of its checkpoint; names tell apart what steps do not."""
+    labels = [
+        "Generated, untrained" if not videos.config["step"] else f"Generated, {videos.config['step']:,} steps"
+        for videos in sets
+    ]
+    trained = [label for label in labels if "steps" in label]
+    if len(trained) == 1:
+        labels = ["Generated, trained" if label in trained else label for label in labels]
+    return [
+        f"{label} ({videos.name})" if labels.count(label) > 1 else label
+        for label, videos in zip(labels, sets, strict=True)
+    ]
+
+
+def metric_of(score: Manifest) -> str:
+    """The name under which a score's value stands in its metrics."""
+    known = [name for name in METRICS if name in score.metrics]
+    if known:
+        return known[0]
+    others = [name for name in score.metrics if name not in ("interval_low", "interval_high", "clips")]
+    return others[0]
+
+
+def board(metric: str, members: Sequence[tuple[Manifest, str]]) -> dict[str, Any]:
+    """Scores under one metric and protocol as bars: values, intervals and their places in per cent of the scale."""
+    bars: list[dict[str, Any]] = []
+    for score, label in members:
+        value = float(score.metrics[metric])
+        low, high = score.metrics.get("interval_low"), score.metrics.get("interval_high")
+        bars.append(
+            {
+                "label": label,
+                "value": value,
+                "low": None if low is None else float(low),
+                "high": None if high is None else float(high),
+                "tone": "muted" if "untrained" in label else "strong",
+            }
+        )
+    # Bars leave room on the right for the whisker's end.
+    scale = max(max(bar["value"], bar["high"] or 0.0) for bar in bars) * 1.04 or 1.0
+    for bar in bars:
+        for key in ("value", "low", "high"):
+            bar[f"{key}_percent"] = None if bar[key] is None else round(100 * max(bar[key], 0.0) / scale, 2)
+    short, title, text = METRICS.get(metric, (metric, metric, "Lower is better."))
+    return {
+        "metric": metric,
+        "short": short,
+        "title": title,
+        "text": text,
+        "note": NOT_FVD if metric == "frechet_random_i3d" else None,
+        "bars": bars,
+        "clips": members[0][0].metrics.get("clips"),
+    }
+
+
+def verdict(scores: Mapping[str, Any] | None) -> dict[str, str]:
+    """The headline, the one sentence below it and its tone ("good", "open", "bad"), from a board of scores."""
+    if scores is None:
+        return {
+            "tone": "open",
+            "headline": "This run has no score",
+            "sentence": "Clips were generated, but their distance to the real ones was not measured.",
+        }
+    bars = scores["bars"]
+    trained = next((bar for bar in bars if bar["tone"] == "strong"), None)
+    untrained = next((bar for bar in bars if bar["tone"] == "muted"), None)
+    if trained is None or untrained is None:
+        return {
+            "tone": "open",
+            "headline": f"{scores['short']} to real clips: {number(bars[0]['value'])}",
+            "sentence": "Lower is better. There is no score of the untrained model to hold it against.",
+        }
+    after, before = trained["value"], untrained["value"]
+    numbers = f"{number(before)} before training, {number(after)} after"
+    separate = None not in (trained["high"], untrained["low"]) and trained["high"] < untrained["low"]
+    if after >= before:
+        return {
+            "tone": "bad",
+            "headline": "Training did not bring generated video closer to real video",
+            "sentence": f"{scores['short']} to real clips: {numbers}. Lower is better.",
+        }
+    share = f"{100 * (1 - after / before):.0f}\u202f%" if before > 0 else "all"
+    if separate:
+        return {
+            "tone": "good",
+            "headline": "Training brought generated video clearly closer to real video",
+            "sentence": f"{scores['short']} to real clips: {numbers}, {share} less. Lower is better, and the two "
+            "intervals do not overlap.",
+        }
+    return {
+        "tone": "open",
+        "headline": "Training brought generated video closer to real video, by less than the measurement can tell",
+        "sentence": f"{scores['short']} to real clips: {numbers}, {share} less. Lower is better, but the two intervals "
+        "overlap or are not known.",
+    }
+
+
+def protocol(score: Manifest, label: str) -> dict[str, Any]:
+    """All settings that a score was measured under."""
+    return {
+        "label": label,
+        "name": score.name,
+        "metric": metric_of(score),
+        "rows": flat(score.config),
+        "metrics": flat(score.metrics),
+        "inputs": flat(score.inputs),
+    }
+
+
+def flat(values: Mapping[str, Any], leave_out: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Nested settings as (dotted key, value as text), in their order."""
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if key in leave_out:
+            continue
+        if isinstance(value, Mapping):
+            rows += [(f"{key}.{inner}", text) for inner, text in flat(value)]
+        else:
+            rows.append((key, text_of(value)))
+    return rows
+
+
+def text_of(value: Any) -> str:
+    """A setting's value as a person writes it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(text_of(item) for item in value) or "none"
+    return str(value)
+
+
+def method(videos: Manifest) -> str:
+    """How a set was sampled, in a few words."""
+    names = {"ddpm": "DDPM", "ddim": "DDIM", "dpm-solver++": "DPM-Solver++"}
+    config = videos.config
+    guided = f", guidance {config['cfg_scale']:g}" if config.get("cfg_scale") else ""
+    return f"{names.get(config['method'], config['method'])}, {config['num_sampling_steps']} steps{guided}"
+
+
+def class_name(classes: Sequence[str], label: int | None) -> str:
+    """The name of a label; videos without one stand under "all videos"."""
+    if label is None:
+        return "all videos"
+    return classes[label] if 0 <= label < len(classes) else f"class {label}"
+
+
+def latent_shape(latents: Manifest) -> str:
+    """Channels and sides of one frame's latents."""
+    side = latents.config["latent_size"]
+    return f"{latents.config['latent_channels']} × {side} × {side}"
+
+
+def bars_of_seconds(rows: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    """Times with their share of the longest, in per cent, and their sum."""
+    longest = max((seconds for _, seconds in rows), default=0.0) or 1.0
+    return {
+        "rows": [
+            {"step": step, "seconds": seconds, "share": round(100 * seconds / longest, 1)} for step, seconds in rows
+        ],
+        "total": sum(seconds for _, seconds in rows),
+    }
+
+
+def number(value: float) -> str:
+    """Three or four significant digits, without an exponent where a person would write none."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    if abs(value) >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
+
+
+def count(value: int) -> str:
+    """A large count in words: 4.6 million."""
+    for unit, name in ((10**9, "billion"), (10**6, "million")):
+        if value >= unit:
+            return f"{value / unit:.3g} {name}"
+    return f"{value:,}"
+
+
+def size(value_bytes: int) -> str:
+    """Bytes in the unit that a person would choose."""
+    value = float(value_bytes)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 0.42 s, 12.3 s, 4 min 05 s or 2 h 10 min."""
+    if seconds < 1:
+        return f"{seconds:.2f} s"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds) // 60
+    if minutes < 60:
+        return f"{minutes} min {round(seconds) % 60:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

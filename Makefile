@@ -1,0 +1,57 @@
+# make demo    the whole pipeline on real video, on this machine (VIDEOS=dir for your own)
+# make test    all tests; the other targets are below
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+DEMO_CLIPS := runs/demo/videos
+VIDEOS ?= $(DEMO_CLIPS)
+
+.PHONY: setup demo test lint bench soak lock clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo [VIDEOS=dir]  run the whole pipeline on this machine and write a report"
+	@echo "make test               run every test (make setup-dev comes by itself)"
+	@echo "make lint               ruff and mypy"
+	@echo "make bench              every benchmark, each a ratio against a named peer"
+	@echo "make soak               the long kill, fault and fuzz tests in full"
+	@echo "make setup              only install, into .venv"
+
+setup: $(VENV)/.run
+
+$(VENV)/.run: requirements/run.lock requirements/hashed.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; name a Python 3.11 with make PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --no-deps --require-hashes -r requirements/hashed.lock
+	$(PIP) install --quiet --no-deps -r requirements/run.lock
+	$(PIP) install --quiet --no-deps -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run requirements/dev.lock
+	$(PIP) install --quiet --no-deps -r requirements/dev.lock
+	@touch $@
+
+demo: setup
+	@if [ "$(VIDEOS)" = "$(DEMO_CLIPS)" ]; then $(BIN)/latte-pipeline demo-clips "$(DEMO_CLIPS)"; fi
+	$(BIN)/latte-pipeline run -c configs/demo/pipeline.yaml "encode.dataset.videos=$(VIDEOS)"
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	@for file in benchmarks/[a-z]*.py; do grep -q '^def main' $$file && { echo "== $$file"; $(BIN)/python $$file --json || exit 1; }; done
+
+soak: $(VENV)/.dev
+	LATTE_SOAK=1 $(BIN)/python -m pytest -m soak
+
+lock: $(VENV)/.dev
+	$(BIN)/python requirements/lock.py
+
+clean:
+	rm -rf runs build

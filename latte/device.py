@@ -1,0 +1,79 @@
+"""CPU or Ascend: the only place that asks. What a network or a step needs to know about the device is a call here.
+
+The CPU path is what the tests run. The Ascend path uses documented MindSpore interfaces and is untested on hardware.
+"""
+
+from functools import cache
+
+import mindspore as ms
+import numpy as np
+from mindspore import ops
+
+from latte import rng
+
+_transposing_matmul = ops.BatchMatMul(transpose_b=True)
+_batch_matmul = ops.BatchMatMul()
+_softmax = ops.Softmax(axis=-1)
+
+# Flash attention works on rows of 16 elements: heads of 72 channels (Latte-XL) are padded to 80.
+_FLASH_HEAD_MULTIPLE = 16
+
+
+@cache
+def target() -> str:
+    """The device of this process, "CPU" or "Ascend": the one the user set, or else the one MindSpore finds."""
+    return str(ms.get_context("device_target"))
+
+
+def setup(seed: int | None = None) -> None:
+    """Choose the device and make results repeatable; calling it again changes nothing but the seed.
+
+    Graphs come from `ms.jit` where speed counts; the rest runs operator by operator, so that an error has a traceback.
+
+    Args:
+        seed: fresh weights (see `stream`) and all that MindSpore draws follow from it; None keeps the present one.
+    """
+    _choose_device()
+    if seed is not None:
+        ms.set_seed(seed)
+
+
+@cache
+def _choose_device() -> None:
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    ms.set_device(target())
+    ms.set_deterministic(True)
+
+
+def stream(purpose: str, *index: int | str) -> np.random.Generator:
+    """Random numbers for (the seed given to `setup`, purpose, index); the seed counts as 0 before one is given."""
+    return rng.stream(ms.get_seed() or 0, purpose, *index)
+
+
+def attention(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, scale: float) -> ms.Tensor:
+    """Softmax attention, softmax(q k^T * scale) v.
+
+    Args:
+        q: queries (B, H, L, D).
+        k: keys (B, H, S, D).
+        v: values (B, H, S, D).
+        scale: factor on the products of queries and keys.
+
+    Returns:
+        (B, H, L, D) in the dtype of `q`.
+    """
+    if target() == "Ascend":
+        return _flash_attention(q, k, v, scale)
+    weights = _softmax(_transposing_matmul(q * scale, k))  # (B, H, L, S)
+    return _batch_matmul(weights, v)  # (B, H, L, D)
+
+
+def _flash_attention(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, scale: float) -> ms.Tensor:
+    """The fused kernel of Ascend, which takes half precision; untested on hardware."""
+    heads, size = q.shape[1], q.shape[3]
+    padding = -size % _FLASH_HEAD_MULTIPLE
+    parts = [
+        ops.pad(part.astype(ms.bfloat16), (0, padding)) if padding else part.astype(ms.bfloat16) for part in (q, k, v)
+    ]
+    out = ops.flash_attention_score(parts[0], parts[1], parts[2], heads, scalar_value=scale, input_layout="BNSD")
+    return out[..., :size].astype(q.dtype)  # (B, H, L, D)

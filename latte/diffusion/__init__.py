@@ -1,0 +1,163 @@
+"""Gaussian diffusion: the noise schedule, the training loss and the samplers, as in the published Latte code."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn
+
+from latte.diffusion import sampling
+from latte.diffusion.sampling import METHODS
+from latte.diffusion.schedule import NOISE_SCHEDULES, make_schedule
+from latte.diffusion.training import Losses
+
+__all__ = ["METHODS", "NOISE_SCHEDULES", "Diffusion"]
+
+
+@ms.jit_class
+class Diffusion:
+    """A diffusion process of 1000 steps, of which sampling visits some."""
+
+    def __init__(self, num_sampling_steps: int | str | None = None, noise_schedule: str = "linear") -> None:
+        """Choose the steps.
+
+        Args:
+            num_sampling_steps: None for all 1000 (training), a count (50 or "50"), "ddimN" for a fixed integer stride,
+                or "a,b,…" for a steps in the first section, b in the second, ….
+            noise_schedule: "linear" or "cosine".
+
+        Raises:
+            ValueError: one of the two cannot be read.
+        """
+        self.schedule = make_schedule(noise_schedule, num_sampling_steps)
+        self._losses = Losses(self.schedule)
+
+    @property
+    def timesteps(self) -> np.ndarray:
+        """The visited steps (S,) int64, ascending, as the network is told them."""
+        return self.schedule.timesteps
+
+    def training_losses(
+        self, model: Callable[..., ms.Tensor], x0: ms.Tensor, t: ms.Tensor, noise: ms.Tensor, **cond: Any
+    ) -> dict[str, ms.Tensor]:
+        """The losses per sample; differentiable, usable inside `ms.jit`.
+
+        Args:
+            model: network, called as model(x_t, steps, **cond).
+            x0: clean latents (N, F, C, h, w).
+            t: indices into `timesteps` (N,).
+            noise: standard normal noise, like x0.
+            cond: what else the model takes (y, text).
+
+        Returns:
+            "mse": squared error of the noise; "vb": the variational bound in bits per dimension, which teaches the
+            variance (0 where the model learns none); "loss": their sum. Each (N,).
+        """
+        return self._losses(model, x0, t, noise, **cond)
+
+    def sample(
+        self,
+        model: Callable[..., ms.Tensor],
+        noise: np.ndarray | ms.Tensor,
+        method: str = "ddim",
+        step_noise: Callable[[int, tuple[int, ...]], np.ndarray] | None = None,
+        on_step: Callable[[int], None] | None = None,
+        **cond: Any,
+    ) -> Any:
+        """Draw samples: one call of the compiled network per step, the arithmetic between them in numpy.
+
+        Args:
+            model: a network, or any function of (x, t, **cond) on tensors; a network is compiled once per shape.
+            noise: standard normal start (N, F, C, h, w).
+            method: "ddpm", "ddim" (eta 0) or "dpm-solver++" (second order, multistep).
+            step_noise: for ddpm; gives standard normal noise for the number of the step (0 first) and the shape.
+            on_step: called with the number of each finished step, for a progress bar.
+            cond: what else the model takes, for N samples: y (N,), text (N, 77, 768). For a `Latte` also cfg_scale:
+                guidance by that factor (1 is none); its batch is then doubled here, the second half with the null class
+                or with `null_text` (77, 768), the embedding of the empty text; `all_channels` guides the variance too.
+
+        Returns:
+            Samples (N, F, C, h, w), float32: an array for an array, a tensor for a tensor.
+
+        Raises:
+            ValueError: no such method, ddpm without `step_noise`, or guidance without something to guide towards.
+        """
+        start = np.asarray(noise.asnumpy() if isinstance(noise, ms.Tensor) else noise, np.float32)
+        predict = _predictor(model, len(start), cond)
+        x = start
+        for index, state in enumerate(sampling.run(self.schedule, predict, start, method, step_noise)):
+            x = state
+            if on_step is not None:
+                on_step(index)
+        return ms.Tensor(x) if isinstance(noise, ms.Tensor) else x
+
+
+def _predictor(model: Callable[..., Any], count: int, cond: dict[str, Any]) -> sampling.Predict:
+    """`model` and its condition as a function of numpy arrays."""
+    given = {name: value for name, value in cond.items() if value is not None}
+    copies = 1
+    if isinstance(model, nn.Cell):
+        scale, all_channels = given.pop("cfg_scale", 1.0), bool(given.pop("all_channels", False))
+        if scale != 1.0:
+            copies = 2
+            given = {**_with_null(model, count, given), "cfg_scale": np.float32(scale)}
+        given.pop("null_text", None)
+        call = _compiled(model, copies == 2, all_channels)
+    else:
+        call = model
+    tensors = {name: _as_tensor(value) for name, value in given.items()}
+
+    def predict(x: np.ndarray, step: int) -> np.ndarray:
+        x = np.concatenate([x] * copies).astype(np.float32)  # (N or 2N, F, C, h, w)
+        out = call(ms.Tensor(x), ms.Tensor(np.full(len(x), step, np.int32)), **tensors)
+        return np.asarray(out.asnumpy() if isinstance(out, ms.Tensor) else out)[:count]
+
+    return predict
+
+
+def _with_null(model: nn.Cell, count: int, given: dict[str, Any]) -> dict[str, Any]:
+    """The conditions of a guided batch: as given for the first half, null for the second."""
+    doubled = {}
+    if "y" in given:
+        y = np.asarray(_as_array(given["y"]), np.int32)
+        doubled["y"] = np.concatenate([y, np.full(count, model.config.num_classes, np.int32)])  # (2N,)
+    if "text" in given:
+        if "null_text" not in given:
+            raise ValueError("cfg_scale with text needs null_text, the embedding of the empty text")
+        text = np.asarray(_as_array(given["text"]), np.float32)
+        null = np.broadcast_to(np.asarray(_as_array(given["null_text"]), np.float32), text.shape)
+        doubled["text"] = np.concatenate([text, null])  # (2N, 77, 768)
+    if not doubled:
+        raise ValueError("cfg_scale needs a condition (y or text) to guide towards")
+    return doubled
+
+
+@lru_cache(maxsize=4)
+def _compiled(model: nn.Cell, guided: bool, all_channels: bool) -> Callable[..., ms.Tensor]:
+    """One graph per network and kind of call, kept, so that the next batch does not compile again."""
+
+    @ms.jit
+    def plain(x: ms.Tensor, t: ms.Tensor, y: ms.Tensor | None = None, text: ms.Tensor | None = None) -> ms.Tensor:
+        return model(x, t, y, text)
+
+    @ms.jit
+    def with_guidance(
+        x: ms.Tensor,
+        t: ms.Tensor,
+        y: ms.Tensor | None = None,
+        text: ms.Tensor | None = None,
+        cfg_scale: ms.Tensor | None = None,
+    ) -> ms.Tensor:
+        return model.forward_with_cfg(x, t, y, text, cfg_scale, all_channels)
+
+    return with_guidance if guided else plain
+
+
+def _as_array(value: Any) -> Any:
+    return value.asnumpy() if isinstance(value, ms.Tensor) else value
+
+
+def _as_tensor(value: Any) -> Any:
+    return ms.Tensor(value) if isinstance(value, (np.ndarray, np.generic)) else value

@@ -1,0 +1,124 @@
+"""The forward process: betas, and the subset of steps that sampling visits. All in numpy float64."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+NOISE_SCHEDULES = ("linear", "cosine")
+
+
+def betas_of(noise_schedule: str, num_steps: int = 1000) -> np.ndarray:
+    """Betas (num_steps,) of the linear (Ho et al. 2020) or cosine (Nichol & Dhariwal 2021) schedule.
+
+    Raises:
+        ValueError: no such schedule.
+    """
+    if noise_schedule == "linear":
+        scale = 1000 / num_steps  # keeps the total amount of noise when the number of steps changes
+        return np.linspace(scale * 1e-4, scale * 0.02, num_steps, dtype=np.float64)
+    if noise_schedule == "cosine":
+        ends = np.cos((np.arange(num_steps + 1) / num_steps + 0.008) / 1.008 * math.pi / 2) ** 2
+        return np.minimum(1 - ends[1:] / ends[:-1], 0.999)
+    raise ValueError(f"noise_schedule {noise_schedule!r}: know {', '.join(NOISE_SCHEDULES)}")
+
+
+def respaced(num_steps: int, spacing: int | str | None) -> np.ndarray:
+    """The ascending steps, out of 0..num_steps-1, that sampling visits.
+
+    Args:
+        num_steps: steps of the whole process.
+        spacing: None for all; a count (250 or "250"); "ddimN" for N steps of one fixed integer stride (Song et al.
+            2021); "a,b,…" for a steps in the first section, b in the second, … of equal sections (improved-diffusion).
+
+    Raises:
+        ValueError: `spacing` cannot be read, or asks for more steps than there are.
+    """
+    if spacing is None:
+        return np.arange(num_steps)
+    text = str(spacing).strip()
+    try:
+        if text.startswith("ddim"):
+            return _fixed_stride(num_steps, int(text[len("ddim") :]))
+        counts = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        if "num_sampling_steps" in str(error):
+            raise
+        raise ValueError(f"num_sampling_steps {spacing!r}: write a count, ddimN or a,b,…") from None
+    if min(counts) < 1:
+        raise ValueError(f"num_sampling_steps {spacing!r}: a section needs at least one step")
+    steps: list[int] = []
+    start = 0
+    for i, count in enumerate(counts):
+        length = num_steps // len(counts) + (1 if i < num_steps % len(counts) else 0)
+        if count > length:
+            raise ValueError(f"num_sampling_steps {spacing!r}: cannot take {count} of {length} steps")
+        stride = (length - 1) / (count - 1) if count > 1 else 1.0
+        # The strides are added up one by one, as published: rounding of the sum decides which step is taken.
+        position = 0.0
+        for _ in range(count):
+            steps.append(start + round(position))
+            position += stride
+        start += length
+    return np.array(sorted(set(steps)))
+
+
+def _fixed_stride(num_steps: int, count: int) -> np.ndarray:
+    for stride in range(1, num_steps):
+        if len(range(0, num_steps, stride)) == count:
+            return np.arange(0, num_steps, stride)
+    raise ValueError(f"num_sampling_steps 'ddim{count}': no integer stride takes {count} of {num_steps} steps")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A process over the visited steps; every array has one float64 (steps: int64) per visited step, ascending.
+
+    Attributes:
+        timesteps: the steps of the whole process that are visited; the network is told these.
+        betas: noise added between one visited step and the next.
+        alphas_cumprod: share of the clean signal's variance left at a step.
+        alphas_cumprod_prev: the same one visited step earlier, 1 before the first.
+        posterior_variance: variance of q(x_{t-1} | x_t, x_0).
+        posterior_log_variance: its logarithm, the first (of variance 0) replaced by the second.
+        posterior_mean_x0: weight of x_0 in the mean of q(x_{t-1} | x_t, x_0).
+        posterior_mean_xt: weight of x_t in it.
+    """
+
+    timesteps: np.ndarray
+    betas: np.ndarray
+    alphas_cumprod: np.ndarray
+    alphas_cumprod_prev: np.ndarray
+    posterior_variance: np.ndarray
+    posterior_log_variance: np.ndarray
+    posterior_mean_x0: np.ndarray
+    posterior_mean_xt: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+
+def make_schedule(noise_schedule: str, spacing: int | str | None = None, num_steps: int = 1000) -> Schedule:
+    """The process of `noise_schedule` over the steps of `spacing`.
+
+    Raises:
+        ValueError: no such schedule, or `spacing` cannot be read.
+    """
+    whole = np.cumprod(1.0 - betas_of(noise_schedule, num_steps))
+    timesteps = respaced(num_steps, spacing)
+    kept = whole[timesteps]
+    betas = 1.0 - kept / np.append(1.0, kept[:-1])
+    alphas = 1.0 - betas
+    cumprod = np.cumprod(alphas)
+    previous = np.append(1.0, cumprod[:-1])
+    variance = betas * (1.0 - previous) / (1.0 - cumprod)
+    return Schedule(
+        timesteps=timesteps,
+        betas=betas,
+        alphas_cumprod=cumprod,
+        alphas_cumprod_prev=previous,
+        posterior_variance=variance,
+        posterior_log_variance=np.log(np.append(variance[1:2] if len(variance) > 1 else betas[:1], variance[1:])),
+        posterior_mean_x0=betas * np.sqrt(previous) / (1.0 - cumprod),
+        posterior_mean_xt=(1.0 - previous) * np.sqrt(alphas) / (1.0 - cumprod),
+    )

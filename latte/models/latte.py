@@ -1,0 +1,368 @@
+"""Latte, the latent diffusion transformer for video of Ma et al. 2024 (arXiv:2401.03048), variant 1 of the paper.
+
+Blocks alternate between attention over the patches of a frame and attention over the frames at a patch. Parameters
+carry the names of the published PyTorch checkpoints (github.com/Vchitect/Latte), so that converting is copying.
+
+Parameters in millions, everything that a checkpoint holds, for condition none, 32x32x4 latents, 16 frames:
+
+    preset       parameters_m
+    Latte-XL/2        673.98
+"""
+
+import math
+from typing import Any, Literal
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn, ops
+from pydantic import Field, model_validator
+
+from latte import device
+from latte.config import Config
+from latte.errors import UserError
+from latte.models import layers
+
+# name: (hidden_size, depth, num_heads)
+_SIZES = {"XL": (1152, 28, 16), "L": (1024, 24, 16), "B": (768, 12, 12), "S": (384, 12, 6)}
+_PATCHES = (2, 4, 8)
+PRESETS = tuple(f"Latte-{size}/{patch}" for size in _SIZES for patch in _PATCHES)
+
+TEXT_TOKENS, TEXT_CHANNELS = 77, 768  # CLIP ViT-L/14's text encoder
+_FREQUENCIES = 256
+
+
+class LatteConfig(Config):
+    """What a Latte is built from; names and defaults are those of the published code."""
+
+    input_size: int = Field(default=32, gt=0, description="height and width of the latents")
+    patch_size: int = Field(default=2, gt=0, description="height and width of a patch, in latents")
+    in_channels: int = Field(default=4, gt=0, description="channels of the latents")
+    hidden_size: int = Field(default=1152, gt=0, description="channels of a token")
+    depth: int = Field(default=28, gt=0, description="blocks in all; every second one attends over time")
+    num_heads: int = Field(default=16, gt=0, description="attention heads")
+    mlp_ratio: float = Field(default=4.0, gt=0, description="hidden channels of the MLP over hidden_size")
+    num_frames: int = Field(default=16, gt=0, description="frames of a clip")
+    num_classes: int = Field(default=1000, ge=0, description="classes; the label num_classes means none of them")
+    class_dropout_prob: float = Field(default=0.1, ge=0, le=1, description="share of labels dropped in training")
+    learn_sigma: bool = Field(default=True, description="predict the variance too: twice the channels come out")
+    condition: Literal["none", "class", "text"] = Field(default="none", description="what the video is to show")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "LatteConfig":
+        if self.input_size % self.patch_size:
+            raise ValueError(f"input_size {self.input_size} is not divisible by patch_size {self.patch_size}")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}")
+        if self.hidden_size % 4:
+            raise ValueError(f"hidden_size {self.hidden_size} is not divisible by 4, which position features need")
+        if self.depth % 2:
+            raise ValueError(f"depth {self.depth} is odd; blocks come in pairs, space and time")
+        if self.condition == "class" and self.num_classes < 1:
+            raise ValueError("num_classes 0 leaves nothing to condition on; set condition none")
+        return self
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> "LatteConfig":
+        """One of the 12 published sizes, for example "Latte-XL/2"; `overrides` replace single keys.
+
+        Raises:
+            UserError: no such preset.
+            pydantic.ValidationError: an override is unknown or does not fit.
+        """
+        if name not in PRESETS:
+            raise UserError(f"preset {name!r} is unknown; known: {', '.join(PRESETS)}")
+        size, patch = name.removeprefix("Latte-").split("/")
+        hidden_size, depth, num_heads = _SIZES[size]
+        values = {"hidden_size": hidden_size, "depth": depth, "num_heads": num_heads, "patch_size": int(patch)}
+        return cls(**{**values, **overrides})
+
+    @property
+    def out_channels(self) -> int:
+        """Channels that come out: noise, and the variance's interpolation where it is learned."""
+        return self.in_channels * (2 if self.learn_sigma else 1)
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one frame."""
+        return (self.input_size // self.patch_size) ** 2
+
+
+def parameter_shapes(config: LatteConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a published checkpoint of this config, without building the network."""
+    width, patch = config.hidden_size, config.patch_size
+    mlp = int(width * config.mlp_ratio)
+    shapes: dict[str, tuple[int, ...]] = {
+        "pos_embed": (1, config.num_patches, width),
+        "temp_embed": (1, config.num_frames, width),
+        "x_embedder.proj.weight": (width, config.in_channels, patch, patch),
+        "x_embedder.proj.bias": (width,),
+    }
+
+    def linear(name: str, out_features: int, in_features: int) -> None:
+        shapes[f"{name}.weight"] = (out_features, in_features)
+        shapes[f"{name}.bias"] = (out_features,)
+
+    linear("t_embedder.mlp.0", width, _FREQUENCIES)
+    linear("t_embedder.mlp.2", width, width)
+    if config.condition == "class":
+        shapes["y_embedder.embedding_table.weight"] = (_label_rows(config), width)
+    if config.condition == "text":
+        linear("text_embedding_projection.1", width, TEXT_TOKENS * TEXT_CHANNELS)
+    for i in range(config.depth):
+        linear(f"blocks.{i}.attn.qkv", 3 * width, width)
+        linear(f"blocks.{i}.attn.proj", width, width)
+        linear(f"blocks.{i}.mlp.fc1", mlp, width)
+        linear(f"blocks.{i}.mlp.fc2", width, mlp)
+        linear(f"blocks.{i}.adaLN_modulation.1", 6 * width, width)
+    linear("final_layer.linear", patch * patch * config.out_channels, width)
+    linear("final_layer.adaLN_modulation.1", 2 * width, width)
+    return shapes
+
+
+def num_parameters(config: LatteConfig) -> int:
+    """Numbers in a checkpoint of this config, position features included."""
+    return sum(math.prod(shape) for shape in parameter_shapes(config).values())
+
+
+def _label_rows(config: LatteConfig) -> int:
+    """The null label has a row only where labels are dropped, as published."""
+    return config.num_classes + (1 if config.class_dropout_prob > 0 else 0)
+
+
+class PatchEmbed(nn.Cell):
+    """Patches to tokens: a convolution with stride equal to kernel, done as one matrix product."""
+
+    def __init__(self, config: LatteConfig) -> None:
+        super().__init__()
+        self.proj = _PatchProjection(config.hidden_size, config.in_channels, config.patch_size)
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Map x (B, C, H, W) -> (B, T, D)."""
+        return self.proj(x)
+
+
+class _PatchProjection(nn.Cell):
+    def __init__(self, width: int, channels: int, patch: int) -> None:
+        super().__init__()
+        self.weight = layers.parameter(width, channels, patch, patch)
+        self.bias = layers.parameter(width)
+        self._channels, self._patch, self._width = channels, patch, width
+        self._matmul = ops.MatMul(transpose_b=True)
+        self._bias_add = ops.BiasAdd()
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        batch, side, c, p = x.shape[0], x.shape[2] // self._patch, self._channels, self._patch
+        x = x.reshape(batch, c, side, p, side, p).transpose(0, 2, 4, 1, 3, 5)  # (B, h, w, C, p, p)
+        rows = x.reshape(batch * side * side, c * p * p)
+        y = self._bias_add(self._matmul(rows, self.weight.reshape(self._width, c * p * p)), self.bias)
+        return y.reshape(batch, side * side, self._width)
+
+
+class TimestepEmbedder(nn.Cell):
+    """Diffusion steps to vectors: 256 sinusoids, then an MLP."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.SequentialCell(layers.Linear(_FREQUENCIES, width), layers.SiLU(), layers.Linear(width, width))
+        half = _FREQUENCIES // 2
+        rates = np.exp(-math.log(10000) * np.arange(half, dtype=np.float32) / half)
+        self._rates = ms.Tensor(rates.astype(np.float32)[None])  # (1, 128)
+
+    def construct(self, t: ms.Tensor) -> ms.Tensor:
+        """Map t (N,), whole numbers or float -> (N, D)."""
+        angles = t.astype(ms.float32).reshape(-1, 1) * self._rates  # (N, 128)
+        return self.mlp(ops.cat((ops.cos(angles), ops.sin(angles)), axis=1))
+
+
+class LabelEmbedder(nn.Cell):
+    """Labels to vectors; the label `num_classes` is the null class of classifier-free guidance."""
+
+    def __init__(self, config: LatteConfig) -> None:
+        super().__init__()
+        self.embedding_table = layers.Embedding(_label_rows(config), config.hidden_size)
+
+    def construct(self, y: ms.Tensor) -> ms.Tensor:
+        """Map y (N,) whole numbers -> (N, D)."""
+        return self.embedding_table(y.astype(ms.int32))
+
+
+class Attention(nn.Cell):
+    """Self-attention over the patches of each frame or over the frames at each patch.
+
+    Tokens stay in one order; only queries, keys and values are brought into the order that the attention needs.
+    """
+
+    def __init__(self, config: LatteConfig, over_time: bool) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.qkv = layers.Linear(width, 3 * width)
+        self.proj = layers.Linear(width, width)
+        self._split = ops.Split(axis=-1, output_num=3)
+        self._heads, self._head_size = config.num_heads, width // config.num_heads
+        self._frames, self._patches = config.num_frames, config.num_patches
+        self._there = (0, 2, 3, 1, 4) if over_time else (0, 1, 3, 2, 4)
+        self._back = (0, 3, 1, 2, 4) if over_time else (0, 1, 3, 2, 4)
+        self._outer = self._patches if over_time else self._frames
+        self._inner = self._frames if over_time else self._patches
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Map x (N, F * T, D) -> the same shape."""
+        q, k, v = self._split(self.qkv(x))  # 3 x (N, F * T, D)
+        out = device.attention(self._arrange(q), self._arrange(k), self._arrange(v), self._head_size**-0.5)
+        out = out.reshape(-1, self._outer, self._heads, self._inner, self._head_size).transpose(self._back)
+        return self.proj(out.reshape(x.shape))
+
+    def _arrange(self, part: ms.Tensor) -> ms.Tensor:
+        part = part.reshape(-1, self._frames, self._patches, self._heads, self._head_size)
+        part = part.transpose(self._there)  # (N, outer, H, inner, d)
+        return part.reshape(-1, self._heads, self._inner, self._head_size)  # (N * outer, H, inner, d)
+
+
+class Block(nn.Cell):
+    """Attention and MLP, each shifted, scaled and gated by the condition (adaLN-zero, Peebles & Xie 2023)."""
+
+    def __init__(self, config: LatteConfig, over_time: bool) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.norm1 = layers.LayerNorm(width)
+        self.attn = Attention(config, over_time)
+        self.norm2 = layers.LayerNorm(width)
+        self.mlp = layers.MLP(width, int(width * config.mlp_ratio))
+        self.adaLN_modulation = nn.SequentialCell(layers.SiLU(), layers.Linear(width, 6 * width))
+        self._split = ops.Split(axis=1, output_num=6)
+
+    def construct(self, x: ms.Tensor, c: ms.Tensor) -> ms.Tensor:
+        """Map x (N, F * T, D), c (N, D) -> (N, F * T, D)."""
+        modulation = self.adaLN_modulation(c).reshape(c.shape[0], 6, c.shape[1])  # (N, 6, D)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self._split(modulation)  # 6 x (N, 1, D)
+        x = x + gate1 * self.attn(self.norm1(x) * (scale1 + 1.0) + shift1)
+        return x + gate2 * self.mlp(self.norm2(x) * (scale2 + 1.0) + shift2)
+
+
+class FinalLayer(nn.Cell):
+    """Tokens to patches of noise and variance."""
+
+    def __init__(self, config: LatteConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.norm_final = layers.LayerNorm(width)
+        self.linear = layers.Linear(width, config.patch_size**2 * config.out_channels)
+        self.adaLN_modulation = nn.SequentialCell(layers.SiLU(), layers.Linear(width, 2 * width))
+        self._split = ops.Split(axis=1, output_num=2)
+
+    def construct(self, x: ms.Tensor, c: ms.Tensor) -> ms.Tensor:
+        """Map x (N, F * T, D), c (N, D) -> (N, F * T, p * p * 2C)."""
+        shift, scale = self._split(self.adaLN_modulation(c).reshape(c.shape[0], 2, c.shape[1]))  # 2 x (N, 1, D)
+        return self.linear(self.norm_final(x) * (scale + 1.0) + shift)
+
+
+class Latte(nn.Cell):
+    """The network: noisy latents, diffusion steps and a condition in; noise and variance out.
+
+    Fresh weights are as published (adaLN-zero: every block starts as the identity, the output as zero) and follow from
+    the seed given to `latte.device.setup`.
+    """
+
+    def __init__(self, config: LatteConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden_size
+        self.x_embedder = PatchEmbed(config)
+        self.t_embedder = TimestepEmbedder(width)
+        self.pos_embed = layers.parameter(1, config.num_patches, width, fixed=True)
+        self.temp_embed = layers.parameter(1, config.num_frames, width, fixed=True)
+        if config.condition == "class":
+            self.y_embedder = LabelEmbedder(config)
+        if config.condition == "text":
+            projection = layers.Linear(TEXT_TOKENS * TEXT_CHANNELS, width)
+            self.text_embedding_projection = nn.SequentialCell(layers.SiLU(), projection)
+        self.blocks = nn.CellList([Block(config, over_time=i % 2 == 1) for i in range(config.depth)])
+        self.final_layer = FinalLayer(config)
+        self._condition = config.condition
+        layers.fill(self, _fresh)
+        side = config.input_size // config.patch_size
+        positions = {
+            "pos_embed": (self.pos_embed, layers.sincos_2d(width, side)),
+            "temp_embed": (self.temp_embed, layers.sincos_1d(width, np.arange(config.num_frames))),
+        }
+        for param, values in positions.values():
+            param.set_data(ms.Tensor(values[None].astype(np.float32)))
+        for name, param in self.parameters_and_names():
+            param.name = name
+
+    def construct(self, x: ms.Tensor, t: ms.Tensor, y: Any = None, text: Any = None) -> ms.Tensor:
+        """Predict the noise in `x`.
+
+        Args:
+            x: noisy latents (N, F, C, H, W), float32.
+            t: diffusion steps (N,), 0 to 999.
+            y: labels (N,), for condition class; `num_classes` is the null class.
+            text: CLIP embeddings (N, 77, 768), for condition text.
+
+        Returns:
+            (N, F, 2C, H, W): noise and, in the upper half of the channels, the variance's interpolation;
+            (N, F, C, H, W) without learn_sigma.
+        """
+        config = self.config
+        n, frames, channels, height, width = x.shape
+        patches, size = config.num_patches, config.hidden_size
+        tokens = self.x_embedder(x.reshape(n * frames, channels, height, width)) + self.pos_embed  # (N * F, T, D)
+        tokens = tokens.reshape(n, frames * patches, size)
+        time = self.t_embedder(t)  # (N, D)
+        condition = time
+        if self._condition == "class":
+            condition = time + self.y_embedder(y)  # (N, D)
+        if self._condition == "text":
+            condition = time + self.text_embedding_projection(text.reshape(n, -1))  # (N, D)
+        for i, block in enumerate(self.blocks):
+            if i == 1:
+                tokens = tokens.reshape(n, frames, patches, size) + self.temp_embed.reshape(1, frames, 1, size)
+                tokens = tokens.reshape(n, frames * patches, size)
+            tokens = block(tokens, condition)  # (N, F * T, D)
+        # As published: text does not reach the last modulation, labels do.
+        tokens = self.final_layer(tokens, condition if self._condition == "class" else time)
+        p, out = config.patch_size, config.out_channels
+        side = height // p
+        tokens = tokens.reshape(n * frames, side, side, p, p, out).transpose(0, 5, 1, 3, 2, 4)
+        return tokens.reshape(n, frames, out, height, width)
+
+    def forward_with_cfg(
+        self,
+        x: ms.Tensor,
+        t: ms.Tensor,
+        y: ms.Tensor | None = None,
+        text: ms.Tensor | None = None,
+        cfg_scale: float = 7.0,
+        all_channels: bool = False,
+    ) -> ms.Tensor:
+        """Classifier-free guidance (Ho & Salimans 2022) on a batch of two halves: with condition, then without.
+
+        Args:
+            x: (2N, F, C, H, W); as published only the first half is looked at and used for both.
+            t: (2N,).
+            y: (2N,), the second half the null class.
+            text: (2N, 77, 768), the second half the embedding of the empty text.
+            cfg_scale: 1 is no guidance.
+            all_channels: guide the variance too; published is the noise alone.
+
+        Returns:
+            (2N, F, 2C, H, W), the guided channels equal in both halves.
+        """
+        half = x[: x.shape[0] // 2]
+        out = self.construct(ops.cat((half, half), axis=0), t, y, text)
+        conditional, plain = ops.chunk(out, 2, axis=0)  # 2 x (N, F, 2C, H, W)
+        guided = plain + cfg_scale * (conditional - plain)
+        if all_channels:
+            return ops.cat((guided, guided), axis=0)
+        c = self.config.in_channels
+        return ops.cat((ops.cat((guided, guided), axis=0)[:, :, :c], out[:, :, c:]), axis=2)
+
+
+def _fresh(name: str) -> Any:
+    """How the published code starts the parameter `name`; None leaves zeros."""
+    zero = ("adaLN_modulation", "final_layer", "pos_embed", "temp_embed")
+    if name.endswith(".bias") or any(part in name for part in zero):
+        return None
+    if name.startswith(("t_embedder", "y_embedder")):
+        return layers.normal(0.02)
+    return layers.xavier_uniform

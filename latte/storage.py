@@ -210,6 +210,21 @@ def as_local_file(uri: str, sha256: str | None = None) -> Iterator[Path]:
         yield download(uri, Path(folder) / uri.rsplit("/", 1)[-1], sha256)
 
 
+@contextlib.contextmanager
+def writing(uri: str) -> Iterator[Path]:
+    """A local file to fill while a `with` block lasts; it becomes the object, whole, only if the block ends well."""
+    if is_s3(uri):
+        with tempfile.TemporaryDirectory(prefix="latte-") as folder:
+            path = Path(folder) / "object"
+            yield path
+            upload(path, uri)
+        return
+    with _local_errors(uri), _replacing(_path(uri)) as temporary:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+
+
 def list_uris(prefix: str) -> list[str]:
     """Every object below a folder-like prefix, sorted bytewise (stores differ in their own order)."""
     prefix = prefix.rstrip("/") + "/"

@@ -1,0 +1,173 @@
+"""Writing checkpoints (`.safetensors`, `.ckpt`) tensor by tensor, and loading them into networks."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from latte import storage
+from latte.checkpoints.names import COUNTER_ENDING
+from latte.checkpoints.reader import MINDSPORE_TYPES, SAFETENSORS_TYPES, open_checkpoint
+from latte.checkpoints.stored import StoredTensor, forget
+from latte.errors import UserError
+
+if TYPE_CHECKING:
+    from mindspore import nn
+
+Tensor = np.ndarray | StoredTensor
+_SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_TYPES.items()}
+_MINDSPORE_NAMES = {dtype: name for name, dtype in MINDSPORE_TYPES.items()}
+# Above this MindSpore itself splits a tensor into several values; a protobuf message may not exceed 2 GB.
+_PIECE_BYTES = 512 << 20
+_WRITE_BYTES = 8 << 20
+
+
+def save(tensors: Mapping[str, Tensor], target: str | Path) -> storage.Ref:
+    """Write tensors by name to a file or URI, atomically; its ending, `.safetensors` or `.ckpt`, names the format.
+
+    Equal tensors make equal bytes. No more than one tensor at a time is held in memory.
+
+    Raises:
+        UserError: the ending is another one, or the format has no such element type.
+        StorageError: the store or the disk failed.
+    """
+    uri = storage.from_path(target)
+    write = {".safetensors": _write_safetensors, ".ckpt": _write_mindspore}.get(Path(uri).suffix)
+    if write is None:
+        raise UserError(f"{target}: its ending names the format; write .safetensors or .ckpt")
+    with storage.writing(uri) as path, path.open("wb") as file:
+        hashing = _HashingFile(file)
+        write(tensors, hashing, str(target))
+    return storage.Ref(uri, hashing.bytes, hashing.sha256.hexdigest())
+
+
+def load_into(net: "nn.Cell", uri: str) -> None:
+    """See `latte.checkpoints.load`."""
+    import mindspore as ms
+
+    found = open_checkpoint(uri).tensors
+    parameters = {parameter.name: parameter for parameter in net.get_parameters()}
+    check_match(
+        {name: (tensor.shape, str(tensor.read_dtype)) for name, tensor in found.items()},
+        {name: (tuple(p.shape), str(p.dtype).lower()) for name, p in parameters.items()},
+        uri,
+    )
+    for name, parameter in parameters.items():
+        tensor = found[name]
+        parameter.set_data(ms.Tensor(np.array(tensor.array())))  # a copy: MindSpore may keep the memory it is given
+        forget(tensor.storage.pieces[0])
+
+
+def check_match(
+    found: Mapping[str, tuple[tuple[int, ...], str]], expected: Mapping[str, tuple[tuple[int, ...], str]], file: str
+) -> None:
+    """Compare (shape, type) by name in both directions.
+
+    Raises:
+        UserError: a tensor is missing, unknown, or of another shape or type; one line with the file and the first few.
+    """
+    problems = []
+    for name in expected:
+        if name not in found:
+            problems.append(f"tensor {name} is missing")
+        elif found[name][0] != expected[name][0]:
+            problems.append(f"tensor {name} has shape {found[name][0]}, expected {expected[name][0]}")
+        elif found[name][1] != expected[name][1]:
+            problems.append(f"tensor {name} is {found[name][1]}, expected {expected[name][1]}")
+    unknown = [name for name in found if name not in expected and not name.endswith(COUNTER_ENDING)]
+    problems += [f"tensor {name!r} is not part of the network" for name in unknown]
+    if problems:
+        more = f" (and {len(problems) - 3} more like it)" if len(problems) > 3 else ""
+        raise UserError(f"{file}: " + "; ".join(problems[:3]) + more)
+
+
+class _HashingFile:
+    """A file being written whose SHA-256 is at hand when the last byte is out, without reading it again."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.bytes = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self.sha256.update(data)
+        self.bytes += len(data)
+
+
+def _write_safetensors(tensors: Mapping[str, Tensor], file: _HashingFile, target: str) -> None:
+    header: dict[str, Any] = {}
+    at = 0
+    # By size of the element, so that each tensor lies aligned, then by name, as the format's own library writes.
+    names = sorted(tensors, key=lambda name: (-_dtype(tensors[name]).itemsize, name))
+    for name in names:
+        shape, dtype = tuple(tensors[name].shape), _dtype(tensors[name])
+        size = math.prod(shape) * dtype.itemsize
+        kind = _known(_SAFETENSORS_NAMES, dtype, name, target)
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in names:
+        for piece in _pieces(tensors[name], _WRITE_BYTES):
+            file.write(piece)
+
+
+def _write_mindspore(tensors: Mapping[str, Tensor], file: _HashingFile, target: str) -> None:
+    for name in tensors:
+        shape, dtype = tuple(tensors[name].shape), _dtype(tensors[name])
+        kind = _known(_MINDSPORE_NAMES, dtype, name, target)
+        dims = b"".join(_key(1, 0) + _varint(n) for n in shape or (0,))
+        facts = dims + _field(2, kind.encode())
+        size = math.prod(shape) * dtype.itemsize
+        for start in range(0, max(size, 1), _PIECE_BYTES):
+            length = min(_PIECE_BYTES, size - start)
+            inner = len(facts) + len(_key(3, 2)) + len(_varint(length)) + length
+            tag = _field(1, name.encode())
+            outer = len(tag) + len(_key(2, 2)) + len(_varint(inner)) + inner
+            file.write(_key(1, 2) + _varint(outer) + tag + _key(2, 2) + _varint(inner) + facts)
+            file.write(_key(3, 2) + _varint(length))
+            for piece in _pieces(tensors[name], _WRITE_BYTES, start, length):
+                file.write(piece)
+
+
+def _dtype(tensor: Tensor) -> np.dtype:
+    return tensor.read_dtype if isinstance(tensor, StoredTensor) else tensor.dtype
+
+
+def _known(names: dict[str, str], dtype: np.dtype, name: str, target: str) -> str:
+    if dtype.name not in names:
+        raise UserError(f"{target}: tensor {name} is {dtype.name}, which this format does not know")
+    return names[dtype.name]
+
+
+def _pieces(tensor: Tensor, piece_bytes: int, start: int = 0, length: int | None = None) -> Iterator[memoryview]:
+    """Bytes `start` to `start + length` of a tensor in C order, a piece at a time."""
+    array = tensor.array() if isinstance(tensor, StoredTensor) else tensor
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    stop = flat.size if length is None else start + length
+    for at in range(start, stop, piece_bytes):
+        yield memoryview(flat[at : min(at + piece_bytes, stop)])
+        if isinstance(tensor, StoredTensor):
+            forget(tensor.storage.pieces[0])
+
+
+def _key(number: int, kind: int) -> bytes:
+    return bytes([number << 3 | kind])
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return _key(number, 2) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])

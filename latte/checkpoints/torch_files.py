@@ -1,0 +1,303 @@
+"""PyTorch's three file formats, read without torch: zip archives, the older stream of pickles, TorchScript archives."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from latte.checkpoints.archive import Archive
+from latte.checkpoints.pickles import Call, Container, Inert, interpret
+from latte.checkpoints.stored import (
+    MAX_NAME_LENGTH,
+    MAX_TENSORS,
+    Checkpoint,
+    Refusal,
+    Storage,
+    StoredTensor,
+    check_name,
+    element_bytes,
+    show,
+)
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
+MAX_DEPTH = 64
+# What a training loop wraps its state dict in, in the order in which they are taken: the moving average first.
+PARTS = ("ema", "ema_state_dict", "model_ema", "model", "state_dict", "model_state_dict", "module", "weights")
+_STORAGE_TYPES = {
+    "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
+    "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128", "UntypedStorage": "",
+}  # fmt: skip
+_DTYPE_NAMES = {
+    "torch.float": "float32", "torch.double": "float64", "torch.half": "float16", "torch.long": "int64",
+    "torch.int": "int32", "torch.short": "int16",
+}  # fmt: skip
+
+
+def read_zip(data: np.ndarray) -> Checkpoint:
+    """A zip archive of torch.save or torch.jit.save.
+
+    Raises:
+        Refusal: it is damaged, hostile, or holds no tensors.
+    """
+    archive = Archive(data)
+    pickles = [name for name in archive.entries if name == "data.pkl" or name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise Refusal("a zip archive, but not one that PyTorch wrote (it has no data.pkl)")
+    prefix = pickles[0].removesuffix("data.pkl")
+    order = prefix + "byteorder"
+    if order in archive.entries and archive.verify(order, archive.read(order)).tobytes() != b"little":
+        raise Refusal("its numbers are big-endian, which is not supported")
+    storages: dict[str, Storage] = {}
+
+    def persistent(identity: Any) -> Storage:
+        dtype, key, num_elements = _storage_id(identity)
+        if key not in storages:
+            content = archive.read(f"{prefix}data/{key}")
+            if content.size != num_elements * (element_bytes(dtype) if dtype else 1):
+                raise Refusal(f"storage {show(key)} has {content.size} bytes for {show(num_elements)} elements")
+            storages[key] = Storage(dtype, [content], num_elements)
+        return _same(storages[key], dtype, num_elements, key)
+
+    content = archive.verify(pickles[0], archive.read(pickles[0]))
+    value, _ = interpret(memoryview(content), persistent, CALLS)
+    is_script = prefix + "constants.pkl" in archive.entries
+    found = _checkpoint("TorchScript archive" if is_script else "PyTorch zip", value, list(storages.values()))
+    used = {id(tensor.storage) for tensor in found.tensors.values()}
+    for key, storage in storages.items():  # only what is taken is read: the optimizer's state may be twice as large
+        if id(storage) in used:
+            archive.verify(f"{prefix}data/{key}", storage.pieces[0])
+    return found
+
+
+def read_legacy(data: np.ndarray) -> Checkpoint:
+    """The stream of pickles that torch.save wrote before version 1.6: magic, version, system, value, storage keys, bytes.
+
+    Raises:
+        Refusal: it is damaged, hostile, or holds no tensors.
+    """
+    view = memoryview(data)
+    magic, position = interpret(view, _no_storage, {})
+    version, position = interpret(view, _no_storage, {}, position)
+    if magic != LEGACY_MAGIC or version != _LEGACY_PROTOCOL:
+        raise Refusal("a pickle, but not one that PyTorch wrote")
+    system, position = interpret(view, _no_storage, {}, position)
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise Refusal("its numbers are big-endian, which is not supported")
+    storages: dict[str, Storage] = {}
+
+    def persistent(identity: Any) -> Any:
+        if isinstance(identity, tuple) and len(identity) == 4 and identity[0] == "module":
+            return identity[1]  # a whole module was pickled, with its source beside it
+        dtype, key, num_elements = _storage_id(identity)
+        if not dtype:
+            raise Refusal(f"storage {show(key)} has no element type")
+        storage = storages.setdefault(key, Storage(dtype, [], num_elements))
+        return _same(storage, dtype, num_elements, key)
+
+    value, position = interpret(view, persistent, CALLS, position)
+    keys, position = interpret(view, _no_storage, {}, position)
+    if not isinstance(keys, list) or any(not isinstance(key, str) for key in keys) or sorted(keys) != sorted(storages):
+        raise Refusal("its list of storages does not fit its tensors")
+    for key in keys:
+        storage = storages[key]
+        position = _fill(storage, key, data, position)
+    if position != data.size:
+        raise Refusal(f"{data.size - position} bytes follow after its last storage")
+    return _checkpoint("PyTorch before 1.6", value, list(storages.values()))
+
+
+def _fill(storage: Storage, key: str, data: np.ndarray, position: int) -> int:
+    start = position + 8
+    end = start + storage.num_elements * element_bytes(storage.dtype)
+    if end > data.size:
+        raise Refusal(f"storage {show(key)} ends after the end of the file; the file is truncated")
+    if int.from_bytes(data[position:start].tobytes(), "little") != storage.num_elements:
+        raise Refusal(f"storage {show(key)} has another size than its tensors say")
+    storage.pieces.append(data[start:end])
+    return end
+
+
+def _storage_id(identity: Any) -> tuple[str, str, int]:
+    """Element type, key and number of elements of a persistent id ("storage", type, key, location, elements)."""
+    if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
+        raise Refusal("a persistent id in its pickle is not a storage")
+    _, kind, key, _, num_elements = identity[:5]
+    if len(identity) == 6 and identity[5] is not None:
+        raise Refusal("a storage is a view of another one, which only very old files have")
+    name = kind.name if isinstance(kind, Inert) else ""
+    module, _, short = name.rpartition(".")
+    if module not in ("torch", "torch.cuda", "torch.storage") or short not in _STORAGE_TYPES:
+        raise Refusal(f"storage type {show(name)} is not known")
+    if (
+        not isinstance(key, str)
+        or not key.isalnum()
+        or type(num_elements) is not int
+        or not 0 <= num_elements < 1 << 48
+    ):
+        raise Refusal("a persistent id in its pickle has no sound key or size")
+    return _STORAGE_TYPES[short], key, num_elements
+
+
+def _same(storage: Storage, dtype: str, num_elements: int, key: str) -> Storage:
+    if (storage.dtype, storage.num_elements) != (dtype, num_elements):
+        raise Refusal(f"storage {show(key)} is used with two types or sizes")
+    return storage
+
+
+def _no_storage(_: Any) -> Any:
+    raise Refusal("a storage is named where none can be")
+
+
+# The calls of torch's pickles that rebuild tensors
+
+
+def _rebuild_tensor(args: tuple[Any, ...]) -> StoredTensor:
+    return _tensor(args, None)
+
+
+def _rebuild_tensor_v3(args: tuple[Any, ...]) -> StoredTensor:
+    if len(args) < 7 or not isinstance(args[6], Inert):
+        raise Refusal("a tensor names no element type")
+    name = args[6].name
+    return _tensor(args, _DTYPE_NAMES.get(name, name.removeprefix("torch.")))
+
+
+def _tensor(args: tuple[Any, ...], dtype: str | None) -> StoredTensor:
+    if len(args) < 4 or not isinstance(args[0], Storage):
+        raise Refusal("a tensor is made of what is no storage")
+    storage, offset, shape, strides = args[:4]
+    shape, strides = (tuple(part.args[0]) if _is_size(part) else part for part in (shape, strides))
+    if not isinstance(shape, tuple) or not isinstance(strides, tuple):
+        raise Refusal("a tensor's shape or strides are no tuple")
+    return StoredTensor(storage, dtype or storage.dtype, shape, strides, offset)
+
+
+def _is_size(value: Any) -> bool:
+    return (
+        isinstance(value, Inert)
+        and value.name == "torch.Size"
+        and bool(value.args)
+        and isinstance(value.args[0], tuple | list)  # type: ignore[index]
+    )
+
+
+def _rebuild_parameter(args: tuple[Any, ...]) -> Any:
+    if not args or not isinstance(args[0], StoredTensor):
+        raise Refusal("a parameter is made of what is no tensor")
+    return args[0]
+
+
+CALLS: dict[str, Call] = {
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
+    "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
+}
+
+
+# From the pickle's value to tensors by name
+
+
+def _checkpoint(layout: str, value: Any, storages: list[Storage]) -> Checkpoint:
+    left_out: list[tuple[str, str]] = []
+    settings: dict[str, Any] = {}
+    part, found = "", value
+    if isinstance(value, dict) and not any(isinstance(item, StoredTensor) for item in value.values()):
+        for name in PARTS:
+            if name in value and _has_tensors(value[name]):
+                part, found = name, value[name]
+                break
+        for key, item in value.items():
+            if part and key != part and isinstance(key, str):
+                wins = f"{part} is taken" if _has_tensors(item) else "no weights"
+                left_out.append((show(key).strip("'"), wins))
+            if key in ("args", "hyper_parameters", "config"):
+                settings = plain_settings(item)
+    tensors: dict[str, StoredTensor] = {}
+    for name, item in _entries(found):
+        if isinstance(item, StoredTensor):
+            _check_tensor(name, item)
+            tensors[name] = item
+        elif len(left_out) < MAX_TENSORS:
+            left_out.append((name, f"not a tensor but a {type(item).__name__.lower()}"))
+        if len(tensors) > MAX_TENSORS:
+            raise Refusal(f"it has more than {MAX_TENSORS:,} tensors")
+    if not tensors:
+        raise Refusal("it holds no tensors by name")
+    # Tied weights share a storage; what repeats one storage a hundred times is there to fill the memory.
+    if sum(tensor.read_bytes for tensor in tensors.values()) > 4 * sum(s.num_bytes for s in storages) + (1 << 20):
+        raise Refusal("its tensors share their storage too often to be weights")
+    return Checkpoint(layout, part, tensors, left_out, settings)
+
+
+def _check_tensor(name: str, tensor: StoredTensor) -> None:
+    try:
+        check_name(name)
+        tensor.check()
+    except Refusal as error:
+        raise Refusal(f"tensor {show(name)}: {error}") from None
+
+
+def _has_tensors(value: Any) -> bool:
+    return any(isinstance(item, StoredTensor) for _, item in _entries(value))
+
+
+def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """Entries by name of a state dict, or of a module that was pickled whole (its parts' names joined by dots)."""
+    if isinstance(value, Inert):
+        yield from _module_entries(value)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise Refusal(f"a tensor is named by {show(key)}, not by text")
+            yield key, item
+
+
+def _module_entries(module: Inert) -> Iterator[tuple[str, Any]]:
+    """Tensors of a pickled nn.Module or a TorchScript module, depth first, without recursion."""
+    pending: list[tuple[str, Any]] = [("", module)]
+    seen = 0
+    while pending:
+        prefix, value = pending.pop()
+        if isinstance(value, StoredTensor):
+            yield prefix.removesuffix("."), value
+            continue
+        if not isinstance(value, Inert):
+            continue
+        seen += 1
+        if seen > MAX_TENSORS or prefix.count(".") > MAX_DEPTH or len(prefix) > MAX_NAME_LENGTH:
+            raise Refusal("its modules are nested without end")
+        children: list[tuple[str, Any]] = [(prefix + str(k) + ".", v) for k, v in value.entries.items() if _text(k)]
+        state = value.state if isinstance(value.state, dict) else {}
+        members = [state[name] for name in ("_parameters", "_buffers", "_modules") if isinstance(state.get(name), dict)]
+        for member in members or [state]:
+            children += [(f"{prefix}{key}.", item) for key, item in member.items() if _text(key)]
+        pending += reversed(children)
+
+
+def _text(key: Any) -> bool:
+    return isinstance(key, str) and len(key) <= MAX_NAME_LENGTH
+
+
+def plain_settings(value: Any) -> dict[str, Any]:
+    """Plain numbers and texts of the training arguments, unwrapped from the inert objects that hold them.
+
+    Argparse's Namespace keeps them as its state, OmegaConf's DictConfig as nodes under `_content` with `_val`.
+    """
+    if isinstance(value, Inert):
+        value = value.state
+    if isinstance(value, dict) and isinstance(value.get("_content"), dict):
+        value = value["_content"]
+    if not isinstance(value, dict):
+        return {}
+    unwrapped = {}
+    for key, item in value.items():
+        if isinstance(item, Inert) and isinstance(item.state, dict):
+            item = item.state.get("_val")
+        if isinstance(key, str) and isinstance(item, str | int | float | bool) and len(show(item)) < 100:
+            unwrapped[key] = item
+    return unwrapped

@@ -5,6 +5,7 @@ Nothing is executed, torch and MindSpore are not imported, and tensors stay mapp
 
 import dataclasses
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -194,16 +195,15 @@ def _open_index(uri: str) -> Checkpoint:
 
 
 def _read_mindspore(data: np.ndarray) -> Checkpoint:
-    import zlib
-
     end = data.size
     if end > _CRC_BYTES and data[end - _CRC_BYTES : end - 10].tobytes() == _CRC_MARK:
         end -= _CRC_BYTES
-        if zlib.crc32(data[:end]) != int.from_bytes(data[end + len(_CRC_MARK) :].tobytes(), "big"):
+        if zlib.crc32(data[:end].data) != int.from_bytes(data[end + len(_CRC_MARK) :].tobytes(), "big"):
             raise Refusal("it is damaged: its checksum is wrong")
     tensors: dict[str, StoredTensor] = {}
     left_out = []
-    last, pieces, facts = "", [], ("", [0])
+    pieces: list[np.ndarray] = []
+    last, facts = "", ("", [0])
     for number, begin, stop in _fields(data, 0, end):
         if number != 1 or begin < 0:
             raise Refusal("not a checkpoint: neither PyTorch's, nor safetensors, nor MindSpore's")

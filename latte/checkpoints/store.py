@@ -152,7 +152,7 @@ def _pieces(tensor: Tensor, piece_bytes: int, start: int = 0, length: int | None
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     stop = flat.size if length is None else start + length
     for at in range(start, stop, piece_bytes):
-        yield memoryview(flat[at : min(at + piece_bytes, stop)])
+        yield flat[at : min(at + piece_bytes, stop)].data
         if isinstance(tensor, StoredTensor):
             forget(tensor.storage.pieces[0])
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from latte.checkpoints.archive import Archive
-from latte.checkpoints.pickles import Call, Container, Inert, interpret
+from latte.checkpoints.pickles import Call, Inert, interpret
 from latte.checkpoints.stored import (
     MAX_NAME_LENGTH,
     MAX_TENSORS,
@@ -62,7 +62,7 @@ def read_zip(data: np.ndarray) -> Checkpoint:
         return _same(storages[key], dtype, num_elements, key)
 
     content = archive.verify(pickles[0], archive.read(pickles[0]))
-    value, _ = interpret(memoryview(content), persistent, CALLS)
+    value, _ = interpret(content.data, persistent, CALLS)
     is_script = prefix + "constants.pkl" in archive.entries
     found = _checkpoint("TorchScript archive" if is_script else "PyTorch zip", value, list(storages.values()))
     used = {id(tensor.storage) for tensor in found.tensors.values()}
@@ -73,12 +73,12 @@ def read_zip(data: np.ndarray) -> Checkpoint:
 
 
 def read_legacy(data: np.ndarray) -> Checkpoint:
-    """The stream of pickles that torch.save wrote before version 1.6: magic, version, system, value, storage keys, bytes.
+    """The stream that torch.save wrote before version 1.6: pickles (magic, version, system, value, keys), then bytes.
 
     Raises:
         Refusal: it is damaged, hostile, or holds no tensors.
     """
-    view = memoryview(data)
+    view = data.data
     magic, position = interpret(view, _no_storage, {})
     version, position = interpret(view, _no_storage, {}, position)
     if magic != LEGACY_MAGIC or version != _LEGACY_PROTOCOL:

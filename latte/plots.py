@@ -11,6 +11,7 @@ import numpy as np
 # A curve is drawn for one width on the page, since the text of an SVG shrinks with it.
 _MARGIN_LEFT, _MARGIN_RIGHT, _MARGIN_TOP, _MARGIN_BOTTOM = 58, 14, 14, 46
 _LOG_SCALE_FROM_RATIO = 8.0
+_WEBP_MAX_SIDE = 16383
 
 
 def line_chart(
@@ -72,9 +73,9 @@ def line_chart(
         parts.append(f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{bottom}" y2="{bottom + 5}"/>')
         parts.append(f'<text class="tick" x="{at:.1f}" y="{bottom + 20}" text-anchor="middle">{tick:,g}</text>')
     parts.append(f'<line class="axis" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
-    middle_y = (top + bottom) / 2
+    middle_x, middle_y = (left + right) / 2, (top + bottom) / 2
     parts.append(
-        f'<text class="label" x="{(left + right) / 2:.0f}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>'
+        f'<text class="label" x="{middle_x:.0f}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>'
     )
     scale = " (log scale)" if logarithmic else ""
     parts.append(
@@ -134,9 +135,6 @@ def filmstrip(frames: np.ndarray, quality: int, max_size: int) -> bytes:
     buffer = io.BytesIO()
     strip.save(buffer, "WEBP", quality=quality, method=4)
     return buffer.getvalue()
-
-
-_WEBP_MAX_SIDE = 16383
 
 
 def data_uri(data: bytes, media_type: str) -> str:

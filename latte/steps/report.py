@@ -6,6 +6,7 @@ runs is escaped.
 """
 
 import json
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -84,8 +85,6 @@ def _make(
     sets: list[manifest.Manifest],
     scores: list[manifest.Manifest],
 ) -> manifest.Manifest:
-    import tempfile
-
     started = time.monotonic()
     sets = sorted(sets, key=lambda videos: -int(videos.config["step"]))
     labels = words.set_labels(sets)
@@ -95,9 +94,10 @@ def _make(
         grid = _grid(config, clips, latents, vae, checkpoint, sets, labels)
         data = _data(clips, latents)
     boards = score_boards(pairs, labels)
-    context = {
+    verdict = words.verdict(boards[0] if boards else None)
+    context: dict[str, Any] = {
         "name": config.name,
-        "verdict": words.verdict(boards[0] if boards else None),
+        "verdict": verdict,
         "boards": boards,
         "grid": grid,
         "data": data,
@@ -124,7 +124,7 @@ def _make(
             counts={"clips": sum(len(row["cells"]) for group in grid["groups"] for row in group["rows"])},
             inputs={"latents": latents.fingerprint, "vae": vae.fingerprint, "checkpoint": checkpoint.fingerprint},
             config=config.model_dump(exclude={"root", "output"}),
-            metrics={**metrics, "verdict": context["verdict"]["headline"]},
+            metrics={**metrics, "verdict": verdict["headline"]},
             seconds=time.monotonic() - started,
         )
     )

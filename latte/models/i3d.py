@@ -1,4 +1,4 @@
-"""Inception I3D (Carreira & Zisserman 2017, "Quo Vadis, Action Recognition?"), the detector of the Fréchet video distance.
+"""Inception I3D (Carreira & Zisserman 2017, "Quo Vadis, Action Recognition?"): the detector of FVD.
 
 Parameters have the names and shapes of the PyTorch port that FVD scorers use (`Mixed_3b.b1a.conv3d.weight`, …), so that
 its weights need no renaming. Batch normalisation is always that of evaluation and is folded into the convolutions.
@@ -48,7 +48,7 @@ class _Unit(nn.Cell):
         self._convolve = ops.Conv3D(channels_out, kernel, pad_mode="same", stride=stride)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """x (N, in, T, H, W) -> (N, out, T / stride, H / stride, W / stride)."""
+        """Clips (N, in, T, H, W) -> (N, out, T / stride, H / stride, W / stride)."""
         scale, shift = self.bn.folded()
         weight = self.conv3d.weight * scale.reshape(-1, 1, 1, 1, 1)
         return ops.relu(self._convolve(x, weight) + shift.reshape(1, -1, 1, 1, 1))
@@ -72,7 +72,7 @@ class _Mixed(nn.Cell):
         self._concat = ops.Concat(axis=1)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """x (N, in, T, H, W) -> (N, sum of the branches, T, H, W)."""
+        """Clips (N, in, T, H, W) -> (N, sum of the branches, T, H, W)."""
         return self._concat((self.b0(x), self.b1b(self.b1a(x)), self.b2b(self.b2a(x)), self.b3b(self._pool(x))))
 
 

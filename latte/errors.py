@@ -17,3 +17,7 @@ class StorageError(LatteError):
     """The object store or the disk failed for longer than retries bridge: an outage, no space left."""
 
     exit_code = 1
+
+
+class NotThereError(UserError):
+    """No object under this URI."""

@@ -6,7 +6,6 @@ Every write is atomic: an object is there whole or not at all. S3 access reads t
 
 import contextlib
 import errno
-import functools
 import hashlib
 import json
 import os
@@ -18,23 +17,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import tenacity
+from latte import s3
+from latte.errors import NotThereError, StorageError, UserError
 
-from latte.errors import LatteError, StorageError, UserError
-
-# Every kind of failure that another try can mend ends after this long; TRAINING may ride out longer outages itself.
-RETRY_FOR_S = float(os.environ.get("LATTE_S3_RETRY_S", "60"))
 _CHUNK_BYTES = 8 << 20
-_USER_CODES = {
-    "InvalidAccessKeyId": "the access key is not known there; check AWS_ACCESS_KEY_ID",
-    "SignatureDoesNotMatch": "the secret does not fit the access key; check AWS_SECRET_ACCESS_KEY",
-    "AccessDenied": "access denied; check the credentials and the bucket's policy",
-    "ExpiredToken": "the session token has expired; renew AWS_SESSION_TOKEN",
-    "NoSuchBucket": "no such bucket; create it first",
-    "403": "access denied; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-}
-_MISSING_CODES = {"404", "NoSuchKey", "NotFound"}
-_CONFLICT_CODES = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 
 
 @dataclass(frozen=True)
@@ -52,10 +38,6 @@ class ObjectStat:
 
     bytes: int
     etag: str
-
-
-class NotThereError(UserError):
-    """No object under this URI."""
 
 
 def join(uri: str, *parts: str | int) -> str:
@@ -100,7 +82,7 @@ def stat(uri: str) -> ObjectStat | None:
             return ObjectStat(info.st_size, f"{info.st_ino}-{info.st_mtime_ns}-{info.st_size}")
     bucket, key = _split(uri)
     try:
-        answer = _s3_call("head_object", uri, Bucket=bucket, Key=key)
+        answer = s3.call("head_object", uri, Bucket=bucket, Key=key)
     except NotThereError:
         return None
     return ObjectStat(answer["ContentLength"], answer["ETag"])
@@ -129,7 +111,7 @@ def read_bytes(uri: str, start: int = 0, length: int | None = None) -> bytes:
         extra = {}
         if start or length is not None:
             extra["Range"] = f"bytes={start}-" + (str(start + length - 1) if length is not None else "")
-        data = _s3_call("get_object", uri, Bucket=bucket, Key=key, **extra)["Data"]
+        data = s3.call("get_object", uri, Bucket=bucket, Key=key, **extra)["Data"]
     if length is not None and len(data) != length:
         raise StorageError(f"{uri}: wanted {length} bytes from {start}, the object has only {len(data)} there")
     return data
@@ -151,7 +133,7 @@ def write_bytes(uri: str, data: bytes) -> Ref:
     """Put an object, replacing what is there, atomically."""
     if is_s3(uri):
         bucket, key = _split(uri)
-        _s3_call("put_object", uri, Bucket=bucket, Key=key, Body=data)
+        s3.call("put_object", uri, Bucket=bucket, Key=key, Body=data)
     else:
         with _local_errors(uri), _replacing(_path(uri)) as temporary:
             _write_and_sync(temporary, data)
@@ -168,7 +150,7 @@ def upload(path: str | Path, uri: str) -> Ref:
     path = Path(path)
     if is_s3(uri):
         bucket, key = _split(uri)
-        _s3_call("upload_file", uri, Filename=str(path), Bucket=bucket, Key=key)
+        s3.call("upload_file", uri, Filename=str(path), Bucket=bucket, Key=key)
     else:
         with _local_errors(uri), _replacing(_path(uri)) as temporary:
             _copy_file(path, temporary)
@@ -186,7 +168,7 @@ def download(uri: str, path: str | Path, sha256: str | None = None) -> Path:
     with _local_errors(str(path)), _replacing(path) as temporary:
         if is_s3(uri):
             bucket, key = _split(uri)
-            _s3_call("download_file", uri, Bucket=bucket, Key=key, Filename=str(temporary))
+            s3.call("download_file", uri, Bucket=bucket, Key=key, Filename=str(temporary))
         else:
             with _local_errors(uri):
                 _copy_file(_path(uri), temporary)
@@ -236,7 +218,7 @@ def list_uris(prefix: str) -> list[str]:
     found_keys: list[str] = []
     token: dict[str, str] = {}
     while True:
-        page = _s3_call("list_objects_v2", prefix, Bucket=bucket, Prefix=key[:-1], **token)
+        page = s3.call("list_objects_v2", prefix, Bucket=bucket, Prefix=key[:-1], **token)
         found_keys += [item["Key"] for item in page.get("Contents", [])]
         if not page.get("IsTruncated"):
             return sorted(f"s3://{bucket}/{name}" for name in found_keys if not name.endswith("/"))
@@ -247,7 +229,7 @@ def delete(uri: str) -> None:
     """Remove an object; removing what is not there is no error."""
     if is_s3(uri):
         bucket, key = _split(uri)
-        _s3_call("delete_object", uri, Bucket=bucket, Key=key)
+        s3.call("delete_object", uri, Bucket=bucket, Key=key)
     else:
         with _local_errors(uri):
             _path(uri).unlink(missing_ok=True)
@@ -263,8 +245,8 @@ def swap(uri: str, data: bytes, etag: str | None) -> bool:
         bucket, key = _split(uri)
         condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
         try:
-            _s3_call("put_object", uri, Bucket=bucket, Key=key, Body=data, **condition)
-        except _ConflictError:
+            s3.call("put_object", uri, Bucket=bucket, Key=key, Body=data, **condition)
+        except s3.ConflictError:
             return False
         return True
     import filelock
@@ -287,7 +269,7 @@ def check_root(root: str) -> None:
         UserError: not a URI this product knows, wrong credentials, no such bucket.
         StorageError: the store does not answer, or the disk is full or read-only.
     """
-    if not root.startswith(("s3://", "file:///")):
+    if not root.startswith(("s3://", "file:///")) or not root.partition("://")[2].strip("/"):
         raise UserError(f"root {root}: expected s3://bucket/prefix or file:///dir")
     probe = join(root, f"probe-{os.getpid()}")
     write_bytes(probe, b"latte")
@@ -305,10 +287,6 @@ def sha256_file(path: str | Path) -> str:
     """SHA-256 of a file's content, hexadecimal, read in a stream."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class _ConflictError(Exception):
-    """A conditional write found another version."""
 
 
 def _split(uri: str) -> tuple[str, str]:
@@ -335,7 +313,7 @@ def _local_errors(uri: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(f"{uri}: no space left on the disk") from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
             raise UserError(f"{uri}: {error.strerror}") from None
         raise
 
@@ -366,99 +344,3 @@ def _write_and_sync(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-@functools.cache
-def _client(_pid: int) -> Any:
-    import boto3
-    from boto3.s3.transfer import TransferConfig
-    from botocore.config import Config as BotoConfig
-
-    client = boto3.client(
-        "s3",
-        region_name=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
-        config=BotoConfig(
-            s3={"addressing_style": "path"},
-            # Every retry is ours (below): one place, one time limit. Stores before 2025 refuse trailing checksums.
-            retries={"total_max_attempts": 1},
-            connect_timeout=5,
-            read_timeout=20,
-            max_pool_connections=32,
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        ),
-    )
-    return client, TransferConfig(preferred_transfer_client="classic", multipart_chunksize=_CHUNK_BYTES)
-
-
-def _s3_call(operation: str, uri: str, **arguments: Any) -> Any:
-    """One S3 request, retried with growing pauses for RETRY_FOR_S while the store is unwell."""
-    import boto3.exceptions
-    import botocore.exceptions as boto_errors
-
-    passing = (
-        boto_errors.HTTPClientError,
-        boto_errors.ConnectionError,
-        boto_errors.IncompleteReadError,
-        _UnwellError,
-        boto3.exceptions.RetriesExceededError,
-        ConnectionError,
-        TimeoutError,
-    )
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(passing),
-        stop=tenacity.stop_after_delay(RETRY_FOR_S),
-        wait=tenacity.wait_exponential_jitter(initial=0.2, max=8, jitter=0.2),
-        reraise=True,
-    )
-    try:
-        return retrying(_s3_once, operation, uri, arguments)
-    except (LatteError, _ConflictError):
-        raise
-    except (boto_errors.NoCredentialsError, boto_errors.PartialCredentialsError):
-        raise UserError(f"{uri}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from None
-    except passing as error:
-        raise StorageError(f"{uri}: the store did not answer for {RETRY_FOR_S:.0f} s: {error}") from error
-
-
-class _UnwellError(Exception):
-    """The store answered that it is busy or broken (429, 5xx)."""
-
-
-def _s3_once(operation: str, uri: str, arguments: dict[str, Any]) -> Any:
-    import boto3.exceptions
-    import botocore.exceptions as boto_errors
-    import urllib3.exceptions
-
-    client, transfer = _client(os.getpid())
-    extra = {"Config": transfer} if operation in ("upload_file", "download_file") else {}
-    try:
-        answer = getattr(client, operation)(**arguments, **extra)
-        if operation == "get_object":
-            answer["Data"] = answer["Body"].read()
-    except boto_errors.ClientError as error:
-        _raise_for(error, uri)
-    except boto3.exceptions.S3UploadFailedError as error:
-        # boto3 wraps the cause as text, but keeps it as the context.
-        if isinstance(error.__context__, boto_errors.ClientError):
-            _raise_for(error.__context__, uri)
-        raise _UnwellError(str(error)) from error
-    except urllib3.exceptions.HTTPError as error:
-        raise _UnwellError(f"the answer broke off: {error}") from error
-    return answer
-
-
-def _raise_for(error: Any, uri: str) -> None:
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    if code in _CONFLICT_CODES:
-        raise _ConflictError(uri) from None
-    if code in _USER_CODES:
-        raise UserError(f"{uri}: {_USER_CODES[code]}") from None
-    if code in _MISSING_CODES:
-        raise NotThereError(f"{uri}: no such object") from None
-    if code in ("SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable") or status == 429 or status >= 500:
-        raise _UnwellError(f"{code} ({status})") from error
-    raise StorageError(
-        f"{uri}: the store refused: {code} {error.response.get('Error', {}).get('Message', '')}"
-    ) from None

@@ -1,0 +1,63 @@
+import json
+
+import pytest
+
+from latte import manifest, storage
+from latte.errors import UserError
+
+
+def published(root: str, count: int = 2) -> manifest.Manifest:
+    uri = storage.join(root, "place")
+    shards = [manifest.publish_shard(b"data %d" % i, storage.join(uri, f"shard-{i}"), items=3) for i in range(count)]
+    return manifest.Manifest(kind="latents", name="n", uri=uri, fingerprint="f" * 64, shards=shards, metrics={"x": 1.5})
+
+
+def test_a_place_counts_as_done_only_while_all_its_objects_are_whole(root: str) -> None:
+    made = published(root)
+    assert manifest.find(made.uri, "latents") is None
+    manifest.finish(made)
+    assert manifest.find(made.uri, "latents") == made
+    storage.write_bytes(made.shards[1].uri, b"other size")
+    assert manifest.find(made.uri, "latents") is None
+    storage.delete(made.shards[1].uri)
+    assert manifest.find(made.uri, "latents") is None
+
+
+def test_a_record_counts_only_with_its_object(root: str) -> None:
+    made = published(root, 1)
+    uri = made.shards[0].uri
+    assert manifest.read_record(uri)["shard"]["items"] == 3
+    storage.delete(uri)
+    assert manifest.read_record(uri) is None
+    assert manifest.read_record(uri + "-never") is None
+
+
+def test_reading_something_else_is_a_user_error(root: str) -> None:
+    made = published(root)
+    manifest.finish(made)
+    uri = storage.join(made.uri, "manifest.json")
+    with pytest.raises(UserError, match="a manifest of latents, expected score"):
+        manifest.read(uri, "score")
+    storage.write_json(uri, {"kind": "latents"})
+    with pytest.raises(UserError, match="not a manifest"):
+        manifest.read(uri)
+
+
+def test_one_shard_by_its_ending(root: str) -> None:
+    made = published(root)
+    assert made.shard("shard-1").uri.endswith("shard-1")
+    with pytest.raises(UserError, match="found 0"):
+        made.shard("shard-9")
+
+
+def test_fingerprints_depend_on_values_not_on_order() -> None:
+    assert manifest.fingerprint({"a": 1, "b": 2}) == manifest.fingerprint({"b": 2, "a": 1})
+    assert manifest.fingerprint({"a": 1}) != manifest.fingerprint({"a": 2})
+    assert manifest.fingerprint("ab", "c") != manifest.fingerprint("a", "bc")
+
+
+def test_the_summary_is_flat_and_json(root: str) -> None:
+    summary = published(root).summary()
+    assert summary["bytes"] == 12
+    assert summary["x"] == 1.5
+    json.dumps(summary)

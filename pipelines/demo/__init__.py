@@ -1,0 +1,1 @@
+"""The demo's data and its small autoencoder: what `make demo` runs on."""

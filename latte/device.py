@@ -3,6 +3,7 @@
 The CPU path is what the tests run. The Ascend path uses documented MindSpore interfaces and is untested on hardware.
 """
 
+import os
 from functools import cache
 
 import mindspore as ms
@@ -10,6 +11,10 @@ import numpy as np
 from mindspore import ops
 
 from latte import rng
+
+# On processors with AVX-512 the oneDNN inside MindSpore 2.9 computes convolutions by its unoptimised reference code, a
+# hundred times slower than with AVX2. oneDNN reads this before its first operator.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
 _transposing_matmul = ops.BatchMatMul(transpose_b=True)
 _batch_matmul = ops.BatchMatMul()

@@ -33,7 +33,9 @@ class ReportConfig(Config):
     latents: str = Field(description="manifest of the encoded dataset (file or URI)")
     vae: str = Field(description="manifest of the autoencoder's weights; decodes the reconstructions")
     checkpoint: str = Field(description="manifest of the training run")
-    video_sets: list[str] = Field(min_length=1, description="manifests of the generated sets, one column each")
+    video_sets: list[str] = Field(
+        min_length=1, max_length=4, description="manifests of the generated sets, one column each"
+    )
     scores: list[str] = Field(default=[], description="manifests of the scores of these sets")
     timings: dict[str, float] = Field(default={}, description="seconds by the clock, by step, for the table of times")
     clips_per_class: int = Field(default=2, gt=0, description="rows of the moving grid for each class")
@@ -103,8 +105,7 @@ def _make(
         "data": data,
         "loss": _loss(checkpoint),
         "run": _facts_of_run(checkpoint, latents, sets),
-        "protocols": [words.protocol(score, label) for score, label in _labelled(pairs, labels)],
-        "times": _times(latents, vae, checkpoint, sets, scores, labels),
+        "times": _times(latents, vae, checkpoint, sets, pairs, labels),
         "timings": words.bars_of_seconds(list(config.timings.items())),
         "sources": [_source(source) for source in [latents, vae, checkpoint, *sets, *scores]],
         "fingerprint": fingerprint,
@@ -175,12 +176,6 @@ def score_boards(pairs: Sequence[tuple[manifest.Manifest, int]], labels: Sequenc
     ]
 
 
-def _labelled(
-    pairs: Sequence[tuple[manifest.Manifest, int]], labels: Sequence[str]
-) -> list[tuple[manifest.Manifest, str]]:
-    return [(score, labels[index]) for score, index in pairs]
-
-
 def _grid(
     config: ReportConfig,
     clips: LatentClips,
@@ -231,7 +226,6 @@ def _grid(
         "stride": stride,
         "fps": fps,
         "film_s": round(num_frames / fps, 3),
-        "seen": len({row.label for row in rows}),
     }
 
 
@@ -283,8 +277,8 @@ def _loss(checkpoint: manifest.Manifest) -> dict[str, Any] | None:
         "last": smooth[-1],
         "points": len(lines),
         # Our own drawing: numbers and fixed words.
-        "wide": Markup(plots.line_chart(steps, losses, *names)),  # noqa: S704
-        "narrow": Markup(plots.line_chart(steps, losses, *names, width=360, height=260)),  # noqa: S704
+        "wide": Markup(plots.line_chart(steps, losses, *names, width=844, height=340)),  # noqa: S704
+        "narrow": Markup(plots.line_chart(steps, losses, *names, width=350, height=260)),  # noqa: S704
     }
 
 
@@ -312,15 +306,15 @@ def _times(
     vae: manifest.Manifest,
     checkpoint: manifest.Manifest,
     sets: Sequence[manifest.Manifest],
-    scores: Sequence[manifest.Manifest],
+    pairs: Sequence[tuple[manifest.Manifest, int]],
     labels: Sequence[str],
 ) -> dict[str, Any]:
+    names = [label.removeprefix("Generated, ") for label in labels]
     rows = [("Convert the autoencoder", vae.seconds), (f"Encode {latents.counts['videos']:,} videos", latents.seconds)]
     rows.append((f"Train {int(checkpoint.metrics['step']):,} steps", checkpoint.seconds))
-    for videos, label in zip(sets, labels, strict=True):
-        rows.append((f"Sample {videos.counts['videos']:,} clips, {label.lower()}", videos.seconds))
-    for score, label in _labelled(pair_scores(scores, sets), labels):
-        rows.append((f"Score, {label.lower()}", score.seconds))
+    for videos, name in zip(sets, names, strict=True):
+        rows.append((f"Sample {videos.counts['videos']:,} clips, {name}", videos.seconds))
+    rows += [(f"Score, {names[index]}", score.seconds) for score, index in pairs]
     return words.bars_of_seconds(rows)
 
 

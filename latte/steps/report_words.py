@@ -65,6 +65,7 @@ def board(metric: str, members: Sequence[tuple[Manifest, str]]) -> dict[str, Any
                 "value": value,
                 "low": None if low is None else float(low),
                 "high": None if high is None else float(high),
+                "clips": score.metrics.get("clips"),
                 "tone": "muted" if "untrained" in label else "strong",
             }
         )
@@ -81,7 +82,7 @@ def board(metric: str, members: Sequence[tuple[Manifest, str]]) -> dict[str, Any
         "text": text,
         "note": NOT_FVD if metric == "frechet_random_i3d" else None,
         "bars": bars,
-        "clips": members[0][0].metrics.get("clips"),
+        "protocol": comparison(members),
     }
 
 
@@ -127,15 +128,17 @@ def verdict(scores: Mapping[str, Any] | None) -> dict[str, str]:
     }
 
 
-def protocol(score: Manifest, label: str) -> dict[str, Any]:
-    """All settings that a score was measured under."""
+def comparison(members: Sequence[tuple[Manifest, str]]) -> dict[str, Any]:
+    """What scores of one board were measured under: each setting once where all agree, once a score where not."""
+    columns = [dict(flat({**score.config, "sha256": score.inputs})) for score, _ in members]
+    keys = list(dict.fromkeys(key for column in columns for key in column))
+    rows = []
+    for key in keys:
+        values = [column.get(key, "none") for column in columns]
+        rows.append({"key": key, "values": values[:1] if len(set(values)) == 1 else values})
     return {
-        "label": label,
-        "name": score.name,
-        "metric": metric_of(score),
-        "rows": flat(score.config),
-        "metrics": flat(score.metrics),
-        "inputs": flat(score.inputs),
+        "labels": [label for _, label in members],
+        "rows": rows,
     }
 
 

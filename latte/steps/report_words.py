@@ -130,7 +130,10 @@ def verdict(scores: Mapping[str, Any] | None) -> dict[str, str]:
 
 def comparison(members: Sequence[tuple[Manifest, str]]) -> dict[str, Any]:
     """What scores of one board were measured under: each setting once where all agree, once a score where not."""
-    columns = [dict(flat({**score.config, "sha256": score.inputs})) for score, _ in members]
+    columns = [
+        {key.removeprefix("protocol."): text for key, text in flat({**score.config, "sha256": score.inputs})}
+        for score, _ in members
+    ]
     keys = list(dict.fromkeys(key for column in columns for key in column))
     rows = []
     for key in keys:

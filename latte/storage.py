@@ -209,19 +209,27 @@ def writing(uri: str) -> Iterator[Path]:
 
 def list_uris(prefix: str) -> list[str]:
     """Every object below a folder-like prefix, sorted bytewise (stores differ in their own order)."""
+    return sorted(list_objects(prefix))
+
+
+def list_objects(prefix: str) -> dict[str, ObjectStat]:
+    """Size and etag of every object below a folder-like prefix, by URI."""
     prefix = prefix.rstrip("/") + "/"
     if not is_s3(prefix):
         root = _path(prefix)
-        found = [root / base / name for base, _, names in os.walk(root) for name in names]
-        return sorted(path.as_uri() for path in found if not path.name.startswith(".tmp-"))
+        paths = [root / base / name for base, _, names in os.walk(root) for name in names]
+        found = {path.as_uri(): stat(path.as_uri()) for path in paths if not path.name.startswith(".tmp-")}
+        return {uri: info for uri, info in found.items() if info is not None}
     bucket, key = _split(prefix + "x")
-    found_keys: list[str] = []
+    listed: dict[str, ObjectStat] = {}
     token: dict[str, str] = {}
     while True:
         page = s3.call("list_objects_v2", prefix, Bucket=bucket, Prefix=key[:-1], **token)
-        found_keys += [item["Key"] for item in page.get("Contents", [])]
+        for item in page.get("Contents", []):
+            if not item["Key"].endswith("/"):
+                listed[f"s3://{bucket}/{item['Key']}"] = ObjectStat(item["Size"], item["ETag"])
         if not page.get("IsTruncated"):
-            return sorted(f"s3://{bucket}/{name}" for name in found_keys if not name.endswith("/"))
+            return listed
         token = {"ContinuationToken": page["NextContinuationToken"]}
 
 

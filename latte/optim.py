@@ -17,7 +17,7 @@ class OptimizerState:
 
     Attributes:
         params: the network's trainable parameters (updated in place).
-        grads: gradients summed over the micro-batches of a step.
+        grads: gradients summed over the micro-batches of a step (the first one overwrites).
         exp_avg: first moment of AdamW.
         exp_avg_sq: second moment of AdamW.
         ema: exponential moving average of the parameters.
@@ -49,7 +49,7 @@ def make_state(net: nn.Cell) -> OptimizerState:
 def make_update(
     state: OptimizerState, weight_decay: float, all_reduce_mean: Callable[[ms.Tensor], ms.Tensor] | None = None
 ) -> Callable[..., ms.Tensor]:
-    """The compiled end of a step: average gradients over workers, clip, AdamW, EMA, gradients back to zero.
+    """The compiled end of a step: average gradients over workers, clip, AdamW, EMA.
 
     AdamW is that of torch.optim.AdamW (Loshchilov & Hutter 2019): decoupled decay, moments corrected for their start.
     The correction is folded into step size and epsilon (`scalars`), so that the fused Adam kernel serves.
@@ -62,10 +62,14 @@ def make_update(
     params, sums, exp_avg, exp_avg_sq, ema = state.params, state.grads, state.exp_avg, state.exp_avg_sq, state.ema
     count = len(params)
 
+    # Graphs of their own: inside one graph MindSpore may let an in-place operator overtake another's reading.
     @ms.jit
-    def update(
-        step_size: ms.Tensor, epsilon: ms.Tensor, decay: ms.Tensor, ema_decay: ms.Tensor, max_norm: ms.Tensor
-    ) -> ms.Tensor:
+    def shrink(decay: ms.Tensor) -> None:
+        for i in range(count):
+            ops.assign(params[i], params[i] * decay)
+
+    @ms.jit
+    def descend(step_size: ms.Tensor, epsilon: ms.Tensor, max_norm: ms.Tensor) -> ms.Tensor:
         grads = ()
         squares = zero
         for i in range(count):
@@ -76,13 +80,21 @@ def make_update(
         # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6 as well.
         scale = ops.minimum(max_norm / (norm + 1e-6), zero + 1.0)
         for i in range(count):
-            grad = grads[i] * scale
-            if weight_decay:
-                grad = ops.depend(grad, ops.assign(params[i], params[i] * decay))
-            done = adam(params[i], exp_avg[i], exp_avg_sq[i], zero, zero, step_size, beta1, beta2, epsilon, grad)
-            new = ops.depend(params[i], done)
-            norm = ops.depend(norm, ops.assign(ema[i], ema_decay * ema[i] + (1.0 - ema_decay) * new))
-            norm = ops.depend(norm, ops.assign(sums[i], ops.zeros_like(sums[i])))
+            adam(params[i], exp_avg[i], exp_avg_sq[i], zero, zero, step_size, beta1, beta2, epsilon, grads[i] * scale)
+        return norm
+
+    @ms.jit
+    def average(ema_decay: ms.Tensor) -> None:
+        for i in range(count):
+            ops.assign(ema[i], ema_decay * ema[i] + (1.0 - ema_decay) * params[i])
+
+    def update(
+        step_size: ms.Tensor, epsilon: ms.Tensor, decay: ms.Tensor, ema_decay: ms.Tensor, max_norm: ms.Tensor
+    ) -> ms.Tensor:
+        if weight_decay:
+            shrink(decay)
+        norm = descend(step_size, epsilon, max_norm)
+        average(ema_decay)
         return norm
 
     return update

@@ -144,7 +144,7 @@ def _loop(
         for step, parts in enumerate(
             batches.prefetched(clips, usable, plan, range(first, config.steps), items), start=first + 1
         ):
-            losses = np.mean([_numbers(accumulate(*_tensors(batch))) for batch in parts], axis=0)
+            losses = np.mean([_numbers(accumulate(*_tensors(batch, i > 0))) for i, batch in enumerate(parts)], axis=0)
             if not np.isfinite(losses).all():
                 raise _diverged(step, parts, uri)
             rate = optim.learning_rate_at(
@@ -177,7 +177,8 @@ def make_accumulate(
     """The compiled front of a step: loss and gradients of one micro-batch, gradients added to `state.grads`.
 
     Returns:
-        `accumulate(x0, t, noise, y) -> (loss, mse, vb)`, scalars; arguments as in `latte.batches.Batch`.
+        `accumulate(x0, t, noise, y, keep) -> (loss, mse, vb)`; arguments as in `latte.batches.Batch`; `keep` is
+        0 in a step's first micro-batch, whose gradients overwrite those of the step before, and 1 after it.
     """
     conditional = net.config.condition == "class"
     sums = state.grads
@@ -193,10 +194,12 @@ def make_accumulate(
     grad_of = ops.value_and_grad(loss_of, None, state.params, has_aux=True)
 
     @ms.jit
-    def accumulate(x0: ms.Tensor, t: ms.Tensor, noise: ms.Tensor, y: ms.Tensor) -> tuple[ms.Tensor, ...]:
+    def accumulate(
+        x0: ms.Tensor, t: ms.Tensor, noise: ms.Tensor, y: ms.Tensor, keep: ms.Tensor
+    ) -> tuple[ms.Tensor, ...]:
         (loss, mse, vb), grads = grad_of(x0, t, noise, y)
         for i in range(count):
-            loss = ops.depend(loss, ops.assign_add(sums[i], grads[i] * (1.0 / accumulation)))
+            ops.assign(sums[i], sums[i] * keep + grads[i] * (1.0 / accumulation))
         return loss, mse, vb
 
     return accumulate
@@ -282,8 +285,9 @@ def _copies(
     return {role: made[role]() for role in roles}
 
 
-def _tensors(batch: batches.Batch) -> tuple[ms.Tensor, ...]:
-    return ms.Tensor(batch.x0), ms.Tensor(batch.t), ms.Tensor(batch.noise), ms.Tensor(batch.y)
+def _tensors(batch: batches.Batch, keep: bool) -> tuple[ms.Tensor, ...]:
+    arrays = (batch.x0, batch.t, batch.noise, batch.y, np.float32(keep))
+    return tuple(ms.Tensor(array) for array in arrays)
 
 
 def _numbers(values: tuple[ms.Tensor, ...]) -> list[float]:

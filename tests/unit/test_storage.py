@@ -104,9 +104,9 @@ def test_joined_uris_stay_under_their_root(part: str) -> None:
     assert os.path.normpath(uri.removeprefix("file://")).startswith("/data/root/")
 
 
-def test_a_full_or_missing_disk_is_one_clear_error(tmp_path: Path) -> None:
+def test_a_file_in_the_place_of_a_folder_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="Not a directory|File exists"):
+    with pytest.raises(UserError, match=r"Not a directory|File exists"):
         storage.write_bytes((tmp_path / "file" / "below").as_uri(), b"x")
 
 

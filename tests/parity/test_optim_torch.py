@@ -1,0 +1,48 @@
+"""The update graph against torch.optim.AdamW, clip_grad_norm_ and the published EMA rule."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+import torch
+from mindspore import nn, ops
+
+from latte import device, optim
+
+
+class Net(nn.Cell):
+    def __init__(self, values: list[np.ndarray]) -> None:
+        super().__init__()
+        self.a = ms.Parameter(ms.Tensor(values[0]), name="a")
+        self.b = ms.Parameter(ms.Tensor(values[1]), name="b")
+
+
+@pytest.mark.parametrize(("weight_decay", "max_norm"), [(0.0, None), (0.1, None), (0.0, 0.5), (0.02, 0.1)])
+def test_twenty_updates_equal_torch(weight_decay: float, max_norm: float | None) -> None:
+    device.setup(seed=0)
+    draw = np.random.RandomState(0)
+    values = [draw.standard_normal(shape).astype(np.float32) for shape in ((3, 4), (5,))]
+    state = optim.make_state(Net(values))
+    update = optim.make_update(state, weight_decay)
+    twins = [torch.nn.Parameter(torch.tensor(value)) for value in values]
+    adamw = torch.optim.AdamW(twins, lr=1e-2, weight_decay=weight_decay)
+    ema = [value.copy() for value in values]
+    for step in range(1, 21):
+        grads = [draw.standard_normal(value.shape).astype(np.float32) for value in values]
+        for parameter, total, grad in zip(twins, state.grads, grads, strict=True):
+            parameter.grad = torch.tensor(grad)
+            ops.assign(total, ms.Tensor(grad))  # a compiled graph does not see set_data
+        expected_norm = torch.nn.utils.clip_grad_norm_(twins, max_norm or 1e30)
+        adamw.step()
+        norm = update(*optim.scalars(step, 1e-2, weight_decay, 0.9, max_norm))
+        np.testing.assert_allclose(float(norm), float(expected_norm), rtol=1e-6)
+        ema = [0.9 * old + 0.1 * twin.detach().numpy() for old, twin in zip(ema, twins, strict=True)]
+    for parameter, average, twin, expected in zip(state.params, state.ema, twins, ema, strict=True):
+        np.testing.assert_allclose(parameter.asnumpy(), twin.detach().numpy(), atol=2e-6)
+        np.testing.assert_allclose(average.asnumpy(), expected, atol=2e-6)
+
+
+def test_the_learning_rate_follows_its_schedule() -> None:
+    rates = [optim.learning_rate_at(step, 1.0, "linear", 10, 110) for step in (1, 10, 60, 110)]
+    assert rates == [0.1, 1.0, 0.5, 0.0]
+    assert optim.learning_rate_at(60, 1.0, "cosine", 10, 110) == pytest.approx(0.5)
+    assert optim.learning_rate_at(10**6, 3.0, "constant", 0, 100) == 3.0

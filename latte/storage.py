@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -330,9 +331,8 @@ def _local_errors(uri: str) -> Iterator[None]:
 def _replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` that takes its place when the block ends well, and is gone when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
+    temporary.touch(exist_ok=False)  # with the permissions that the user's umask gives; mkstemp shuts others out
     try:
         yield temporary
         temporary.replace(path)

@@ -16,8 +16,8 @@ def read(uri: str) -> dict[str, np.ndarray]:
     """Tensors of a checkpoint by the file's own names, of the EMA weights where there are any.
 
     Reads PyTorch's formats, TorchScript archives, safetensors (and the index of a sharded file) and MindSpore's
-    `.ckpt`, told apart by content. Arrays are read-only views of the mapped file and may lie unaligned; bfloat16 comes as
-    float32.
+    `.ckpt`, told apart by content. Arrays are read-only views of the mapped file and may lie unaligned; bfloat16 comes
+    as float32.
 
     Raises:
         UserError: no such file, not a checkpoint, damaged or hostile; one line that names the file and the tensor.

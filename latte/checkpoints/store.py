@@ -103,9 +103,9 @@ def _write_safetensors(tensors: Mapping[str, Tensor], file: _HashingFile, target
     header: dict[str, Any] = {}
     at = 0
     # By size of the element, so that each tensor lies aligned, then by name, as the format's own library writes.
-    names = sorted(tensors, key=lambda name: (-_dtype(tensors[name]).itemsize, name))
+    names = sorted(tensors, key=lambda name: (-dtype_of(tensors[name]).itemsize, name))
     for name in names:
-        shape, dtype = tuple(tensors[name].shape), _dtype(tensors[name])
+        shape, dtype = tuple(tensors[name].shape), dtype_of(tensors[name])
         size = math.prod(shape) * dtype.itemsize
         kind = _known(_SAFETENSORS_NAMES, dtype, name, target)
         header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [at, at + size]}
@@ -120,7 +120,7 @@ def _write_safetensors(tensors: Mapping[str, Tensor], file: _HashingFile, target
 
 def _write_mindspore(tensors: Mapping[str, Tensor], file: _HashingFile, target: str) -> None:
     for name in tensors:
-        shape, dtype = tuple(tensors[name].shape), _dtype(tensors[name])
+        shape, dtype = tuple(tensors[name].shape), dtype_of(tensors[name])
         kind = _known(_MINDSPORE_NAMES, dtype, name, target)
         dims = b"".join(_key(1, 0) + _varint(n) for n in shape or (0,))
         facts = dims + _field(2, kind.encode())
@@ -136,7 +136,8 @@ def _write_mindspore(tensors: Mapping[str, Tensor], file: _HashingFile, target: 
                 file.write(piece)
 
 
-def _dtype(tensor: Tensor) -> np.dtype:
+def dtype_of(tensor: Tensor) -> np.dtype:
+    """The element type that a tensor is read with."""
     return tensor.read_dtype if isinstance(tensor, StoredTensor) else tensor.dtype
 
 

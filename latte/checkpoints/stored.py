@@ -1,5 +1,6 @@
 """Tensors as a file keeps them: mapped bytes with a type, a shape and strides, checked before anything is touched."""
 
+import dataclasses
 import math
 import mmap
 from dataclasses import dataclass, field
@@ -48,13 +49,23 @@ class Storage:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a file, not read yet. `shape` and `strides` count elements; `dtype` is what the file keeps."""
+    """A tensor of a file, not read yet.
+
+    Attributes:
+        storage: the elements it is a view of.
+        dtype: name of the type that the file keeps.
+        shape: elements along each axis.
+        strides: distance, in elements, between neighbours along each axis.
+        offset: first element.
+        widened: float16 is read as float32, which is exact.
+    """
 
     storage: Storage
     dtype: str
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     offset: int = 0
+    widened: bool = False
 
     @property
     def size(self) -> int:
@@ -63,8 +74,9 @@ class StoredTensor:
 
     @property
     def read_dtype(self) -> np.dtype:
-        """The type of `array()`: float32 for bfloat16, else the file's own."""
-        return np.dtype("float32") if self.dtype == BFLOAT16 else DTYPES[self.dtype]
+        """The type of `array()`: float32 for bfloat16 and for what is widened, else the file's own."""
+        is_wide = self.dtype == BFLOAT16 or (self.widened and self.dtype == "float16")
+        return np.dtype("float32") if is_wide else DTYPES[self.dtype]
 
     @property
     def read_bytes(self) -> int:
@@ -111,7 +123,13 @@ class StoredTensor:
             view = np.lib.stride_tricks.as_strided(flat, self.shape, steps, writeable=False)
         if self.dtype == BFLOAT16:
             return (view.astype(np.uint32) << 16).view(np.float32)
-        return view
+        return view.astype(np.float32) if self.widened and self.dtype == "float16" else view
+
+    def squeezed(self, axes: int) -> "StoredTensor":
+        """The same tensor with its last axes, all of one element, dropped until `axes` are left."""
+        if any(n != 1 for n in self.shape[axes:]):
+            raise Refusal(f"shape {show(self.shape)} cannot become one of {axes} axes")
+        return dataclasses.replace(self, shape=self.shape[:axes], strides=self.strides[:axes])
 
     @property
     def is_contiguous(self) -> bool:

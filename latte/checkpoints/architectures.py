@@ -1,0 +1,280 @@
+"""Names and shapes of every tensor of the published architectures, and the settings that a file's shapes tell.
+
+Nothing here builds a network: Latte-XL/2 would take 2.7 GB.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from latte.checkpoints.stored import Refusal
+from latte.config import Config, build
+
+Shapes = dict[str, tuple[int, ...]]
+
+# Inception I3D (Carreira & Zisserman 2017). name: channels in, and of the convolutions b0 | b1a, b1b | b2a, b2b | b3b
+_I3D_MIXED = {
+    "3b": (192, (64, 96, 128, 16, 32, 32)),
+    "3c": (256, (128, 128, 192, 32, 96, 64)),
+    "4b": (480, (192, 96, 208, 16, 48, 64)),
+    "4c": (512, (160, 112, 224, 24, 64, 64)),
+    "4d": (512, (128, 128, 256, 24, 64, 64)),
+    "4e": (512, (112, 144, 288, 32, 64, 64)),
+    "4f": (528, (256, 160, 320, 32, 128, 128)),
+    "5b": (832, (256, 160, 320, 32, 128, 128)),
+    "5c": (832, (384, 192, 384, 48, 128, 128)),
+}
+_I3D_CLASSES = 400
+
+
+class VaeShape(Config):
+    """Settings of an AutoencoderKL, in diffusers' names; the defaults are those of sd-vae-ft-mse."""
+
+    in_channels: int = Field(default=3, gt=0)
+    out_channels: int = Field(default=3, gt=0)
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = Field(default=2, gt=0)
+    latent_channels: int = Field(default=4, gt=0)
+    norm_num_groups: int = Field(default=32, gt=0)
+    scaling_factor: float = Field(default=0.18215, gt=0)
+
+
+class ClipShape(Config):
+    """Settings of a CLIP text encoder, in transformers' names; the defaults are those of ViT-L/14."""
+
+    vocab_size: int = Field(default=49408, gt=0)
+    hidden_size: int = Field(default=768, gt=0)
+    intermediate_size: int = Field(default=3072, gt=0)
+    num_hidden_layers: int = Field(default=12, gt=0)
+    num_attention_heads: int = Field(default=12, gt=0)
+    max_position_embeddings: int = Field(default=77, gt=0)
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = Field(default=1e-5, gt=0)
+
+
+def describe(kind: str, found: Shapes, given: Mapping[str, Any], source: str) -> tuple[dict[str, Any], Shapes]:
+    """Settings of the network that a file is of, and the shapes that its tensors must then have.
+
+    Args:
+        kind: "latte", "vae", "i3d" or "clip".
+        found: shapes of the file's tensors by the network's names.
+        given: settings that are known otherwise; they win over what the shapes tell.
+        source: the file, for errors.
+
+    Raises:
+        UserError: a given setting is unknown or does not fit.
+        Refusal: a tensor that tells a setting is missing or has another number of axes.
+    """
+    if kind == "latte":
+        return _describe_latte(found, given, source)
+    if kind == "vae":
+        vae = build(VaeShape, {**_tell_vae(found), **given}, source)
+        return vae.model_dump(mode="json"), vae_shapes(vae)
+    if kind == "clip":
+        clip = build(ClipShape, {**_tell_clip(found), **given}, source)
+        return clip.model_dump(mode="json"), clip_shapes(clip)
+    if given:
+        raise Refusal(f"model: I3D has no settings, found {', '.join(map(str, given))}")
+    return {}, i3d_shapes()
+
+
+def _axis(found: Shapes, name: str, axes: int, axis: int) -> int:
+    if name not in found:
+        raise Refusal(f"tensor {name} is missing")
+    if len(found[name]) != axes:
+        raise Refusal(f"tensor {name} has shape {found[name]}, expected {axes} axes")
+    return found[name][axis]
+
+
+def _count(found: Shapes, pattern: str) -> int:
+    """How many different numbers stand in the names that match."""
+    return len({match[1] for match in (re.match(pattern, name) for name in found) if match})
+
+
+def _describe_latte(found: Shapes, given: Mapping[str, Any], source: str) -> tuple[dict[str, Any], Shapes]:
+    from latte.models import latte
+
+    hidden = _axis(found, "x_embedder.proj.weight", 4, 0)
+    channels, patch = (_axis(found, "x_embedder.proj.weight", 4, axis) for axis in (1, 2))
+    if patch < 1 or channels < 1:
+        raise Refusal("tensor x_embedder.proj.weight has an empty axis")
+    told: dict[str, Any] = {
+        "hidden_size": hidden,
+        "in_channels": channels,
+        "patch_size": patch,
+        "input_size": round(_axis(found, "pos_embed", 3, 1) ** 0.5) * patch,
+        "num_frames": _axis(found, "temp_embed", 3, 1),
+        "depth": _count(found, r"blocks\.(\d+)\."),
+        "mlp_ratio": _axis(found, "blocks.0.mlp.fc1.weight", 2, 0) / max(hidden, 1),
+        "learn_sigma": _axis(found, "final_layer.linear.weight", 2, 0) == 2 * channels * patch * patch,
+        "condition": "none",
+    }
+    if "y_embedder.embedding_table.weight" in found:
+        rows = _axis(found, "y_embedder.embedding_table.weight", 2, 0)
+        has_null = given.get("class_dropout_prob", 0.1) != 0
+        told |= {"condition": "class", "num_classes": rows - 1 if has_null else rows}
+    elif "text_embedding_projection.1.weight" in found:
+        told["condition"] = "text"
+    # Heads leave no trace in the shapes; the published sizes are told apart by width and depth.
+    sizes = [latte.LatteConfig.preset(name) for name in latte.PRESETS]
+    heads = [size.num_heads for size in sizes if (size.hidden_size, size.depth) == (hidden, told["depth"])]
+    settings = {**told, **given}
+    if "preset" in settings:
+        size = latte.LatteConfig.preset(str(settings.pop("preset")))
+        settings |= {key: getattr(size, key) for key in ("hidden_size", "depth", "num_heads", "patch_size")}
+    if "num_heads" not in settings:
+        if not heads:
+            raise Refusal("not one of the published sizes: say how many heads it has with model.num_heads=N")
+        settings["num_heads"] = heads[0]
+    config = build(latte.LatteConfig, settings, source)
+    return config.model_dump(mode="json"), latte.parameter_shapes(config)
+
+
+def latte_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the training arguments in a published checkpoint, those that the tensors' shapes do not tell."""
+    return {key: settings[key] for key in ("num_heads", "class_dropout_prob") if key in settings}
+
+
+def _tell_vae(found: Shapes) -> dict[str, Any]:
+    blocks = _count(found, r"encoder\.down_blocks\.(\d+)\.")
+    widths = [_axis(found, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 4, 0) for i in range(blocks)]
+    return {
+        "in_channels": _axis(found, "encoder.conv_in.weight", 4, 1),
+        "out_channels": _axis(found, "decoder.conv_out.weight", 4, 0),
+        "block_out_channels": widths,
+        "layers_per_block": _count(found, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
+        "latent_channels": _axis(found, "decoder.conv_in.weight", 4, 1),
+    }
+
+
+def _tell_clip(found: Shapes) -> dict[str, Any]:
+    hidden = _axis(found, "text_model.embeddings.token_embedding.weight", 2, 1)
+    return {
+        "vocab_size": _axis(found, "text_model.embeddings.token_embedding.weight", 2, 0),
+        "hidden_size": hidden,
+        "max_position_embeddings": _axis(found, "text_model.embeddings.position_embedding.weight", 2, 0),
+        "num_hidden_layers": _count(found, r"text_model\.encoder\.layers\.(\d+)\."),
+        "intermediate_size": _axis(found, "text_model.encoder.layers.0.mlp.fc1.weight", 2, 0),
+        "num_attention_heads": max(hidden // 64, 1),  # every published CLIP has heads of 64 channels
+    }
+
+
+def vae_shapes(config: VaeShape) -> Shapes:
+    """Tensors of diffusers' AutoencoderKL (Rombach et al. 2022)."""
+    shapes: Shapes = {}
+    widths, latent = config.block_out_channels, config.latent_channels
+
+    def conv(name: str, width_in: int, width_out: int, kernel: int) -> None:
+        shapes[f"{name}.weight"] = (width_out, width_in, kernel, kernel)
+        shapes[f"{name}.bias"] = (width_out,)
+
+    def norm(name: str, width: int) -> None:
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (width,)
+
+    def resnet(name: str, width_in: int, width_out: int) -> None:
+        norm(f"{name}.norm1", width_in)
+        conv(f"{name}.conv1", width_in, width_out, 3)
+        norm(f"{name}.norm2", width_out)
+        conv(f"{name}.conv2", width_out, width_out, 3)
+        if width_in != width_out:
+            conv(f"{name}.conv_shortcut", width_in, width_out, 1)
+
+    def middle(name: str) -> None:
+        attention = f"{name}.mid_block.attentions.0"
+        norm(f"{attention}.group_norm", widths[-1])
+        for part in ("to_q", "to_k", "to_v", "to_out.0"):
+            shapes[f"{attention}.{part}.weight"] = (widths[-1], widths[-1])
+            shapes[f"{attention}.{part}.bias"] = (widths[-1],)
+        for i in range(2):
+            resnet(f"{name}.mid_block.resnets.{i}", widths[-1], widths[-1])
+
+    def blocks(name: str, order: tuple[int, ...], resnets: int, sampler: str) -> None:
+        width = order[0]
+        for i, width_out in enumerate(order):
+            for j in range(resnets):
+                resnet(f"{name}.{i}.resnets.{j}", width, width_out)
+                width = width_out
+            if i < len(order) - 1:
+                conv(f"{name}.{i}.{sampler}.0.conv", width, width, 3)
+
+    conv("encoder.conv_in", config.in_channels, widths[0], 3)
+    blocks("encoder.down_blocks", widths, config.layers_per_block, "downsamplers")
+    middle("encoder")
+    norm("encoder.conv_norm_out", widths[-1])
+    conv("encoder.conv_out", widths[-1], 2 * latent, 3)
+    conv("decoder.conv_in", latent, widths[-1], 3)
+    middle("decoder")
+    blocks("decoder.up_blocks", widths[::-1], config.layers_per_block + 1, "upsamplers")
+    norm("decoder.conv_norm_out", widths[0])
+    conv("decoder.conv_out", widths[0], config.out_channels, 3)
+    conv("quant_conv", 2 * latent, 2 * latent, 1)
+    conv("post_quant_conv", latent, latent, 1)
+    return shapes
+
+
+def clip_shapes(config: ClipShape) -> Shapes:
+    """Tensors of a CLIP text encoder (Radford et al. 2021), without the projection to the joint space."""
+    width, inner = config.hidden_size, config.intermediate_size
+    shapes: Shapes = {
+        "text_model.embeddings.token_embedding.weight": (config.vocab_size, width),
+        "text_model.embeddings.position_embedding.weight": (config.max_position_embeddings, width),
+    }
+    for i in range(config.num_hidden_layers):
+        layer = f"text_model.encoder.layers.{i}"
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            shapes[f"{layer}.self_attn.{part}.weight"] = (width, width)
+            shapes[f"{layer}.self_attn.{part}.bias"] = (width,)
+        for part, rows, columns in (("fc1", inner, width), ("fc2", width, inner)):
+            shapes[f"{layer}.mlp.{part}.weight"] = (rows, columns)
+            shapes[f"{layer}.mlp.{part}.bias"] = (rows,)
+        for part in ("layer_norm1", "layer_norm2"):
+            shapes[f"{layer}.{part}.weight"] = shapes[f"{layer}.{part}.bias"] = (width,)
+    shapes["text_model.final_layer_norm.weight"] = shapes["text_model.final_layer_norm.bias"] = (width,)
+    return shapes
+
+
+def i3d_shapes() -> Shapes:
+    """Tensors of Inception I3D with 400 classes, as the PyTorch port that FVD scorers use names them."""
+    shapes: Shapes = {}
+
+    def unit(name: str, width_in: int, width_out: int, kernel: int) -> None:
+        shapes[f"{name}.conv3d.weight"] = (width_out, width_in, kernel, kernel, kernel)
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{name}.bn.{part}"] = (width_out,)
+
+    unit("Conv3d_1a_7x7", 3, 64, 7)
+    unit("Conv3d_2b_1x1", 64, 64, 1)
+    unit("Conv3d_2c_3x3", 64, 192, 3)
+    width = 0
+    for name, (width_in, (b0, b1a, b1b, b2a, b2b, b3b)) in _I3D_MIXED.items():
+        mixed = f"Mixed_{name}"
+        unit(f"{mixed}.b0", width_in, b0, 1)
+        unit(f"{mixed}.b1a", width_in, b1a, 1)
+        unit(f"{mixed}.b1b", b1a, b1b, 3)
+        unit(f"{mixed}.b2a", width_in, b2a, 1)
+        unit(f"{mixed}.b2b", b2a, b2b, 3)
+        unit(f"{mixed}.b3b", width_in, b3b, 1)
+        width = b0 + b1b + b2b + b3b
+    shapes["logits.conv3d.weight"] = (_I3D_CLASSES, width, 1, 1, 1)
+    shapes["logits.conv3d.bias"] = (_I3D_CLASSES,)
+    return shapes
+
+
+def random_i3d(seed: int) -> dict[str, np.ndarray]:
+    """Seeded random weights in I3D's published layout, float32: a detector where no Kinetics weights are at hand."""
+    rng = np.random.RandomState(seed)
+    weights = {}
+    for name, shape in sorted(i3d_shapes().items()):
+        if name.endswith("running_var"):
+            values = 0.5 + rng.random_sample(shape)
+        elif name.endswith("bn.weight"):
+            values = 0.8 + 0.4 * rng.random_sample(shape)
+        elif len(shape) > 1:
+            values = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+        else:
+            values = rng.standard_normal(shape) * 0.1
+        weights[name] = values.astype(np.float32)
+    return weights

@@ -1,0 +1,250 @@
+"""The convert step: published weights to the networks' own files, checked strictly, without running what a file holds.
+
+Where the source has several sets of weights, the moving average (EMA) is taken. Names of older conventions are renamed;
+names, shapes and types must then be those of the architecture, in both directions.
+"""
+
+import hashlib
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from latte import manifest, storage
+from latte.checkpoints import architectures, names, open_checkpoint, store
+from latte.checkpoints.stored import Checkpoint, Refusal, forget
+from latte.config import Config
+from latte.errors import UserError
+
+RANDOM = "random"
+_HASH_BYTES = 8 << 20
+
+
+class ConvertConfig(Config):
+    """What to convert, and where to: a file (`target`), a place under `root`, or both."""
+
+    kind: Literal["latte", "vae", "i3d", "clip"] = Field(description="what the weights are of")
+    source: str = Field(
+        description="published file (.pt, .pth, .bin, .ckpt, .safetensors, *.index.json), path or URI; random for i3d"
+    )
+    target: str | None = Field(default=None, description="file to write, .safetensors or .ckpt; path or URI")
+    root: str | None = Field(default=None, description="where everything is kept: s3://bucket/prefix or file:///dir")
+    name: str | None = Field(default=None, description="name of the weights under root: weights/<name>/")
+    seed: int = Field(default=0, ge=0, lt=1 << 32, description="what random weights follow from")
+    model: dict[str, Any] = Field(
+        default_factory=dict,
+        description="settings of the network that neither the file nor the config.json beside it tells",
+    )
+    sha256: str | None = Field(default=None, description="SHA-256 that the source must have, hexadecimal")
+    page: str | None = Field(default=None, description="page that the source comes from; kept in the manifest")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ConvertConfig":
+        if self.target is None and self.root is None:
+            raise ValueError("give target=FILE, or root and name")
+        if (self.root is None) != (self.name is None):
+            raise ValueError("root and name go together")
+        if self.target is not None and not self.target.endswith((".safetensors", ".ckpt")):
+            raise ValueError(f"target {self.target}: its ending names the format; write .safetensors or .ckpt")
+        if self.source == RANDOM and self.kind != "i3d":
+            raise ValueError(f"source random is there for kind i3d, not for {self.kind}")
+        return self
+
+
+def run(config: ConvertConfig) -> manifest.Manifest:
+    """Convert, print a table of what was taken and left out, and return the manifest of the weights.
+
+    Raises:
+        UserError: the source cannot be read, is of another kind, or its tensors are not those of the architecture;
+            nothing is left behind.
+        StorageError: object storage stayed away for too long.
+    """
+    started = time.monotonic()
+    if config.source == RANDOM:
+        source = Checkpoint(f"random weights of seed {config.seed}", "", {})
+        beside: dict[str, Any] = {}
+    else:
+        source = open_checkpoint(config.source)
+        beside = _settings_beside(config)
+    with ThreadPoolExecutor(1, thread_name_prefix="sha256") as pool:
+        # Hashing the source takes about as long as writing the target: both at once where nothing waits for the hash.
+        digest = pool.submit(_digest, source)
+        if config.root is not None:
+            uri, _ = _place(config, beside, digest.result())
+            done = manifest.find(uri, "weights")
+            if done is not None and config.target is None:
+                return done
+        _check_digest(config, digest, wait=config.sha256 is not None)
+        tensors, facts = _prepare(config, source, beside)
+        return _write(config, source, tensors, facts, beside, digest, started)
+
+
+def _prepare(
+    config: ConvertConfig, source: Checkpoint, beside: dict[str, Any]
+) -> tuple[dict[str, store.Tensor], dict[str, Any]]:
+    """Tensors by the network's names, checked, and the facts about them that the manifest keeps."""
+    left_out = list(source.left_out)
+    tensors: Mapping[str, store.Tensor]
+    try:
+        if config.source == RANDOM:
+            tensors = architectures.random_i3d(config.seed)
+        else:
+            tensors, dropped = names.rename(config.kind, source.tensors)
+            left_out += dropped
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        given = {**beside, **config.model}
+        if config.kind == "latte":
+            given = {**architectures.latte_settings(source.settings), **given}
+        model, shapes = architectures.describe(config.kind, found, given, config.source)
+    except Refusal as error:
+        raise UserError(f"{config.source}: {error}") from None
+    store.check_match(
+        {name: (tuple(tensor.shape), str(store.dtype_of(tensor))) for name, tensor in tensors.items()},
+        {name: (shape, "float32") for name, shape in shapes.items()},
+        config.source,
+    )
+    facts = {"model": model, "left_out": [list(row) for row in _grouped(left_out)]}
+    return {name: tensors[name] for name in shapes}, facts
+
+
+def _write(
+    config: ConvertConfig,
+    source: Checkpoint,
+    tensors: dict[str, store.Tensor],
+    facts: dict[str, Any],
+    beside: dict[str, Any],
+    digest: "Future[str]",
+    started: float,
+) -> manifest.Manifest:
+    num_parameters = sum(int(np.prod(tensor.shape)) for tensor in tensors.values())
+
+    def describe(uri: str, name: str, fingerprint: str, ref: storage.Ref) -> manifest.Manifest:
+        return manifest.Manifest(
+            kind="weights",
+            name=name,
+            uri=uri,
+            fingerprint=fingerprint,
+            shards=[manifest.Shard(uri=ref.uri, bytes=ref.bytes, sha256=ref.sha256, items=len(tensors))],
+            counts={"tensors": len(tensors), "parameters": num_parameters},
+            inputs={"source": digest.result()},
+            config={
+                "kind": config.kind,
+                **facts,
+                "random": config.source == RANDOM,
+                "seed": config.seed if config.source == RANDOM else None,
+                "source": config.source,
+                "source_bytes": sum(file.size for file in source.files),
+                "layout": source.layout,
+                "part": source.part,
+                "page": config.page,
+            },
+            seconds=time.monotonic() - started,
+        )
+
+    result = None
+    if config.target is not None:
+        target = storage.from_path(config.target)
+        ref = store.save(tensors, target)
+        folder, _, file = target.rpartition("/")
+        _, fingerprint = _place(config, beside, digest.result())
+        result = describe(folder, config.name or file.rpartition(".")[0], fingerprint, ref)
+        manifest.write(result, target + ".manifest.json")
+    if config.root is not None:
+        uri, fingerprint = _place(config, beside, digest.result())
+        ref = store.save(tensors, storage.join(uri, "model.safetensors"))
+        result = describe(uri, str(config.name), fingerprint, ref)
+        storage.write_json(ref.uri + manifest.RECORD_SUFFIX, {"shard": result.shards[0].model_dump()})
+        manifest.finish(result)
+    if result is None:
+        raise UserError("give target=FILE, or root and name")
+    _print_table(source, tensors, facts, result)
+    return result
+
+
+def _place(config: ConvertConfig, beside: dict[str, Any], digest: str) -> tuple[str, str]:
+    """Folder and fingerprint of the weights under the root (no folder where there is no root)."""
+    fingerprint = manifest.fingerprint("convert", config.kind, beside, config.model, digest)
+    if config.root is None:
+        return "", fingerprint
+    return storage.join(config.root, "weights", str(config.name), fingerprint[:16]), fingerprint
+
+
+def _settings_beside(config: ConvertConfig) -> dict[str, Any]:
+    """The settings in `config.json` beside the source, as diffusers and transformers write it."""
+    known: type[Config] | None = {"vae": architectures.VaeShape, "clip": architectures.ClipShape}.get(config.kind)
+    folder = storage.from_path(config.source).rpartition("/")[0]
+    uri = f"{folder}/config.json"
+    if known is None or not storage.exists(uri):
+        return {}
+    values = storage.read_json(uri)
+    if not isinstance(values, dict):
+        raise UserError(f"{uri}: expected a JSON object with the settings of the network")
+    if config.kind == "clip" and isinstance(values.get("text_config"), dict):
+        values = values["text_config"]
+    return {key: values[key] for key in known.model_fields if key in values}
+
+
+def _digest(source: Checkpoint) -> str:
+    """SHA-256 of the source file; of the files' digests, in order, where it is sharded."""
+    digests = []
+    for data in source.files:
+        sha256 = hashlib.sha256()
+        for start in range(0, data.size, _HASH_BYTES):
+            sha256.update(data[start : start + _HASH_BYTES].data)
+            forget(data)
+        digests.append(sha256.hexdigest())
+    return digests[0] if len(digests) == 1 else manifest.fingerprint(source.layout, digests)
+
+
+def _check_digest(config: ConvertConfig, digest: "Future[str]", wait: bool) -> None:
+    if wait and digest.result() != str(config.sha256).lower():
+        raise UserError(
+            f"{config.source}: its SHA-256 is {digest.result()}, the config's sha256 says {config.sha256}; "
+            "the download is damaged or of another version"
+        )
+
+
+def _grouped(left_out: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """One line for all tensors of a part that were left out for one reason."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, why in left_out:
+        groups.setdefault((name.partition(".")[0], why), []).append(name)
+    return [
+        (members[0] if len(members) == 1 else f"{part}.* ({len(members)})", why)
+        for (part, why), members in groups.items()
+    ]
+
+
+def _print_table(
+    source: Checkpoint, tensors: dict[str, store.Tensor], facts: dict[str, Any], result: manifest.Manifest
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{result.config['kind']} from {source.layout}" + (f", {source.part}" if source.part else ""))
+    table.add_column("part")
+    for heading in ("tensors", "parameters", "type"):
+        table.add_column(heading, justify="right")
+    table.add_column("note")
+    parts: dict[str, list[store.Tensor]] = {}
+    for name, tensor in tensors.items():
+        parts.setdefault(name.partition(".")[0], []).append(tensor)
+    for part, members in parts.items():
+        types = ", ".join(sorted({str(getattr(member, "dtype", "")) for member in members}))
+        sizes = sum(int(np.prod(member.shape)) for member in members)
+        table.add_row(part, str(len(members)), f"{sizes:,}", types, "" if types == "float32" else "read as float32")
+    table.add_section()
+    table.add_row("all", f"{len(tensors)}", f"{result.counts['parameters']:,}", "float32", "")
+    if facts["left_out"]:
+        table.add_section()
+    for name, why in facts["left_out"]:
+        table.add_row(name, "", "", "", f"left out: {why}")
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 120
+    console.print(table)
+    console.print(f"source sha256 {result.inputs['source']}")
+    console.print(f"wrote {result.shards[0].uri}")

@@ -96,7 +96,8 @@ def moving_average(values: Sequence[float]) -> list[float]:
 
 def nice_ticks(low: float, high: float, count: int) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten apart) that enclose [low, high], about `count` of them."""
-    span = (high - low) or abs(high) or 1.0
+    # Values that differ by rounding alone count as equal: their ticks would read the same.
+    span = high - low if high - low > 1e-9 * abs(high) else abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(span / count))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * count >= span * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -105,10 +106,11 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
 
 def log_ticks(low: float, high: float) -> list[float]:
     """Powers of ten times 1, 2 and 5 that enclose [low, high], both above zero."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    # One power more on either side, since a logarithm just beside a whole number rounds to it.
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
     ticks = [float(f"{factor * 10.0**power:.12g}") for power in powers for factor in (1, 2, 5)]
-    first = max((i for i, tick in enumerate(ticks) if tick <= low), default=0)
-    last = min((i for i, tick in enumerate(ticks) if tick >= high), default=len(ticks) - 1)
+    first = max(i for i, tick in enumerate(ticks) if tick <= low)
+    last = min(i for i, tick in enumerate(ticks) if tick >= high)
     return ticks[first : last + 1]
 
 

@@ -3,7 +3,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -41,6 +41,7 @@ def parse(svg):
 
 
 @given(low=positive, factor=st.floats(1.0, 1e6), count=st.integers(2, 9))
+@example(low=1.0, factor=1.0000000000000002, count=2)
 def test_ticks_enclose_the_values_and_are_few(low, factor, count):
     high = low * factor
     ticks = plots.nice_ticks(low, high, count)
@@ -51,6 +52,7 @@ def test_ticks_enclose_the_values_and_are_few(low, factor, count):
 
 
 @given(low=positive, factor=st.floats(1.0, 1e6))
+@example(low=999999.9999999999, factor=1.0)
 def test_log_ticks_enclose_the_values(low, factor):
     ticks = plots.log_ticks(low, low * factor)
     assert ticks[0] <= low

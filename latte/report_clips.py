@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from latte import manifest, plots, storage, video
+from latte.config import build
 from latte.errors import UserError
 from latte.latents import LatentClips
 
@@ -13,6 +14,8 @@ from latte.latents import LatentClips
 MAX_PICTURE_BYTES = 5_200_000
 # No cell of the page is wider than this in device pixels of a common screen.
 MAX_FRAME_SIZE = 192
+# Eight frames of 256x256 pixels in the published autoencoder take about 4 GB.
+_DECODE_AT_MOST_FRAMES = 8
 _QUALITIES = (92, 82, 70, 55)
 
 
@@ -98,6 +101,31 @@ def load_real(rows: Sequence[RealClip], num_frames: int, stride: int, image_size
 def load_generated(clips: Sequence[GeneratedClip | None]) -> list[np.ndarray | None]:
     """The frames of lossless clips, uint8, (F, H, W, 3) each."""
     return [None if clip is None else video.read_lossless(clip.uri) for clip in clips]
+
+
+def reconstruct(
+    clips: LatentClips, rows: Sequence[RealClip], vae: manifest.Manifest, num_frames: int, stride: int
+) -> list[np.ndarray]:
+    """The same frames as in `load_real`, decoded from the means of their latents, uint8, (F, H, W, 3) each."""
+    import mindspore as ms
+
+    from latte import checkpoints, device
+    from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+
+    device.setup()
+    net = AutoencoderKL(build(AutoencoderKLConfig, vae.config["model"], storage.join(vae.uri, "manifest.json")))
+    with storage.as_local_file(vae.shard("model.safetensors").uri, vae.shard("model.safetensors").sha256) as path:
+        checkpoints.load(net, str(path))
+    # A divisor of the clip's length, so that the decoder is compiled for one shape only.
+    part = max(count for count in range(1, _DECODE_AT_MOST_FRAMES + 1) if num_frames % count == 0)
+    films = []
+    for row in rows:
+        mean, _ = clips.clip(row.index, row.start, stride, num_frames)  # (F, C, h, w)
+        pixels = np.concatenate(
+            [net.decode(ms.Tensor(mean[i : i + part])).asnumpy() for i in range(0, num_frames, part)]
+        )  # (F, 3, H, W), about [-1, 1]
+        films.append(np.clip(np.round((pixels + 1) * 127.5), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1))
+    return films
 
 
 def pack(columns: Sequence[Sequence[np.ndarray | None]]) -> list[list[Strip | None]]:

@@ -1,0 +1,142 @@
+import json
+
+import mindspore as ms
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL as PublishedAutoencoderKL
+
+from latte import device
+from latte.errors import UserError
+from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig, decode_in_chunks, encode_in_chunks
+
+SMALL = AutoencoderKLConfig(block_out_channels=(8, 16, 24), layers_per_block=1, norm_num_groups=4, latent_channels=3)
+PUBLISHED = AutoencoderKLConfig()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _device():
+    device.setup(seed=0)
+    torch.set_num_threads(2)
+
+
+def published_net(config):
+    torch.manual_seed(0)
+    values = {key: value for key, value in config.to_published().items() if not key.startswith("_")}
+    net = PublishedAutoencoderKL(**values).eval()
+    with torch.no_grad():
+        for name, value in net.named_parameters():
+            if "norm" in name:  # fresh norms would hide a swapped scale and shift
+                value.add_(0.2 * torch.randn_like(value))
+    return net
+
+
+def with_weights_of(published, config):
+    net = AutoencoderKL(config)
+    params = dict(net.parameters_and_names())
+    state = published.state_dict()
+    assert set(params) == set(state)
+    for name, value in state.items():
+        assert tuple(params[name].shape) == tuple(value.shape), name
+        params[name].set_data(ms.Tensor(value.numpy()))
+    return net
+
+
+def check(config, size, batch):
+    published = published_net(config)
+    net = with_weights_of(published, config)
+    rng = np.random.default_rng(1)
+    x = rng.uniform(-1, 1, (batch, 3, size, size)).astype(np.float32)
+    z = rng.standard_normal((batch, config.latent_channels, size // config.downsampling, size // config.downsampling))
+    z = z.astype(np.float32)
+    with torch.no_grad():
+        posterior = published.encode(torch.from_numpy(x)).latent_dist
+        image = published.decode(torch.from_numpy(z)).sample.numpy()
+    mean, logvar = net.encode(ms.Tensor(x))
+    np.testing.assert_allclose(mean.asnumpy(), posterior.mean.numpy(), atol=1e-4, rtol=0)
+    np.testing.assert_allclose(logvar.asnumpy(), posterior.logvar.numpy(), atol=1e-4, rtol=0)
+    np.testing.assert_allclose(net.decode(ms.Tensor(z)).asnumpy(), image, atol=1e-4, rtol=0)
+
+
+def test_small_network_gives_the_published_outputs():
+    check(SMALL, size=32, batch=3)
+
+
+def test_sd_vae_gives_the_published_outputs():
+    check(PUBLISHED, size=64, batch=1)
+
+
+def test_log_variance_is_clamped_as_published():
+    published = published_net(SMALL)
+    with torch.no_grad():
+        published.quant_conv.bias[SMALL.latent_channels :] = torch.tensor([100.0, -100.0, 0.0])
+    net = with_weights_of(published, SMALL)
+    _, logvar = net.encode(ms.ops.zeros((1, 3, 8, 8), ms.float32))
+    assert float(logvar[:, 0].max()) == 20.0
+    assert float(logvar[:, 1].min()) == -30.0
+
+
+def test_chunks_give_what_one_pass_gives():
+    net = AutoencoderKL(SMALL)
+    x = np.random.default_rng(2).uniform(-1, 1, (5, 3, 16, 16)).astype(np.float32)
+    whole, _ = net.encode(ms.Tensor(x))
+    mean, logvar = encode_in_chunks(net, x, 2)
+    assert mean.shape == logvar.shape == (5, 3, 4, 4)
+    np.testing.assert_allclose(mean, whole.asnumpy(), atol=1e-5)
+    images = decode_in_chunks(net, mean, 2)
+    np.testing.assert_allclose(images, net.decode(whole).asnumpy(), atol=1e-5)
+
+
+def test_same_seed_same_weights():
+    def weights(seed):
+        device.setup(seed=seed)
+        return AutoencoderKL(SMALL).decoder.conv_in.weight.asnumpy()
+
+    assert np.array_equal(weights(3), weights(3))
+    assert not np.array_equal(weights(3), weights(4))
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    net = AutoencoderKL(SMALL)
+    for shape in [(1, 3, 18, 16), (1, 4, 16, 16), (3, 16, 16)]:
+        with pytest.raises(UserError, match="do not fit"):
+            net.encode(ms.ops.zeros(shape, ms.float32))
+    with pytest.raises(UserError, match="latents"):
+        net.decode(ms.ops.zeros((1, 4, 4, 4), ms.float32))
+
+
+def test_published_config_is_read_and_written_back(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**PUBLISHED.to_published(), "_diffusers_version": "0.4.2", "sample_size": 256}))
+    config = AutoencoderKLConfig.from_json(path)
+    assert config == AutoencoderKLConfig(sample_size=256)
+    assert config.downsampling == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"act_fn": "relu"}, "act_fn: only 'silu'"),
+        ({"up_block_types": ["UpDecoderBlock2D", "AttnUpDecoderBlock2D"]}, "up_block_types: only"),
+        ({"shift_factor": 0.1}, "shift_factor: only None"),
+        ({"norm_groups": 8}, "unknown key norm_groups"),
+        ({"norm_num_groups": 24}, "cannot be split"),
+        ({"block_out_channels": []}, "block_out_channels"),
+        ({"scaling_factor": 0}, "scaling_factor"),
+    ],
+)
+def test_configs_of_other_networks_are_refused(tmp_path, change, message):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**PUBLISHED.to_published(), **change}))
+    with pytest.raises(UserError, match=message):
+        AutoencoderKLConfig.from_json(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]"])
+def test_a_file_that_is_no_config_is_named(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"config\.json"):
+        AutoencoderKLConfig.from_json(path)
+    with pytest.raises(UserError, match="No such file"):
+        AutoencoderKLConfig.from_json(tmp_path / "missing.json")

@@ -1,0 +1,21 @@
+"""Measures of how near generated videos are to real ones."""
+
+from latte.metrics.frechet import (
+    Interval,
+    extrapolated_distance,
+    feature_distance,
+    frechet_distance,
+    jackknife_interval,
+    statistics,
+)
+from latte.metrics.protocol import Protocol
+
+__all__ = [
+    "Interval",
+    "Protocol",
+    "extrapolated_distance",
+    "feature_distance",
+    "frechet_distance",
+    "jackknife_interval",
+    "statistics",
+]

@@ -1,0 +1,162 @@
+"""The protocol of a Fréchet video distance: every choice that moves the number, written down and part of its digest.
+
+Two scores are comparable only when their protocols have the same digest. docs/fvd.md explains each field.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from latte import manifest, rng
+from latte.config import Config, build, read_yaml
+from latte.errors import UserError
+
+PRESETS = Path(__file__).resolve().parents[2] / "configs" / "fvd"
+
+
+class Protocol(Config):
+    """How clips are chosen and prepared and how two sets of their features are compared."""
+
+    num_clips: int = Field(default=2048, ge=2, description="generated clips: the first so many of the set")
+    num_real_clips: int | None = Field(default=None, ge=2, description="real clips; null: as many as generated ones")
+    clip_frames: int = Field(default=16, ge=16, description="frames of a clip, on both sides")
+    frame_stride: int = Field(default=3, ge=1, description="distance of a real clip's frames in its video")
+    generated_stride: int = Field(default=1, ge=1, description="distance of a generated clip's frames in its video")
+    clips_per_video: int | None = Field(
+        default=1, ge=1, description="most clips from one real video; null: as many as the number of clips asks for"
+    )
+    start: Literal["random", "first"] = Field(
+        default="random", description="where a real clip starts: drawn from `seed`, or the video's first frame"
+    )
+    seed: int = Field(default=0, ge=0, description="which real videos are taken and where their clips start")
+    resolution: Literal[224] = Field(default=224, description="side of the square that the detector sees, pixels")
+    resize: Literal["bilinear"] = Field(
+        default="bilinear", description="bilinear, half-pixel centres, no antialiasing: torch's F.interpolate"
+    )
+    features: Literal["logits", "pool"] = Field(
+        default="logits", description="the detector's 400 class scores (published) or its 1024 pooled channels"
+    )
+    covariance_divisor: Literal["n", "n-1"] = Field(default="n", description="what covariance sums are divided by")
+    confidence: float = Field(default=0.95, gt=0, lt=1, description="of the interval around the value")
+    jackknife_groups: int = Field(default=20, ge=2, description="groups per side that the interval leaves out by turns")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Protocol":
+        if self.start == "first" and self.clips_per_video != 1:
+            raise ValueError("start: first gives one clip per video; set clips_per_video to 1")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all fields; scores are comparable only where it is equal."""
+        return manifest.fingerprint("fvd protocol", self)
+
+    @property
+    def real_clips(self) -> int:
+        """How many real clips are asked for."""
+        return self.num_real_clips or self.num_clips
+
+    @property
+    def real_span_frames(self) -> int:
+        """Frames that a real video needs; as published, every frame of a clip counts for a whole stride."""
+        return self.clip_frames * self.frame_stride
+
+    @property
+    def generated_span_frames(self) -> int:
+        """Frames that a generated video needs."""
+        return (self.clip_frames - 1) * self.generated_stride + 1
+
+
+class RealClip(NamedTuple):
+    """A clip of a real video: which one, and its first frame."""
+
+    video: int
+    start_frame: int
+
+
+def resolve(protocol: str | dict[str, Any]) -> Protocol:
+    """A protocol from the name of a preset in configs/fvd, from a YAML file, or from its fields.
+
+    A `preset` among the fields is taken first and the other fields replace its own.
+
+    Raises:
+        UserError: no such preset or file, an unknown field or a bad value.
+    """
+    if isinstance(protocol, str):
+        return build(Protocol, *_read(protocol))
+    fields = dict(protocol)
+    preset = fields.pop("preset", None)
+    base = _read(preset)[0] if preset else {}
+    return build(Protocol, {**base, **fields}, "protocol")
+
+
+def _read(name: str) -> tuple[dict[str, Any], str]:
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = PRESETS / f"{name}.yaml"
+        if Path(name).name != name or not path.is_file():
+            known = ", ".join(sorted(file.stem for file in PRESETS.glob("*.yaml")))
+            raise UserError(f"protocol: no preset {name!r} (known: {known}); a file of your own ends in .yaml")
+    return read_yaml(path), str(path)
+
+
+def choose_real_clips(videos: Sequence[tuple[str, int]], protocol: Protocol) -> list[RealClip]:
+    """Choose the real clips: a function of the videos' ids, their lengths and the protocol alone.
+
+    The videos that are long enough are put in an order drawn from the seed and visited in rounds; each visit takes one
+    clip, until there are enough or every video has given `clips_per_video`.
+
+    Args:
+        videos: id and number of frames of each video; their order here does not matter.
+        protocol: the protocol.
+
+    Returns:
+        At most `protocol.real_clips` clips, fewer where the videos do not give as many.
+    """
+    span = protocol.real_span_frames
+    usable = sorted((name, index) for index, (name, num_frames) in enumerate(videos) if num_frames >= span)
+    if not usable:
+        return []
+    order = rng.stream(protocol.seed, "real videos").permutation(len(usable))
+    wanted = protocol.real_clips
+    if protocol.clips_per_video is not None:
+        wanted = min(wanted, protocol.clips_per_video * len(usable))
+    clips = []
+    for position in range(wanted):
+        visit, place = divmod(position, len(usable))
+        name, index = usable[order[place]]
+        latest = videos[index][1] - span
+        start = 0
+        if protocol.start == "random":
+            start = int(rng.stream(protocol.seed, "real clip start", name, visit).integers(latest + 1))
+        clips.append(RealClip(index, start))
+    return clips
+
+
+def prepare(frames: np.ndarray, resolution: int = 224) -> np.ndarray:
+    """What the detector sees: frames (F, H, W, 3) uint8 -> (3, F, resolution, resolution) float32 in [-1, 1].
+
+    Bilinear with half-pixel centres and without antialiasing, as the published scorers do (torch's F.interpolate with
+    align_corners=False); the aspect ratio is not kept.
+    """
+    x = frames.astype(np.float32)  # (F, H, W, 3)
+    x = _interpolate(x, 1, resolution)  # (F, resolution, W, 3)
+    x = _interpolate(x, 2, resolution)  # (F, resolution, resolution, 3)
+    return np.ascontiguousarray((x * np.float32(2 / 255) - np.float32(1)).transpose(3, 0, 1, 2))
+
+
+def _interpolate(x: np.ndarray, axis: int, size: int) -> np.ndarray:
+    old = x.shape[axis]
+    if old == size:
+        return x
+    centres = np.clip((np.arange(size) + 0.5) * (old / size) - 0.5, 0, old - 1)
+    low = np.floor(centres).astype(np.int64)
+    high = np.minimum(low + 1, old - 1)
+    shape = [1] * x.ndim
+    shape[axis] = size
+    share = (centres - low).astype(np.float32).reshape(shape)
+    first = np.take(x, low, axis)
+    return first + (np.take(x, high, axis) - first) * share

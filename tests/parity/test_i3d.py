@@ -1,0 +1,66 @@
+"""I3D against outputs of the published PyTorch code, see tests/data/i3d.npz."""
+
+import json
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+from latte import device
+from latte.models.i3d import I3D
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+def published_shapes() -> dict[str, tuple[int, ...]]:
+    names = json.loads((DATA / "i3d_names.json").read_text())
+    return {name: tuple(shape) for name, shape in names.items() if not name.endswith("num_batches_tracked")}
+
+
+def recipe_weights() -> dict[str, np.ndarray]:
+    """The seeded weights that the golden outputs were computed with."""
+    rng = np.random.RandomState(21)
+    weights = {}
+    for name, shape in sorted(published_shapes().items()):
+        if name.endswith("running_var"):
+            value = 0.5 + rng.random_sample(shape)
+        elif name.endswith("bn.weight"):
+            value = 0.8 + 0.4 * rng.random_sample(shape)
+        elif len(shape) > 1:
+            value = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+        else:
+            value = rng.standard_normal(shape) * 0.1
+        weights[name] = value.astype(np.float32)
+    return weights
+
+
+@pytest.fixture(scope="module")
+def net() -> I3D:
+    device.setup()
+    net = I3D()
+    weights = recipe_weights()
+    for param in net.get_parameters():
+        param.set_data(ms.Tensor(weights[param.name]))
+    return net
+
+
+def test_parameters_have_the_published_names_and_shapes(net):
+    assert {param.name: tuple(param.shape) for param in net.get_parameters()} == published_shapes()
+
+
+def test_logits_and_features_equal_the_published_ones(net):
+    clips = (np.random.RandomState(1021).random_sample((2, 3, 16, 224, 224)) * 2 - 1).astype(np.float32)
+    golden = np.load(DATA / "i3d.npz")
+    features = net.features(ms.Tensor(clips)).asnumpy()
+    logits = net(ms.Tensor(clips)).asnumpy()
+    for ours, theirs in ((features, golden["features_T16"]), (logits, golden["logits_T16"])):
+        assert ours.shape == theirs.shape
+        assert ours.dtype == np.float32
+        assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 15, 224, 224), (1, 3, 16, 128, 224), (1, 1, 16, 224, 224), (3, 16, 224, 224)])
+def test_other_shapes_are_refused(net, shape):
+    with pytest.raises(ValueError, match="I3D takes"):
+        net.features(ms.Tensor(np.zeros(shape, np.float32)))

@@ -14,7 +14,7 @@ from latte.latents import LatentClips
 MAX_PICTURE_BYTES = 5_200_000
 # No cell of the page is wider than this in device pixels of a common screen.
 MAX_FRAME_SIZE = 192
-# Eight frames of 256x256 pixels in the published autoencoder take about 4 GB.
+# A part of a clip at a time: a decoder's inner arrays are far larger than its picture.
 _DECODE_AT_MOST_FRAMES = 8
 _QUALITIES = (92, 82, 70, 55)
 

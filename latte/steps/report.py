@@ -139,7 +139,9 @@ def render(context: Mapping[str, Any]) -> bytes:
     environment.lstrip_blocks = True
     environment.filters["duration"] = words.duration
     environment.filters["number"] = words.number
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**context).encode()
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**context)
+    # Names of files need not be UTF-8; what cannot be coded is shown as \\udcXX.
+    return page.encode("utf-8", "backslashreplace")
 
 
 def pair_scores(

@@ -20,14 +20,15 @@ from pydantic import Field
 
 from latte import storage
 from latte.config import Config
+from latte.decoding import FRAME_SUFFIXES, natural_key
 from latte.errors import UserError
 from latte.manifest import Reject, fingerprint
 from latte.progress import progress
 
 VIDEO_SUFFIXES = (".avi", ".gif", ".mkv", ".mov", ".mp4", ".webm")
-FRAME_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 # Hashing leaves the interpreter's lock, and reading waits for the disk.
 _HASH_THREADS = 4
+_CLOSED = "the folder cannot be read"
 
 
 class DatasetConfig(Config):
@@ -149,12 +150,6 @@ def scan(config: DatasetConfig) -> Catalog:
     return Catalog(entries, classes, sorted(rejects, key=lambda reject: (reject.item, reject.reason)))
 
 
-def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
-    """Sorts names with numbers in them by the numbers' values: frame2 before frame10."""
-    parts = re.split(r"([0-9]+)", name)
-    return tuple((0, int(part)) if part.isascii() and part.isdigit() else (1, part) for part in parts if part)
-
-
 def _expected(config: DatasetConfig) -> str:
     if config.csv is not None:
         return f"video that {config.csv} names"
@@ -168,11 +163,17 @@ def _list_videos(config: DatasetConfig) -> dict[str, list[_File]]:
     files = _list_s3(config.videos) if storage.is_s3(config.videos) else _list_local(config.videos)
     if config.layout == "videos":
         # A CSV file may name a video of any ending.
-        return {name: [file] for name, file in files if config.csv or name.lower().endswith(VIDEO_SUFFIXES)}
+        return {
+            name: [file]
+            for name, file in files
+            if config.csv or name.lower().endswith(VIDEO_SUFFIXES) or file.problem == _CLOSED
+        }
     folders: dict[str, list[tuple[str, _File]]] = {}
     for name, file in files:
         folder, _, base = name.rpartition("/")
-        if folder and base.lower().endswith(FRAME_SUFFIXES):
+        if file.problem == _CLOSED:
+            folders.setdefault(name, []).append((base, file))
+        elif folder and base.lower().endswith(FRAME_SUFFIXES):
             folders.setdefault(folder, []).append((base, file))
     ordered = ((folder, sorted(frames, key=lambda f: natural_key(f[0]))) for folder, frames in folders.items())
     return {folder: [file for _, file in frames] for folder, frames in ordered}
@@ -203,7 +204,7 @@ def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Itera
     except OSError as error:
         if not above:
             raise UserError(f"dataset.videos: {folder}: {error.strerror}") from None
-        yield prefix.rstrip("/"), _File(folder.as_uri(), 0, "", f"the folder cannot be read: {error.strerror}")
+        yield prefix.rstrip("/"), _File(folder.as_uri(), 0, "", _CLOSED)
         return
     here = above | {(info.st_dev, info.st_ino)}
     for child in children:

@@ -1,0 +1,295 @@
+"""Decoding videos in processes of their own: a file that hangs or kills its decoder costs that file only."""
+
+import contextlib
+import json
+import os
+import queue
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import latte
+from latte import storage
+from latte.decoding import Task, line_of
+from latte.errors import LatteError, UserError
+
+DECODE_LIMIT_S = 300.0
+_START_LIMIT_S = 120.0
+# Chunks that one decoder may be ahead of whoever takes them.
+_AHEAD_CHUNKS = 4
+_PIPE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """A video to decode: `uri` of a file or a folder of frames; `sha256` of the file where it is known."""
+
+    uri: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The next frames of a video, uint8 RGB, (n, S, S, 3)."""
+
+    index: int
+    frames: np.ndarray
+
+
+@dataclass(frozen=True)
+class End:
+    """The end of a video: how many frames it had, or why it is rejected."""
+
+    index: int
+    num_frames: int
+    fps: float | None
+    reject: str | None = None
+
+
+def decode_all(
+    sources: Sequence[Source],
+    image_size: int,
+    workers: int = 2,
+    limit_s: float = DECODE_LIMIT_S,
+    chunk_frames: int = 16,
+    max_frames: int | None = None,
+) -> Iterator[Chunk | End]:
+    """Decode videos in their order: each one's chunks, then its end.
+
+    `workers` processes decode ahead, a few chunks each, whatever the videos' lengths; closing the iterator ends them.
+
+    Args:
+        sources: the videos.
+        image_size: side of the square frames.
+        workers: processes; each decodes every `workers`-th video.
+        limit_s: seconds that decoding one video may take; waiting for the caller does not count.
+        chunk_frames: frames in a chunk.
+        max_frames: frames of each video that are wanted at most.
+
+    Raises:
+        StorageError: the store does not answer. Trouble with a video itself is the `reject` of its End.
+    """
+    workers = max(1, min(workers, len(sources)))
+    stop = threading.Event()
+    ready: list[queue.Queue[Chunk | End | BaseException]] = [queue.Queue(_AHEAD_CHUNKS) for _ in range(workers)]
+
+    def put(number: int, value: Chunk | End | BaseException) -> None:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Full):
+                ready[number].put(value, timeout=0.1)
+                return
+
+    def work(number: int) -> None:
+        try:
+            with Decoder(stop) as decoder:
+                for index in range(number, len(sources), workers):
+                    task = Task("", image_size, chunk_frames, count=max_frames)
+                    for value in decode_one(decoder, index, sources[index], task, limit_s):
+                        put(number, value)
+                        if stop.is_set():
+                            return
+        except BaseException as error:  # raised again where the frames are taken
+            put(number, error)
+
+    threads = [threading.Thread(target=work, args=(n,), name=f"decode-{n}", daemon=True) for n in range(workers)]
+    for thread in threads:
+        thread.start()
+    try:
+        for index in range(len(sources)):
+            while True:
+                value = ready[index % workers].get()
+                if isinstance(value, BaseException):
+                    raise value
+                yield value
+                if isinstance(value, End):
+                    break
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def decode_one(decoder: "Decoder", index: int, source: Source, task: Task, limit_s: float) -> Iterator[Chunk | End]:
+    """Decode `source` as `task` says (its path is filled in here); see `Decoder.decode`."""
+    try:
+        with _as_local(source) as path:
+            yield from decoder.decode(index, Task(**{**vars(task), "path": str(path)}), limit_s)
+    except _ChangedError:
+        yield End(index, 0, None, "its content changed after it was listed; run again")
+
+
+class _ChangedError(Exception):
+    """The file is not the one that the catalog listed."""
+
+
+@contextlib.contextmanager
+def _as_local(source: Source) -> Iterator[Path]:
+    """The video as a local file or folder of frames."""
+    if not storage.is_s3(source.uri):
+        path = storage.local_path(source.uri)
+        if source.sha256 is not None and (not path.is_file() or storage.sha256_file(path) != source.sha256):
+            raise _ChangedError
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="latte-video-") as folder:
+        if storage.exists(source.uri):
+            local = storage.download(source.uri, Path(folder, "video"))
+            if source.sha256 is not None and storage.sha256_file(local) != source.sha256:
+                raise _ChangedError
+            yield local
+            return
+        frames = [uri for uri in storage.list_uris(source.uri) if uri.count("/") == source.uri.count("/") + 1]
+        if not frames:
+            raise UserError(f"{source.uri}: no such video")
+        for uri in frames:
+            storage.download(uri, Path(folder, "frames", uri.rsplit("/", 1)[1]))
+        yield Path(folder, "frames")
+
+
+class Decoder:
+    """One decoder process, started when it is needed and again after it died or was ended."""
+
+    def __init__(self, stop: threading.Event | None = None) -> None:
+        self._stop = stop
+        self._process: subprocess.Popen[bytes] | None = None
+        self._buffer = bytearray()
+
+    def __enter__(self) -> "Decoder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe.close()
+        self._process = None
+        self._buffer.clear()
+
+    def decode(self, index: int, task: Task, limit_s: float) -> Iterator[Chunk | End]:
+        """One video's chunks, then its end; a process that dies or takes too long is a reject."""
+        size = task.image_size
+        left_s = limit_s
+        whole = False
+        try:
+            self._start()
+            self._send(task)
+            while not whole:
+                began = time.monotonic()
+                header = json.loads(self._line(began + left_s))
+                if header["kind"] == "frames":
+                    count = header["count"]
+                    data = self._take(count * size * size * 3, began + left_s)
+                    left_s -= time.monotonic() - began
+                    yield Chunk(index, np.frombuffer(data, np.uint8).reshape(count, size, size, 3))
+                elif header["kind"] == "end":
+                    whole = True
+                    yield End(index, header["num_frames"], header["fps"])
+                else:
+                    whole = True
+                    yield End(index, 0, None, header["reason"])
+        except TimeoutError:
+            yield End(index, 0, None, f"decoding took longer than {limit_s:g} s")
+        except _DiedError:
+            yield End(index, 0, None, f"its decoder {self._death()}")
+        except _StoppedError:
+            return
+        finally:
+            if not whole:
+                self.close()
+
+    def _start(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.close()
+        package = str(Path(latte.__file__).parents[1])
+        search = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "latte.decoding", str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": search},
+            # Ctrl-C is for the parent, which ends its decoders.
+            start_new_session=True,
+        )
+        if sys.platform == "linux":
+            import fcntl
+
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(self._process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # type: ignore[arg-type]
+        try:
+            self._line(time.monotonic() + _START_LIMIT_S)
+        except (_DiedError, TimeoutError):
+            raise LatteError(f"a decoder process does not start: python -m latte.decoding {self._death()}") from None
+
+    def _send(self, task: Task) -> None:
+        pipe = self._process.stdin if self._process else None
+        if pipe is None:
+            raise _DiedError
+        try:
+            pipe.write(line_of(task))
+            pipe.flush()
+        except BrokenPipeError:
+            raise _DiedError from None
+
+    def _line(self, deadline: float) -> bytes:
+        while (end := self._buffer.find(b"\n")) < 0:
+            self._read_more(deadline)
+        return self._cut(end + 1)
+
+    def _take(self, count: int, deadline: float) -> bytes:
+        while len(self._buffer) < count:
+            self._read_more(deadline)
+        return self._cut(count)
+
+    def _cut(self, count: int) -> bytes:
+        data = bytes(memoryview(self._buffer)[:count])
+        del self._buffer[:count]
+        return data
+
+    def _read_more(self, deadline: float) -> None:
+        pipe = self._process.stdout if self._process else None
+        if pipe is None:
+            raise _DiedError
+        with selectors.DefaultSelector() as selector:
+            selector.register(pipe, selectors.EVENT_READ)
+            while not selector.select(min(0.2, max(0.0, deadline - time.monotonic()))):
+                if self._stop is not None and self._stop.is_set():
+                    raise _StoppedError
+                if time.monotonic() >= deadline:
+                    raise TimeoutError
+        data = os.read(pipe.fileno(), _PIPE_BYTES)
+        if not data:
+            raise _DiedError
+        self._buffer += data
+
+    def _death(self) -> str:
+        if self._process is None:
+            return "was not running"
+        self._process.kill()
+        code = self._process.wait()
+        return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+class _DiedError(Exception):
+    """The decoder process is gone."""
+
+
+class _StoppedError(Exception):
+    """Nobody wants the frames any more."""

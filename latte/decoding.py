@@ -1,0 +1,242 @@
+"""What runs inside a decoder process: a video becomes frames, cropped and scaled. Started and watched by `latte.video`.
+
+The process reads one JSON task a line on standard input and answers with messages: a JSON line, then the frames'
+bytes. It keeps nothing from one video to the next, so a video that kills it costs that video only.
+"""
+
+import ctypes
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+FRAME_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+_PR_SET_PDEATHSIG = 1
+# Raised whenever the frames of a given video change, so that latents made before are not taken for equal.
+TRANSFORM_VERSION = 1
+# PIL refuses larger pictures as bombs; so does this for videos.
+_MAX_PIXELS = 16384 * 16384
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to decode.
+
+    Attributes:
+        path: local file, or folder of frames.
+        image_size: side of the square frames.
+        chunk_frames: frames per answer.
+        start: first frame.
+        stride: distance between frames.
+        count: frames wanted at most; None for all.
+    """
+
+    path: str
+    image_size: int
+    chunk_frames: int = 16
+    start: int = 0
+    stride: int = 1
+    count: int | None = None
+
+
+def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
+    """Sorts names with numbers in them by the numbers' values: frame2 before frame10."""
+    parts = re.split(r"([0-9]+)", name)
+    return tuple((0, int(part)) if part.isascii() and part.isdigit() else (1, part) for part in parts if part)
+
+
+def center_crop(frame: Image.Image, image_size: int) -> np.ndarray:
+    """Scale the shorter side to `image_size` and cut the middle, as ADM (Dhariwal and Nichol 2021) and Latte do.
+
+    The picture is halved by averaging while it is at least twice too large, then scaled bicubically.
+
+    Returns:
+        uint8 RGB, (image_size, image_size, 3).
+    """
+    while min(frame.size) >= 2 * image_size:
+        frame = frame.resize((frame.width // 2, frame.height // 2), Image.Resampling.BOX)
+    scale = image_size / min(frame.size)
+    frame = frame.resize((round(frame.width * scale), round(frame.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (frame.width - image_size) // 2, (frame.height - image_size) // 2
+    return np.asarray(frame)[top : top + image_size, left : left + image_size]
+
+
+def decode(task: Task) -> Iterator[tuple[np.ndarray, float | None]]:
+    """Chunks of frames (n, S, S, 3) uint8 with the frame rate.
+
+    Raises:
+        Exception: whatever the decoder makes of a broken file; the caller turns it into a reason.
+    """
+    chunk: list[np.ndarray] = []
+    fps: float | None = None
+    for picture, fps in _pictures(task):
+        chunk.append(center_crop(picture, task.image_size))
+        if len(chunk) == task.chunk_frames:
+            yield np.stack(chunk), fps  # (n, S, S, 3)
+            chunk = []
+    if chunk:
+        yield np.stack(chunk), fps  # (n, S, S, 3)
+
+
+def _pictures(task: Task) -> Iterator[tuple[Image.Image, float | None]]:
+    if os.path.isdir(task.path):
+        yield from _folder_pictures(task)
+        return
+    done = 0
+    if not _is_gif(task.path):
+        # decord is the faster one; what it cannot open or stumbles over goes to PyAV, from the frame it got to.
+        try:
+            for picture in _decord_pictures(task):
+                yield picture
+                done += 1
+            return
+        except Exception as error:
+            first = error
+    else:
+        first = None
+    try:
+        yield from _av_pictures(task, skip=done)
+    except Exception as error:
+        raise error if first is None or done == 0 else first from error
+
+
+def _folder_pictures(task: Task) -> Iterator[tuple[Image.Image, float | None]]:
+    names = sorted((n for n in os.listdir(task.path) if n.lower().endswith(FRAME_SUFFIXES)), key=natural_key)
+    names = [name for name in names if not name.startswith(".")][task.start :: task.stride][: task.count]
+    for name in names:
+        try:
+            with Image.open(Path(task.path, name)) as picture:
+                yield _flat(picture), None
+        except OSError as error:
+            raise ValueError(f"frame {name}: {error}") from None
+
+
+def _decord_pictures(task: Task) -> Iterator[tuple[Image.Image, float | None]]:
+    import decord
+
+    reader = decord.VideoReader(task.path, ctx=decord.cpu(0), num_threads=1)
+    indices = range(task.start, len(reader), task.stride)
+    indices = indices[: task.count]
+    fps = float(reader.get_avg_fps()) or None
+    for at in range(0, len(indices), task.chunk_frames):
+        batch = reader.get_batch(list(indices[at : at + task.chunk_frames])).asnumpy()  # (n, H, W, 3)
+        for frame in batch:
+            yield Image.fromarray(frame), fps
+
+
+def _av_pictures(task: Task, skip: int) -> Iterator[tuple[Image.Image, float | None]]:
+    import av
+
+    wanted = 0
+    with av.open(task.path) as container:
+        if not container.streams.video:
+            raise ValueError("there is no video in it, only " + _other_streams(container))
+        stream = container.streams.video[0]
+        stream.thread_type = "NONE"
+        fps = float(stream.average_rate) if stream.average_rate else None
+        for number, frame in enumerate(container.decode(stream)):
+            if number < task.start or (number - task.start) % task.stride:
+                continue
+            wanted += 1
+            if wanted <= skip:
+                continue
+            if task.count is not None and wanted > task.count:
+                return
+            if frame.width * frame.height > _MAX_PIXELS:
+                raise ValueError(f"frames of {frame.width}x{frame.height} are too large")
+            picture = _flat(Image.fromarray(frame.to_ndarray(format="rgba"), "RGBA"))
+            yield picture.rotate(frame.rotation, expand=True) if frame.rotation else picture, fps
+
+
+def _other_streams(container: Any) -> str:
+    return ", ".join(sorted({stream.type for stream in container.streams})) or "nothing that can be decoded"
+
+
+def _flat(picture: Image.Image) -> Image.Image:
+    """RGB; transparent pixels show white behind them."""
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    picture = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture).convert("RGB")
+
+
+def _is_gif(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) == b"GIF8"
+
+
+def reason_of(error: BaseException) -> str:
+    """One line that says why a video could not be decoded."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # decord's messages begin with the place in its source: "[12:00:00] /src/x.cc:7: Check failed: …".
+    text = lines[0].rsplit("Error: ", 1)[-1] if lines else type(error).__name__
+    if text.startswith("["):
+        text = text.split("] ", 1)[-1].split(": ", 1)[-1]
+    return "cannot be decoded: " + text[:200]
+
+
+def main() -> None:
+    """Serve tasks until standard input ends."""
+    _die_with(int(sys.argv[1]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Libraries may print to standard output, which carries the answers.
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    # Imported before the first video's time runs.
+    import av  # noqa: F401
+    import decord  # noqa: F401
+
+    _send(answers, {"kind": "ready"})
+    for line in sys.stdin.buffer:
+        _serve(Task(**json.loads(line)), answers)
+
+
+def _serve(task: Task, answers: BinaryIO) -> None:
+    num_frames = 0
+    fps: float | None = None
+    try:
+        for chunk, rate in decode(task):
+            num_frames, fps = num_frames + len(chunk), rate
+            _send(answers, {"kind": "frames", "count": len(chunk)}, chunk.tobytes())
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        _send(answers, {"kind": "reject", "reason": reason_of(error)})
+        return
+    if num_frames:
+        _send(answers, {"kind": "end", "num_frames": num_frames, "fps": fps})
+    else:
+        _send(answers, {"kind": "reject", "reason": "cannot be decoded: no frame in it"})
+
+
+def _send(answers: BinaryIO, header: dict[str, Any], payload: bytes = b"") -> None:
+    view = memoryview(json.dumps(header).encode() + b"\n" + payload)
+    while view:
+        view = view[answers.write(view) :]
+
+
+def _die_with(parent: int) -> None:
+    """Ask the kernel to end this process with the one that started it, however that one ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(0)
+
+
+def line_of(task: Task) -> bytes:
+    """The task as the process reads it."""
+    return json.dumps(asdict(task)).encode() + b"\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -90,8 +90,8 @@ class Browser:
         self._process.wait()
         self._profile.cleanup()
 
-    def open(self, path: Path, width: int, height: int = 900, dark: bool = False) -> None:
-        """Load a local file at a viewport size and colour scheme, and wait until it is complete."""
+    def open(self, path: Path, width: int, height: int = 900, dark: bool = False, calm: bool = False) -> None:
+        """Load a local file at a viewport size, in the user's colour scheme and wish for less motion; wait for all."""
         self.problems.clear()
         self.requests.clear()
         self._events.clear()
@@ -99,7 +99,8 @@ class Browser:
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        motion = {"name": "prefers-reduced-motion", "value": "reduce" if calm else "no-preference"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme, motion])
         answer = self.call("Page.navigate", url=path.resolve().as_uri())
         if "errorText" in answer:
             raise RuntimeError(f"{path}: {answer['errorText']}")

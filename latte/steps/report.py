@@ -140,7 +140,7 @@ def render(context: Mapping[str, Any]) -> bytes:
     environment.filters["duration"] = words.duration
     environment.filters["number"] = words.number
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**context)
-    # Names of files need not be UTF-8; what cannot be coded is shown as \\udcXX.
+    # Names of files need not be UTF-8; what cannot be coded is shown as \udcXX.
     return page.encode("utf-8", "backslashreplace")
 
 

@@ -1,0 +1,178 @@
+"""A small run for tests of the report: real videos through the real convert and encode steps, then two sets of clips."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+
+from latte import manifest, storage, video
+
+# Names that would break a page that does not escape them. A slash cannot stand in a name.
+CLASSES = ["<img src=x onerror=alert(1)>", "\"quotes' & <b>more"]
+TRUNCATED = "<script>document.title='broken'<.mp4"
+NUM_FRAMES, SIDE, CLIPS_PER_SET = 16, 64, 6
+
+
+def make_run(folder: Path, scored: bool = True) -> dict[str, Any]:
+    """Publish a run under `folder` and return the keys of its ReportConfig."""
+    root = (folder / "root").as_uri()
+    write_videos(folder / "videos")
+    vae = convert_tiny_vae(folder, root)
+    latents = encode(folder / "videos", root, vae)
+    checkpoint = publish_checkpoint(root, latents)
+    sets = [publish_videos(root, checkpoint, name, step) for name, step in (("untrained", 0), ("trained", 200))]
+    values = {"untrained": 187.5, "trained": 41.2}
+    scores = [publish_score(root, made, latents, values[made.name]) for made in sets] if scored else []
+    return {
+        "root": root,
+        "name": "demo <i>&</i>",
+        "latents": place(latents),
+        "vae": place(vae),
+        "checkpoint": place(checkpoint),
+        "video_sets": [place(made) for made in sets],
+        "scores": [place(made) for made in scores],
+    }
+
+
+def place(made: manifest.Manifest) -> str:
+    return storage.join(made.uri, "manifest.json")
+
+
+def film(seed: int, num_frames: int = NUM_FRAMES, side: int = SIDE) -> np.ndarray:
+    """A disc that crosses a slowly turning gradient: uint8, (F, H, W, 3); no frame is like the one before."""
+    draw = np.random.default_rng(seed)
+    colour, ground = draw.integers(60, 255, 3), draw.integers(30, 120, 3)
+    y, x = np.mgrid[:side, :side] / side
+    frames = []
+    for index in range(num_frames):
+        phase = index / num_frames
+        wave = 0.5 + 0.5 * np.sin(2 * np.pi * (x + y + phase))
+        disc = ((x - phase) ** 2 + (y - 0.3 - 0.4 * draw.random() * 0.1) ** 2 < 0.03)[..., None]
+        frames.append(np.where(disc, colour, wave[..., None] * ground))
+    return np.stack(frames).astype(np.uint8)
+
+
+def write_videos(folder: Path) -> None:
+    for label, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True)
+        for index in range(2):
+            path = folder / name / f"film {index} <b>.mp4"
+            iio.imwrite(path, film(10 * label + index, NUM_FRAMES + 4), fps=8, codec="libx264", plugin="FFMPEG")
+    whole = (folder / CLASSES[0] / "film 0 <b>.mp4").read_bytes()
+    (folder / CLASSES[0] / TRUNCATED).write_bytes(whole[: len(whole) // 2])
+
+
+def convert_tiny_vae(folder: Path, root: str) -> manifest.Manifest:
+    from safetensors.numpy import save_file
+
+    from latte import device
+    from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+    from latte.steps import convert
+
+    device.setup(seed=0)
+    shape = AutoencoderKLConfig(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4)
+    weights = {param.name: param.asnumpy() for param in AutoencoderKL(shape).get_parameters()}
+    (folder / "vae").mkdir()
+    save_file(weights, folder / "vae" / "model.safetensors")
+    (folder / "vae" / "config.json").write_text(json.dumps(shape.to_published()))
+    source = str(folder / "vae" / "model.safetensors")
+    return convert.run(convert.ConvertConfig(kind="vae", source=source, root=root, name="tiny"))
+
+
+def encode(videos: Path, root: str, vae: manifest.Manifest) -> manifest.Manifest:
+    from latte.catalog import DatasetConfig
+    from latte.steps import encode as step
+
+    dataset = DatasetConfig(videos=str(videos))
+    return step.run(step.EncodeConfig(root=root, name="films", dataset=dataset, vae=place(vae), image_size=SIDE))
+
+
+def publish_checkpoint(root: str, latents: manifest.Manifest) -> manifest.Manifest:
+    uri = storage.join(root, "runs", "demo", "0" * 16)
+    draw = np.random.default_rng(0)
+    lines = [
+        {"step": step, "loss": float(0.3 + np.exp(-step / 40) + 0.05 * draw.standard_normal())}
+        for step in [1, *range(10, 201, 10)]
+    ]
+    log = storage.join(uri, "metrics.jsonl")
+    storage.write_bytes(log, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    return manifest.finish(
+        manifest.Manifest(
+            kind="checkpoint",
+            name="demo",
+            uri=uri,
+            fingerprint=manifest.fingerprint("checkpoint"),
+            counts={"steps": 200, "parameters": 4_612_352},
+            inputs={"latents": latents.fingerprint, "init_from": ""},
+            config={
+                "model": {"depth": 6, "hidden_size": 256, "condition": "class"},
+                "classes": latents.config["classes"],
+                "train": {"frame_stride": 1, "batch_size": 8, "learning_rate": 1e-3, "init_from": None},
+            },
+            metrics={"step": 200, "loss": lines[-1]["loss"], "metrics_uri": log},
+            seconds=221.4,
+        )
+    )
+
+
+def publish_videos(root: str, checkpoint: manifest.Manifest, name: str, step: int) -> manifest.Manifest:
+    fingerprint = manifest.fingerprint("videos", name)
+    uri = storage.join(root, "videos", name, fingerprint[:16])
+    draw = np.random.default_rng(step)
+    items, shards = [], []
+    for index in range(CLIPS_PER_SET):
+        noise = draw.integers(0, 256, (NUM_FRAMES, SIDE, SIDE, 3), np.uint8)
+        frames = (0.7 * film(index + 50) + 0.3 * noise).astype(np.uint8) if step else noise
+        clip = storage.join(uri, f"clip-{index:05d}.mkv")
+        path = storage.local_path(clip)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        video.write_lossless(path, frames, fps=8)
+        shards.append(manifest.Shard(uri=clip, bytes=path.stat().st_size, sha256=storage.sha256_file(path)))
+        items.append({"index": index, "label": index % 2, "video": clip})
+    storage.write_json(storage.join(uri, "items.json"), items)
+    return manifest.finish(
+        manifest.Manifest(
+            kind="video_set",
+            name=name,
+            uri=uri,
+            fingerprint=fingerprint,
+            shards=shards,
+            counts={"videos": CLIPS_PER_SET},
+            config={
+                "checkpoint": place(checkpoint),
+                "step": step,
+                "method": "ddim",
+                "num_sampling_steps": 50,
+                "cfg_scale": 1.5,
+                "classes": CLASSES,
+                "num_frames": NUM_FRAMES,
+                "image_size": SIDE,
+                "fps": 8,
+                "seed": 0,
+            },
+            seconds=48.3,
+        )
+    )
+
+
+def publish_score(root: str, videos: manifest.Manifest, latents: manifest.Manifest, value: float) -> manifest.Manifest:
+    fingerprint = manifest.fingerprint("score", videos.name)
+    return manifest.finish(
+        manifest.Manifest(
+            kind="score",
+            name=videos.name,
+            uri=storage.join(root, "scores", videos.name, fingerprint[:16]),
+            fingerprint=fingerprint,
+            inputs={"videos": videos.fingerprint, "real": latents.fingerprint, "detector": "d" * 64},
+            config={"protocol": {"name": "demo", "resolution": SIDE, "num_frames": NUM_FRAMES, "clips": 6}},
+            metrics={
+                "frechet_random_i3d": value,
+                "interval_low": 0.92 * value,
+                "interval_high": 1.1 * value,
+                "clips": CLIPS_PER_SET,
+            },
+            seconds=22.5,
+        )
+    )

@@ -22,6 +22,7 @@ _USER_CODES = {
     "NoSuchBucket": "no such bucket; create it first",
     "403": "access denied; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
 }
+_ENVIRONMENT = ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _MISSING_CODES = {"404", "NoSuchKey", "NotFound"}
 _CONFLICT_CODES = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 
@@ -31,12 +32,13 @@ class ConflictError(Exception):
 
 
 @functools.cache
-def _client(_pid: int, _endpoint: str | None, _access_key: str | None) -> Any:
-    import boto3
+def _client(_pid: int, *_environment: str | None) -> Any:
+    import boto3.session
     from boto3.s3.transfer import TransferConfig
     from botocore.config import Config as BotoConfig
 
-    client = boto3.client(
+    # A session of its own: boto3's default session keeps the credentials that it saw first.
+    client = boto3.session.Session().client(
         "s3",
         region_name=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
         config=BotoConfig(
@@ -93,7 +95,7 @@ def _once(operation: str, uri: str, arguments: dict[str, Any]) -> Any:
     import urllib3.exceptions
 
     # A client does not survive a fork, and the environment may name another store by now.
-    environment = os.environ.get("AWS_ENDPOINT_URL_S3"), os.environ.get("AWS_ACCESS_KEY_ID")
+    environment = [os.environ.get(name) for name in _ENVIRONMENT]
     client, transfer = _client(os.getpid(), *environment)
     extra = {"Config": transfer} if operation in ("upload_file", "download_file") else {}
     try:

@@ -59,10 +59,13 @@ def serve(folder: Path, port: int | None = None) -> Iterator[Store]:
     access_key, secret_key = secrets.token_hex(10), secrets.token_hex(20)
     _write_credentials(folder / "s3.json", access_key, secret_key)
     log_path = folder / "weed.log"
+    # SeaweedFS makes an administrator of whatever AWS credentials it finds in its environment.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             _command(folder, ports),
             cwd=folder,
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -1,0 +1,55 @@
+"""SeaweedFS as a run's own store: fresh credentials, kept data, clear errors, nothing left behind."""
+
+import os
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+
+from latte import storage
+from latte.errors import UserError
+from pipelines import processes
+from pipelines.store import BUCKET, serve
+
+
+def test_data_outlives_the_server_and_credentials_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = f"s3://{BUCKET}/kept/object"
+    with serve(tmp_path) as first:
+        assert stat.S_IMODE((tmp_path / "s3.json").stat().st_mode) == 0o600
+        for key, value in first.environment.items():
+            monkeypatch.setenv(key, value)
+        storage.write_bytes(uri, b"kept")
+    with serve(tmp_path) as second:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", second.endpoint)
+        with pytest.raises(UserError, match=r"AWS_ACCESS_KEY_ID"):
+            storage.read_bytes(uri)
+        for key, value in second.environment.items():
+            monkeypatch.setenv(key, value)
+        assert storage.read_bytes(uri) == b"kept"
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+        with pytest.raises(UserError, match="AWS_SECRET_ACCESS_KEY"):
+            storage.check_root(f"s3://{BUCKET}/kept")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", second.secret_key)
+        with pytest.raises(UserError, match="no such bucket"):
+            storage.check_root("s3://no-such-bucket/kept")
+    for served in (first, second):
+        assert not Path(f"/proc/{served.pid}").exists()
+        assert served.secret_key not in (tmp_path / "weed.log").read_text(errors="replace")
+
+
+def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port}: Address already in use"), serve(tmp_path, port):
+            pass
+    assert not processes.members(tmp_path)
+
+
+def test_without_seaweedfs_the_user_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", os.defpath)
+    with pytest.raises(UserError, match="--root s3://bucket/prefix"), serve(tmp_path / "store"):
+        pass

@@ -1,0 +1,330 @@
+"""The score step: the Fréchet distance between a set of generated videos and real ones, with everything that made it.
+
+Each side's features are computed once, published in shards under features/<fingerprint>/ and found there by the next
+score with the same clips, preparation and detector. The distance itself is a function of the features in clip order.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from latte import manifest, metrics, storage
+from latte.config import Config
+from latte.errors import StorageError, UserError
+from latte.metrics import protocol as protocols
+from latte.metrics.protocol import Protocol
+from latte.progress import progress
+
+PUBLISHED_METRIC = "fvd"
+RANDOM_METRIC = "frechet_random_i3d"
+
+
+class ScoreConfig(Config):
+    """What to compare with what, and by which protocol."""
+
+    root: str = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
+    name: str = Field(description="name of the score; it goes to scores/<name>/")
+    videos: str = Field(description="manifest of the generated video set (file or URI)")
+    real: str = Field(description="manifest of the encoded dataset, which names the real videos (file or URI)")
+    detector: str = Field(description="manifest of the I3D weights (file or URI)")
+    protocol: str | dict[str, Any] = Field(
+        default="latte-2048", description="preset of configs/fvd, a YAML file, or fields of the protocol"
+    )
+    batch_size: int = Field(default=4, gt=0, description="clips that go through the detector together")
+    clips_per_shard: int = Field(default=64, gt=0, description="clips per published features object")
+    workers: int = Field(default=2, gt=0, description="threads that read and resize clips ahead of the detector")
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One side of the comparison.
+
+    Attributes:
+        role: "generated" or "real".
+        count: how many clips.
+        load: reads clip i as (F, H, W, 3) uint8.
+        key: what the features depend on beside the detector and the protocol's preparation.
+    """
+
+    role: str
+    count: int
+    load: Callable[[int], np.ndarray] = field(repr=False)
+    key: dict[str, Any] = field(repr=False)
+
+
+def run(config: ScoreConfig) -> manifest.Manifest:
+    """Score `config.videos` and return the manifest of the score.
+
+    Raises:
+        UserError: the sides do not fit together, one has too few clips, or a stored clip is not what it should be.
+        StorageError: object storage stayed away for too long, or stored data is damaged.
+    """
+    protocol = protocols.resolve(config.protocol)
+    videos = manifest.read(config.videos, "video_set")
+    real = manifest.read(config.real, "latents")
+    detector = manifest.read(config.detector, "weights")
+    if detector.config.get("kind") != "i3d":
+        raise UserError(f"detector {config.detector}: weights of {detector.config.get('kind')}, expected i3d")
+    weights = detector.shard("model.safetensors")
+    fingerprint = manifest.fingerprint("score", videos.fingerprint, real.fingerprint, weights.sha256, protocol)
+    uri = storage.join(config.root, "scores", config.name, fingerprint[:16])
+    done = manifest.find(uri, "score")
+    if done is not None:
+        return done
+
+    started = time.monotonic()
+    _check_same_picture(config, videos, real)
+    sides = (_generated_side(config, protocol, videos), _real_side(config, protocol, real))
+    features, digests = [], []
+    detect = _Detector(weights, protocol)
+    for side in sides:
+        collected = _collect(side, detect, config, protocol)
+        features.append(_read_features(collected))
+        digests.append(collected.fingerprint)
+    values = _values(features[0], features[1], protocol, metric_name(detector, protocol))
+    notes = _notes(features, values, detector)
+    for note in notes:
+        print(f"score {config.name}: {note}", file=sys.stderr)
+    return manifest.finish(
+        manifest.Manifest(
+            kind="score",
+            name=config.name,
+            uri=uri,
+            fingerprint=fingerprint,
+            counts={"clips_generated": len(features[0]), "clips_real": len(features[1])},
+            inputs={
+                "videos": videos.fingerprint,
+                "real": real.fingerprint,
+                "detector": weights.sha256,
+                "features_generated": digests[0],
+                "features_real": digests[1],
+            },
+            config={
+                "protocol": protocol.model_dump(),
+                "protocol_digest": protocol.digest,
+                "detector": {"sha256": weights.sha256, "random": bool(detector.config.get("random", True))},
+                "videos": videos.uri,
+                "real": real.uri,
+                "image_size": videos.config["image_size"],
+                "notes": notes,
+            },
+            metrics=values,
+            seconds=time.monotonic() - started,
+        )
+    )
+
+
+def metric_name(detector: manifest.Manifest, protocol: Protocol) -> str:
+    """What the distance may be called: "fvd" is kept for the published features of published weights."""
+    if detector.config.get("random", True):
+        return RANDOM_METRIC
+    return PUBLISHED_METRIC if protocol.features == "logits" else "frechet_i3d_pool"
+
+
+def _values(generated: np.ndarray, real: np.ndarray, protocol: Protocol, name: str) -> dict[str, Any]:
+    divisor = protocol.covariance_divisor
+    low, high = metrics.jackknife_interval(generated, real, divisor, protocol.jackknife_groups, protocol.confidence)
+    return {
+        name: metrics.feature_distance(generated, real, divisor),
+        "interval_low": low,
+        "interval_high": high,
+        "unbiased_estimate": metrics.extrapolated_distance(generated, real, divisor, seed=protocol.seed),
+        "clips": len(generated),
+    }
+
+
+def _notes(features: list[np.ndarray], values: dict[str, Any], detector: manifest.Manifest) -> list[str]:
+    """What a reader of the number should know."""
+    notes = []
+    fewest, width = min(len(side) for side in features), features[0].shape[1]
+    if fewest <= width:
+        notes.append(
+            f"{fewest} clips for {width} features: the covariances are singular and the value has a large bias; "
+            f"without it, it would be near {max(0.0, values["unbiased_estimate"]):.4g}"
+        )
+    if detector.config.get("random", True):
+        notes.append("the detector has random weights: the value ranks sets under this protocol and is no FVD")
+    return notes
+
+
+def _check_same_picture(config: ScoreConfig, videos: manifest.Manifest, real: manifest.Manifest) -> None:
+    sizes = videos.config["image_size"], real.config["image_size"]
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"videos {config.videos}: image_size {sizes[0]}, but real {config.real} has {sizes[1]}: compare one size"
+        )
+
+
+def _generated_side(config: ScoreConfig, protocol: Protocol, videos: manifest.Manifest) -> _Side:
+    num_frames, span = int(videos.config["num_frames"]), protocol.generated_span_frames
+    if num_frames < span:
+        raise UserError(f"videos {config.videos}: {num_frames} frames each, the protocol needs {span}")
+    items = storage.read_json(storage.join(videos.uri, "items.json"))
+    items = sorted(items, key=lambda item: int(item["index"]))[: protocol.num_clips]
+    if len(items) < protocol.num_clips:
+        raise UserError(
+            f"videos {config.videos}: {len(items)} videos, the protocol needs num_clips={protocol.num_clips}"
+        )
+    taken = slice(0, span, protocol.generated_stride)
+    size = int(videos.config["image_size"])
+
+    def load(index: int) -> np.ndarray:
+        from latte import video
+
+        item = items[index]
+        with storage.as_local_file(item["video"], item["sha256"]) as path:
+            frames = video.read_lossless(path)[taken]  # (F, H, W, 3)
+        if frames.shape != (protocol.clip_frames, size, size, 3):
+            raise UserError(f"{item['video']}: frames {frames.shape}, expected {protocol.clip_frames} of {size} pixels")
+        return frames
+
+    key = {"videos": [item["sha256"] for item in items], "stride": protocol.generated_stride}
+    return _Side("generated", len(items), load, key)
+
+
+def _real_side(config: ScoreConfig, protocol: Protocol, real: manifest.Manifest) -> _Side:
+    from latte.latents import LatentClips
+
+    with tempfile.TemporaryDirectory(prefix="latte-index-") as cache:
+        videos = list(LatentClips(real, cache).videos)
+    clips = protocols.choose_real_clips([(video.id, video.num_frames) for video in videos], protocol)
+    if len(clips) < protocol.real_clips:
+        long_enough = sum(video.num_frames >= protocol.real_span_frames for video in videos)
+        raise UserError(
+            f"real {config.real}: {len(clips)} clips, the protocol needs {protocol.real_clips}: {long_enough} of "
+            f"{len(videos)} videos have {protocol.real_span_frames} frames, and clips_per_video is "
+            f"{protocol.clips_per_video}"
+        )
+    size = int(real.config["image_size"])
+
+    def load(index: int) -> np.ndarray:
+        from latte import video
+
+        clip = clips[index]
+        source = videos[clip.video].uri
+        frames = video.load_real_clip(source, clip.start_frame, protocol.frame_stride, protocol.clip_frames, size)
+        return np.asarray(frames)  # (F, H, W, 3)
+
+    key = {
+        "latents": real.fingerprint,
+        "clips": [(videos[clip.video].id, clip.start_frame) for clip in clips],
+        "stride": protocol.frame_stride,
+    }
+    return _Side("real", len(clips), load, key)
+
+
+class _Detector:
+    """I3D, loaded and compiled at the first clip: a score whose features are all there never starts MindSpore."""
+
+    def __init__(self, weights: manifest.Shard, protocol: Protocol) -> None:
+        self.sha256 = weights.sha256
+        self._uri = weights.uri
+        self._pooled = protocol.features == "pool"
+        self._net: Any = None
+
+    def __call__(self, clips: np.ndarray) -> np.ndarray:
+        """Clips (N, 3, F, 224, 224) float32 in [-1, 1] -> features (N, D) float32."""
+        import mindspore as ms
+
+        if self._net is None:
+            from latte import checkpoints, device
+            from latte.models.i3d import I3D
+
+            device.setup()
+            self._net = I3D()
+            checkpoints.load(self._net, self._uri)
+            self._net.set_train(False)
+        out = self._net.features(ms.Tensor(clips)) if self._pooled else self._net(ms.Tensor(clips))
+        out = out.asnumpy()
+        return np.ascontiguousarray(out.mean(axis=(2, 3, 4)) if self._pooled else out)
+
+
+def _collect(side: _Side, detect: _Detector, config: ScoreConfig, protocol: Protocol) -> manifest.Manifest:
+    """The features of a side: found, or computed shard by shard, skipping shards that are published."""
+    settings = {
+        "clips_per_shard": config.clips_per_shard,
+        **protocol.model_dump(include={"clip_frames", "resolution", "resize", "features"}),
+    }
+    fingerprint = manifest.fingerprint("features", side.key, settings, detect.sha256)
+    uri = storage.join(config.root, "features", fingerprint[:16])
+    done = manifest.find(uri, "features")
+    if done is not None:
+        return done
+    started = time.monotonic()
+    shards: list[manifest.Shard] = []
+    bar = progress(total=side.count, desc=f"score: {side.role} clips", unit="clip")
+    for number, first in enumerate(range(0, side.count, config.clips_per_shard)):
+        count = min(config.clips_per_shard, side.count - first)
+        place = storage.join(uri, f"features-{number:05d}.safetensors")
+        record = manifest.read_record(place)
+        if record is not None:
+            shards.append(manifest.Shard.model_validate(record["shard"]))
+            bar.update(count)
+            continue
+        parts = []
+        for batch, used in _batches(side, range(first, first + count), config, protocol):
+            parts.append(detect(batch)[:used])
+            bar.update(used)
+        shards.append(_publish(np.concatenate(parts), place))
+    bar.close()
+    return manifest.finish(
+        manifest.Manifest(
+            kind="features",
+            name=side.role,
+            uri=uri,
+            fingerprint=fingerprint,
+            shards=shards,
+            counts={"clips": side.count},
+            inputs={"detector": detect.sha256},
+            config=settings,
+            seconds=time.monotonic() - started,
+        )
+    )
+
+
+def _batches(side: _Side, indices: range, config: ScoreConfig, protocol: Protocol) -> Iterator[tuple[np.ndarray, int]]:
+    """Batches of one shape, the last one padded with its last clip, and how many clips of each count.
+
+    Threads read and resize one batch ahead of the detector, which bounds the memory.
+    """
+    groups = [indices[i : i + config.batch_size] for i in range(0, len(indices), config.batch_size)]
+
+    def prepared(index: int) -> np.ndarray:
+        return protocols.prepare(side.load(index), protocol.resolution)
+
+    with ThreadPoolExecutor(config.workers, thread_name_prefix="clips") as pool:
+        waiting = [pool.submit(prepared, index) for index in groups[0]]
+        for group, following in zip(groups, [*groups[1:], range(0)], strict=True):
+            ready = [future.result() for future in waiting]
+            waiting = [pool.submit(prepared, index) for index in following]
+            ready += [ready[-1]] * (config.batch_size - len(group))
+            yield np.stack(ready), len(group)  # (N, 3, F, 224, 224)
+
+
+def _publish(features: np.ndarray, uri: str) -> manifest.Shard:
+    from safetensors.numpy import save
+
+    return manifest.publish_shard(save({"features": features.astype(np.float32)}), uri, items=len(features))
+
+
+def _read_features(collected: manifest.Manifest) -> np.ndarray:
+    """All features of a side (N, D), float64, in the order of its clips; every shard's checksum is verified."""
+    from safetensors.numpy import load
+
+    parts = []
+    for shard in collected.shards:
+        data = storage.read_bytes(shard.uri)
+        if storage.sha256_bytes(data) != shard.sha256:
+            raise StorageError(f"{shard.uri}: damaged: its content does not have the recorded SHA-256")
+        parts.append(load(data)["features"])
+    features = np.concatenate(parts).astype(np.float64)
+    if not np.isfinite(features).all():
+        raise UserError(f"{collected.uri}: the detector gave features that are not finite; are its weights right?")
+    return features

@@ -1,4 +1,4 @@
-"""A small run for tests of the report: real videos through the real convert and encode steps, then two sets of clips."""
+"""A small run for tests of the report: real videos through the convert and encode steps, then two sets of clips."""
 
 import json
 from pathlib import Path

@@ -11,15 +11,17 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from latte import manifest, storage
 from latte.config import Config
 from latte.errors import UserError
-from latte.latents import LatentClips
 from latte.steps import report_words as words
+
+if TYPE_CHECKING:
+    from latte.latents import LatentClips
 
 TEMPLATE = Path(__file__).with_name("report.html")
 MAX_REJECT_ROWS = 50
@@ -87,6 +89,8 @@ def _make(
     sets: list[manifest.Manifest],
     scores: list[manifest.Manifest],
 ) -> manifest.Manifest:
+    from latte.latents import LatentClips
+
     started = time.monotonic()
     sets = sorted(sets, key=lambda videos: -int(videos.config["step"]))
     labels = words.set_labels(sets)
@@ -180,7 +184,7 @@ def score_boards(pairs: Sequence[tuple[manifest.Manifest, int]], labels: Sequenc
 
 def _grid(
     config: ReportConfig,
-    clips: LatentClips,
+    clips: "LatentClips",
     latents: manifest.Manifest,
     vae: manifest.Manifest,
     checkpoint: manifest.Manifest,
@@ -231,7 +235,7 @@ def _grid(
     }
 
 
-def _data(clips: LatentClips, latents: manifest.Manifest) -> dict[str, Any]:
+def _data(clips: "LatentClips", latents: manifest.Manifest) -> dict[str, Any]:
     counted = Counter(entry.label for entry in clips.videos)
     frames: Counter[int | None] = Counter()
     for entry in clips.videos:

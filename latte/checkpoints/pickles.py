@@ -31,7 +31,7 @@ _HARMLESS_CALLS = frozenset(
         *("_codecs.encode", "builtins.set", "builtins.frozenset", "builtins.slice", "builtins.complex"),
         *("builtins.bytearray", "datetime.datetime", "datetime.timedelta", "datetime.date"),
         *("torch._utils._rebuild_sparse_tensor", "torch._utils._rebuild_qtensor"),
-        *("torch._tensor._rebuild_from_type_v2", "torch.serialization._get_layout"),
+        *("torch.serialization._get_layout"),
     ]
 )
 # Python 2's names, which pickles of protocol 2 keep.

@@ -68,7 +68,7 @@ def _open_file(path: Path) -> Checkpoint:
         found = torch_files.read_zip(data)
     elif start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= data.size:
         found = _read_safetensors(data)
-    elif start.startswith(b"\x80\x02"):
+    elif start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05":
         found = torch_files.read_legacy(data)
     elif start.startswith(b"\n"):
         found = _read_mindspore(data)

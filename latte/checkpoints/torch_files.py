@@ -45,7 +45,9 @@ def read_zip(data: np.ndarray) -> Checkpoint:
     archive = Archive(data)
     pickles = [name for name in archive.entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise Refusal("a zip archive, but not one that PyTorch wrote (it has no data.pkl)")
+        raise Refusal(
+            f"a zip archive, but not one that PyTorch wrote: it has {len(pickles)} entries data.pkl, expected 1"
+        )
     prefix = pickles[0].removesuffix("data.pkl")
     order = prefix + "byteorder"
     if order in archive.entries and archive.verify(order, archive.read(order)).tobytes() != b"little":
@@ -190,12 +192,23 @@ def _rebuild_parameter(args: tuple[Any, ...]) -> Any:
     return args[0]
 
 
+def _rebuild_from_type(args: tuple[Any, ...]) -> Any:
+    """A tensor of a subclass: (function that rebuilds it, class, the function's arguments, state)."""
+    if len(args) != 4 or not isinstance(args[0], Inert) or not isinstance(args[2], tuple):
+        raise Refusal("a tensor of a subclass is malformed")
+    name = args[0].name
+    if name not in CALLS or name.endswith("_rebuild_from_type_v2"):
+        raise Refusal(f"a tensor of a subclass is rebuilt by {show(name)}; a checkpoint needs no such call")
+    return CALLS[name](args[2])
+
+
 CALLS: dict[str, Call] = {
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
     "torch._utils._rebuild_parameter": _rebuild_parameter,
     "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
+    "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
 }
 
 
@@ -243,7 +256,9 @@ def _check_tensor(name: str, tensor: StoredTensor) -> None:
 
 
 def _has_tensors(value: Any) -> bool:
-    return any(isinstance(item, StoredTensor) for _, item in _entries(value))
+    if isinstance(value, dict):
+        return any(isinstance(item, StoredTensor) for item in value.values())
+    return isinstance(value, Inert) and any(True for _ in _module_entries(value))
 
 
 def _entries(value: Any) -> Iterator[tuple[str, Any]]:
@@ -252,9 +267,10 @@ def _entries(value: Any) -> Iterator[tuple[str, Any]]:
         yield from _module_entries(value)
     elif isinstance(value, dict):
         for key, item in value.items():
-            if not isinstance(key, str):
+            if isinstance(key, str):
+                yield key, item
+            elif isinstance(item, StoredTensor):
                 raise Refusal(f"a tensor is named by {show(key)}, not by text")
-            yield key, item
 
 
 def _module_entries(module: Inert) -> Iterator[tuple[str, Any]]:

@@ -21,6 +21,8 @@ from latte.errors import UserError
 
 RANDOM = "random"
 _HASH_BYTES = 8 << 20
+# Kinds whose published weights lie beside a config.json.
+_SHAPES_BESIDE: dict[str, type[Config]] = {"vae": architectures.VaeShape, "clip": architectures.ClipShape}
 
 
 class ConvertConfig(Config):
@@ -174,7 +176,7 @@ def _place(config: ConvertConfig, beside: dict[str, Any], digest: str) -> tuple[
 
 def _settings_beside(config: ConvertConfig) -> dict[str, Any]:
     """The settings in `config.json` beside the source, as diffusers and transformers write it."""
-    known: type[Config] | None = {"vae": architectures.VaeShape, "clip": architectures.ClipShape}.get(config.kind)
+    known = _SHAPES_BESIDE.get(config.kind)
     folder = storage.from_path(config.source).rpartition("/")[0]
     uri = f"{folder}/config.json"
     if known is None or not storage.exists(uri):

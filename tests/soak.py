@@ -1,0 +1,8 @@
+"""How often a randomised test repeats: all of it with LATTE_SOAK=1, a tenth of it otherwise."""
+
+import os
+
+
+def scaled(repeats: int) -> int:
+    """The repeats of a full run with LATTE_SOAK=1, a tenth of them (at least one) otherwise."""
+    return repeats if os.environ.get("LATTE_SOAK") == "1" else max(1, repeats // 10)

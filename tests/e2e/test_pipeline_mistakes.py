@@ -1,0 +1,121 @@
+"""What goes wrong for users: one clear line, the right exit code, nothing left running, and the next run goes on."""
+
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines.demo.data import cut_demo_clips
+from pipelines.store import BUCKET, Store
+from tests.e2e import runs
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    cut_demo_clips(folder)
+    return folder
+
+
+def check(run: runs.Run, code: int, *words: str) -> None:
+    """It ended with one line that says these words, without a traceback, and left no process."""
+    assert run.finish() == code, run.output
+    lines = runs.error_lines(run.output)
+    assert len(lines) == 1, run.output
+    for word in words:
+        assert word in lines[0]
+    assert "Traceback" not in run.output
+    assert run.gone()
+
+
+def test_a_missing_folder(tmp_path: Path) -> None:
+    run = runs.start(tmp_path, settings={"encode.dataset.videos": "no/such/folder"})
+    check(run, 2, "encode.dataset.videos", "no/such/folder", "no such file or folder")
+
+
+def test_a_folder_without_videos(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    root = (tmp_path / "root").as_uri()
+    run = runs.start(tmp_path / "run", "--root", root, settings={"encode.dataset.videos": str(tmp_path / "empty")})
+    check(run, 2, "encode: plan", str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("key", ["train.stepz", "speed", "encode.dataset.video", "train.model.dept"])
+def test_an_unknown_key(tmp_path: Path, key: str) -> None:
+    run = runs.start(tmp_path, settings={key: 1})
+    check(run, 2, "configs/demo/pipeline.yaml", key.split(".")[-1])
+    assert not (tmp_path / "events.jsonl").exists()
+
+
+def test_a_key_that_the_pipeline_fills_in(tmp_path: Path) -> None:
+    check(runs.start(tmp_path, settings={"train.latents": "x"}), 2, "latents is filled in by the pipeline")
+
+
+def test_a_wrong_secret(tmp_path: Path, clips: Path, store: Store) -> None:
+    run = runs.start(
+        tmp_path,
+        "--root",
+        f"s3://{BUCKET}/x",
+        settings={"encode.dataset.videos": str(clips)},
+        env={"AWS_SECRET_ACCESS_KEY": "not-the-secret"},
+    )
+    check(run, 2, "AWS_SECRET_ACCESS_KEY")
+    assert "not-the-secret" not in run.output
+
+
+def test_a_taken_port(tmp_path: Path, clips: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        env = {"AWS_ENDPOINT_URL_S3": ""}
+        run = runs.start(tmp_path, "--port", str(port), settings={"encode.dataset.videos": str(clips)}, env=env)
+        check(run, 2, f"port {port}", "--port")
+
+
+def test_a_full_disk(tmp_path: Path, clips: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    # A file system of 1 MB of the test's own; -r maps this user to root in it where the user is not root.
+    script = (
+        f"mount -t tmpfs -o size=1m tmpfs {small} && exec {runs.BIN}/latte-pipeline run -c configs/demo/pipeline.yaml "
+        f"--run-dir {tmp_path}/run --root file://{small} encode.dataset.videos={clips}"
+    )
+    process = subprocess.Popen(
+        ["unshare", "-rm", "sh", "-c", script],
+        cwd=runs.REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    check(runs.Run(tmp_path / "run", process), 1, "no space left on the disk")
+
+
+def test_two_runs_in_one_folder(tmp_path: Path, clips: Path) -> None:
+    settings = {"encode.dataset.videos": str(clips)}
+    first = runs.start(tmp_path, "--root", (tmp_path / "root").as_uri(), settings=settings)
+    first.wait_for("convert vae")
+    check_second = runs.start(tmp_path, "--root", (tmp_path / "root").as_uri(), settings=settings)
+    assert check_second.finish() == 2
+    assert "another run is using this folder" in check_second.output
+    assert first.process.poll() is None
+    first.process.kill()
+    first.process.communicate()
+    assert first.gone()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_in_the_middle(tmp_path: Path, clips: Path, number: signal.Signals) -> None:
+    env = {"AWS_ENDPOINT_URL_S3": ""}
+    run = runs.start(tmp_path, settings={"encode.dataset.videos": str(clips)}, env=env)
+    run.wait_for("encode: plan")
+    time.sleep(1)
+    run.process.send_signal(number)
+    assert run.finish() == 130, run.output
+    assert "run the same command again to go on" in run.output
+    assert "Traceback" not in run.output
+    assert run.gone()
+    assert not list(tmp_path.rglob(".tmp-*"))

@@ -147,14 +147,13 @@ class _PatchProjection(nn.Cell):
         self.weight = layers.parameter(width, channels, patch, patch)
         self.bias = layers.parameter(width)
         self._channels, self._patch, self._width = channels, patch, width
-        self._matmul = ops.MatMul(transpose_b=True)
-        self._bias_add = ops.BiasAdd()
+        self._affine = layers.Affine()
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         batch, side, c, p = x.shape[0], x.shape[2] // self._patch, self._channels, self._patch
         x = x.reshape(batch, c, side, p, side, p).transpose(0, 2, 4, 1, 3, 5)  # (B, h, w, C, p, p)
         rows = x.reshape(batch * side * side, c * p * p)
-        y = self._bias_add(self._matmul(rows, self.weight.reshape(self._width, c * p * p)), self.bias)
+        y = self._affine(rows, self.weight.reshape(self._width, c * p * p), self.bias)
         return y.reshape(batch, side * side, self._width)
 
 
@@ -224,19 +223,20 @@ class Block(nn.Cell):
     def __init__(self, config: LatteConfig, over_time: bool) -> None:
         super().__init__()
         width = config.hidden_size
-        self.norm1 = layers.LayerNorm(width)
+        self.norm1 = layers.ModulatedNorm(width)
         self.attn = Attention(config, over_time)
-        self.norm2 = layers.LayerNorm(width)
+        self.norm2 = layers.ModulatedNorm(width)
         self.mlp = layers.MLP(width, int(width * config.mlp_ratio))
         self.adaLN_modulation = nn.SequentialCell(layers.SiLU(), layers.Linear(width, 6 * width))
+        self.gated_add = layers.GatedAdd()
         self._split = ops.Split(axis=1, output_num=6)
 
     def construct(self, x: ms.Tensor, c: ms.Tensor) -> ms.Tensor:
         """Map x (N, F * T, D), c (N, D) -> (N, F * T, D)."""
         modulation = self.adaLN_modulation(c).reshape(c.shape[0], 6, c.shape[1])  # (N, 6, D)
         shift1, scale1, gate1, shift2, scale2, gate2 = self._split(modulation)  # 6 x (N, 1, D)
-        x = x + gate1 * self.attn(self.norm1(x) * (scale1 + 1.0) + shift1)
-        return x + gate2 * self.mlp(self.norm2(x) * (scale2 + 1.0) + shift2)
+        x = self.gated_add(x, self.attn(self.norm1(x, shift1, scale1)[0]), gate1)
+        return self.gated_add(x, self.mlp(self.norm2(x, shift2, scale2)[0]), gate2)
 
 
 class FinalLayer(nn.Cell):
@@ -245,7 +245,7 @@ class FinalLayer(nn.Cell):
     def __init__(self, config: LatteConfig) -> None:
         super().__init__()
         width = config.hidden_size
-        self.norm_final = layers.LayerNorm(width)
+        self.norm_final = layers.ModulatedNorm(width)
         self.linear = layers.Linear(width, config.patch_size**2 * config.out_channels)
         self.adaLN_modulation = nn.SequentialCell(layers.SiLU(), layers.Linear(width, 2 * width))
         self._split = ops.Split(axis=1, output_num=2)
@@ -253,7 +253,7 @@ class FinalLayer(nn.Cell):
     def construct(self, x: ms.Tensor, c: ms.Tensor) -> ms.Tensor:
         """Map x (N, F * T, D), c (N, D) -> (N, F * T, p * p * 2C)."""
         shift, scale = self._split(self.adaLN_modulation(c).reshape(c.shape[0], 2, c.shape[1]))  # 2 x (N, 1, D)
-        return self.linear(self.norm_final(x) * (scale + 1.0) + shift)
+        return self.linear(self.norm_final(x, shift, scale)[0])
 
 
 class Latte(nn.Cell):

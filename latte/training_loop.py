@@ -13,6 +13,7 @@ from mindspore import nn, ops
 
 from latte import batches, checkpoints, device, manifest, optim, storage
 from latte.checkpoints import resume
+from latte.config import build
 from latte.diffusion import Diffusion
 from latte.errors import LatteError, UserError
 from latte.latents import LatentClips
@@ -21,6 +22,9 @@ from latte.progress import progress
 
 if TYPE_CHECKING:
     from latte.steps.train import TrainConfig
+
+# What a preset decides; the rest follows from the latents or from the user.
+_SIZE_KEYS = {"hidden_size", "depth", "num_heads", "patch_size"}
 
 
 def train(
@@ -70,10 +74,8 @@ def resolve_model(given: dict[str, Any], latents: manifest.Manifest) -> LatteCon
     }
     values = {**from_latents, **given}
     preset = values.pop("preset", None)
-    try:
-        model = LatteConfig.preset(preset, **values) if preset else LatteConfig(**values)
-    except (TypeError, ValueError, KeyError) as error:
-        raise UserError(f"model: {' '.join(str(error).split())}") from None
+    sizes = LatteConfig.preset(preset).model_dump(include=_SIZE_KEYS) if preset else {}
+    model = build(LatteConfig, {**sizes, **values}, "model")
     for key in ("input_size", "in_channels"):
         if getattr(model, key) != from_latents[key]:
             raise UserError(

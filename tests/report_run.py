@@ -8,6 +8,7 @@ import imageio.v3 as iio
 import numpy as np
 
 from latte import manifest, storage, video
+from latte.metrics.protocol import Protocol
 
 # Names that would break a page that does not escape them. A slash cannot stand in a name.
 CLASSES = ["<img src=x onerror=alert(1)>", "\"quotes' & <b>more"]
@@ -158,6 +159,7 @@ def publish_videos(root: str, checkpoint: manifest.Manifest, name: str, step: in
 
 
 def publish_score(root: str, videos: manifest.Manifest, latents: manifest.Manifest, value: float) -> manifest.Manifest:
+    protocol = Protocol(num_clips=CLIPS_PER_SET, frame_stride=1)
     fingerprint = manifest.fingerprint("score", videos.name)
     return manifest.finish(
         manifest.Manifest(
@@ -165,12 +167,22 @@ def publish_score(root: str, videos: manifest.Manifest, latents: manifest.Manife
             name=videos.name,
             uri=storage.join(root, "scores", videos.name, fingerprint[:16]),
             fingerprint=fingerprint,
+            counts={"clips_generated": CLIPS_PER_SET, "clips_real": CLIPS_PER_SET},
             inputs={"videos": videos.fingerprint, "real": latents.fingerprint, "detector": "d" * 64},
-            config={"protocol": {"name": "demo", "resolution": SIDE, "num_frames": NUM_FRAMES, "clips": 6}},
+            config={
+                "protocol": protocol.model_dump(),
+                "protocol_digest": protocol.digest,
+                "detector": {"sha256": "d" * 64, "random": True},
+                "videos": videos.uri,
+                "real": latents.uri,
+                "image_size": SIDE,
+                "notes": [f"{CLIPS_PER_SET} clips for 400 features: the covariances are singular"],
+            },
             metrics={
                 "frechet_random_i3d": value,
                 "interval_low": 0.92 * value,
                 "interval_high": 1.1 * value,
+                "unbiased_estimate": 0.8 * value,
                 "clips": CLIPS_PER_SET,
             },
             seconds=22.5,

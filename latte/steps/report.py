@@ -143,6 +143,7 @@ def render(context: Mapping[str, Any]) -> bytes:
     environment.lstrip_blocks = True
     environment.filters["duration"] = words.duration
     environment.filters["number"] = words.number
+    environment.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**context)
     # Names of files need not be UTF-8; what cannot be coded is shown as \udcXX.
     return page.encode("utf-8", "backslashreplace")
@@ -171,11 +172,14 @@ def _names_of(source: manifest.Manifest) -> set[str]:
 
 
 def score_boards(pairs: Sequence[tuple[manifest.Manifest, int]], labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Scores that may be compared (same metric, same protocol), each group as bars on one common scale."""
+    """Scores that may be compared, each group as bars on one common scale.
+
+    They may be where metric, protocol, detector and real side are the same.
+    """
     groups: dict[tuple[str, str], list[tuple[manifest.Manifest, int]]] = {}
     for score, index in pairs:
-        protocol = json.dumps(score.config.get("protocol"), sort_keys=True)
-        groups.setdefault((words.metric_of(score), protocol), []).append((score, index))
+        same = [score.config.get("protocol"), score.inputs.get("detector"), score.inputs.get("real")]
+        groups.setdefault((words.metric_of(score), manifest.fingerprint(same)), []).append((score, index))
     return [
         words.board(metric, [(score, labels[index]) for score, index in members])
         for (metric, _), members in groups.items()

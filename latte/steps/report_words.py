@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from latte.errors import UserError
 from latte.manifest import Manifest
 
 # metric: (name in a sentence, title, what it is)
@@ -20,6 +21,12 @@ METRICS = {
         "The distance between the features of real and of generated clips, each set summed up by the mean and "
         "covariance of its features. Lower is better; zero means that the two sets cannot be told apart.",
     ),
+    "frechet_i3d_pool": (
+        "Fréchet distance",
+        "Fréchet distance in pooled I3D features",
+        "The Fréchet distance between real and generated clips in the 1024 pooled channels of an I3D network trained "
+        "on Kinetics-400. Lower is better. It is not the published FVD, which reads the network's 400 class scores.",
+    ),
 }
 NOT_FVD = (
     "This is not FVD. FVD reads clips with an I3D network trained on Kinetics-400, and this run was given no such "
@@ -27,6 +34,9 @@ NOT_FVD = (
     "numbers of this page may be compared with each other. They may not be compared with FVD of any paper, nor with "
     "this distance under another protocol or another seed."
 )
+
+
+_BESIDE_THE_VALUE = ("interval_low", "interval_high", "unbiased_estimate", "clips")
 
 
 def set_labels(sets: Sequence[Manifest]) -> list[str]:
@@ -45,11 +55,17 @@ def set_labels(sets: Sequence[Manifest]) -> list[str]:
 
 
 def metric_of(score: Manifest) -> str:
-    """The name under which a score's value stands in its metrics."""
+    """The name under which a score's value stands in its metrics.
+
+    Raises:
+        UserError: there is none.
+    """
     known = [name for name in METRICS if name in score.metrics]
     if known:
         return known[0]
-    others = [name for name in score.metrics if name not in ("interval_low", "interval_high", "clips")]
+    others = [name for name in score.metrics if name not in _BESIDE_THE_VALUE]
+    if not others:
+        raise UserError(f"scores: {score.uri} has no value among its metrics")
     return others[0]
 
 
@@ -66,6 +82,8 @@ def board(metric: str, members: Sequence[tuple[Manifest, str]]) -> dict[str, Any
                 "low": None if low is None else float(low),
                 "high": None if high is None else float(high),
                 "clips": score.metrics.get("clips"),
+                "unbiased": score.metrics.get("unbiased_estimate"),
+                "notes": score.config.get("notes", []),
                 "tone": "muted" if "untrained" in label else "strong",
             }
         )
@@ -74,6 +92,7 @@ def board(metric: str, members: Sequence[tuple[Manifest, str]]) -> dict[str, Any
     for bar in bars:
         for key in ("value", "low", "high"):
             bar[f"{key}_percent"] = None if bar[key] is None else round(100 * max(bar[key], 0.0) / scale, 2)
+    confidence = members[0][0].config.get("protocol", {}).get("confidence")
     short, title, text = METRICS.get(metric, (metric, metric, "Lower is better."))
     return {
         "metric": metric,
@@ -82,6 +101,7 @@ def board(metric: str, members: Sequence[tuple[Manifest, str]]) -> dict[str, Any
         "text": text,
         "note": NOT_FVD if metric == "frechet_random_i3d" else None,
         "bars": bars,
+        "interval": f"{100 * confidence:g}\u202f% interval" if confidence else "interval",
         "protocol": comparison(members),
     }
 
@@ -130,10 +150,7 @@ def verdict(scores: Mapping[str, Any] | None) -> dict[str, str]:
 
 def comparison(members: Sequence[tuple[Manifest, str]]) -> dict[str, Any]:
     """What scores of one board were measured under: each setting once where all agree, once a score where not."""
-    columns = [
-        {key.removeprefix("protocol."): text for key, text in flat({**score.config, "sha256": score.inputs})}
-        for score, _ in members
-    ]
+    columns = [{key.removeprefix("protocol."): text for key, text in settings_of(score)} for score, _ in members]
     keys = list(dict.fromkeys(key for column in columns for key in column))
     rows = []
     for key in keys:
@@ -143,6 +160,11 @@ def comparison(members: Sequence[tuple[Manifest, str]]) -> dict[str, Any]:
         "labels": [label for _, label in members],
         "rows": rows,
     }
+
+
+def settings_of(score: Manifest) -> list[tuple[str, str]]:
+    """A score's settings, counts and digests as rows."""
+    return flat({**score.config, **score.counts, "digest": score.inputs}, leave_out=("notes",))
 
 
 def flat(values: Mapping[str, Any], leave_out: Sequence[str] = ()) -> list[tuple[str, str]]:

@@ -170,7 +170,7 @@ def test_random_features_are_never_called_fvd():
 def test_protocol_shows_a_value_once_where_scores_agree():
     rows = {row["key"]: row["values"] for row in board(score(1.0), score(2.0))["protocol"]["rows"]}
     assert rows["resolution"] == ["64"]
-    assert rows["sha256.videos"] == ["digest of 1.0", "digest of 2.0"]
+    assert rows["digest.videos"] == ["digest of 1.0", "digest of 2.0"]
 
 
 def videos(step, name="v"):

@@ -1,6 +1,5 @@
 """The training loop: batches in, updates, checkpoints and the loss log out. Entered through `latte.steps.train`."""
 
-import json
 import signal
 import tempfile
 import time
@@ -19,6 +18,7 @@ from latte.errors import LatteError, UserError
 from latte.latents import LatentClips
 from latte.models.latte import Latte, LatteConfig
 from latte.progress import progress
+from latte.training_log import TrainingLog
 
 if TYPE_CHECKING:
     from latte.steps.train import TrainConfig
@@ -125,7 +125,7 @@ def _loop(
         class_dropout_prob=model_config.class_dropout_prob,
     )
     usable = batches.usable_videos(clips, plan)
-    log = LossLog(uri)
+    log = TrainingLog(uri)
     first = _restore(uri, net, state, log)
     if first is None:
         first = 0
@@ -147,17 +147,18 @@ def _loop(
             batches.prefetched(clips, usable, plan, range(first, config.steps), items), start=first + 1
         ):
             losses = np.mean([_numbers(accumulate(*_tensors(batch, i > 0))) for i, batch in enumerate(parts)], axis=0)
-            if not np.isfinite(losses).all():
-                raise _diverged(step, parts, uri)
             rate = optim.learning_rate_at(
                 step, config.learning_rate, config.lr_schedule, config.warmup_steps, config.steps
             )
             limit = config.clip_grad_norm if step >= config.clip_start_step else None
             norm = update(*optim.scalars(step, rate, config.weight_decay, config.ema_decay, limit))
+            # A broken update is never saved: the loop ends before the next checkpoint.
+            if not np.isfinite([*losses, float(norm)]).all():
+                raise _diverged(step, parts, uri)
             loss, mse, vb = (float(value) for value in losses)
             metrics = {"step": step, "loss": loss, "mse": mse, "vb": vb, "grad_norm": float(norm), "lr": rate}
             if step % config.log_every == 0 or step in (1, config.steps):
-                log.add(metrics)
+                log.add(metrics, steps_per_s=bar.format_dict["rate"] or 0.0)
             bar.set_postfix(loss=f"{loss:.4f}", grad=f"{metrics['grad_norm']:.3f}", lr=f"{rate:.1e}", refresh=False)
             bar.update()
             if step % config.checkpoint_every == 0 or step == config.steps or stop.asked:
@@ -207,34 +208,6 @@ def make_accumulate(
     return accumulate
 
 
-class LossLog:
-    """`metrics.jsonl`: one line of JSON per logged step, the same bytes whether or not the run was interrupted.
-
-    Wall-clock figures are left out for that reason; they are in the TensorBoard file and the manifest.
-    """
-
-    def __init__(self, run_uri: str) -> None:
-        self._uri = storage.join(run_uri, "metrics.jsonl")
-        self.lines: list[str] = []
-
-    @property
-    def last(self) -> dict[str, Any]:
-        """The newest line, empty at the start."""
-        return json.loads(self.lines[-1]) if self.lines else {}
-
-    def restore(self, count: int) -> None:
-        """Take the first `count` lines of the published log."""
-        self.lines = storage.read_bytes(self._uri).decode().splitlines()[:count] if count else []
-
-    def add(self, metrics: dict[str, Any]) -> None:
-        """Append one line."""
-        self.lines.append(json.dumps(metrics, sort_keys=True))
-
-    def publish(self) -> None:
-        """Write the whole log to object storage."""
-        storage.write_bytes(self._uri, "".join(line + "\n" for line in self.lines).encode())
-
-
 class _PoliteStop:
     """While it lasts, SIGTERM and Ctrl-C ask the loop to save a checkpoint and leave instead of ending it at once."""
 
@@ -252,7 +225,7 @@ class _PoliteStop:
         self.asked = True
 
 
-def _restore(uri: str, net: Latte, state: optim.OptimizerState, log: LossLog) -> int | None:
+def _restore(uri: str, net: Latte, state: optim.OptimizerState, log: TrainingLog) -> int | None:
     """Bring everything back to the newest committed checkpoint; its step, or None where there is none."""
     found = resume.committed(uri)
     if not found:
@@ -300,4 +273,6 @@ def _diverged(step: int, parts: list[batches.Batch], uri: str) -> LatteError:
     found = resume.committed(uri)
     good = found[-1].uri if found else "none"
     videos = ", ".join(dict.fromkeys(video for batch in parts for video in batch.videos))
-    return LatteError(f"loss is NaN or infinite at step {step}; videos {videos}; last good checkpoint {good}")
+    return LatteError(
+        f"loss or gradient is NaN or infinite at step {step}; videos {videos}; last good checkpoint {good}"
+    )

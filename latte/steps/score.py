@@ -147,7 +147,7 @@ def _notes(features: list[np.ndarray], values: dict[str, Any], detector: manifes
     if fewest <= width:
         notes.append(
             f"{fewest} clips for {width} features: the covariances are singular and the value has a large bias; "
-            f"without it, it would be near {max(0.0, values["unbiased_estimate"]):.4g}"
+            f"without it, it would be near {max(0.0, values['unbiased_estimate']):.4g}"
         )
     if detector.config.get("random", True):
         notes.append("the detector has random weights: the value ranks sets under this protocol and is no FVD")
@@ -259,21 +259,21 @@ def _collect(side: _Side, detect: _Detector, config: ScoreConfig, protocol: Prot
         return done
     started = time.monotonic()
     shards: list[manifest.Shard] = []
-    bar = progress(total=side.count, desc=f"score: {side.role} clips", unit="clip")
-    for number, first in enumerate(range(0, side.count, config.clips_per_shard)):
-        count = min(config.clips_per_shard, side.count - first)
-        place = storage.join(uri, f"features-{number:05d}.safetensors")
-        record = manifest.read_record(place)
-        if record is not None:
-            shards.append(manifest.Shard.model_validate(record["shard"]))
-            bar.update(count)
-            continue
-        parts = []
-        for batch, used in _batches(side, range(first, first + count), config, protocol):
-            parts.append(detect(batch)[:used])
-            bar.update(used)
-        shards.append(_publish(np.concatenate(parts), place))
-    bar.close()
+    label = f"score: {side.role} clips"
+    with progress(total=side.count, desc=label, unit="clip") as bar, ThreadPoolExecutor(config.workers) as pool:
+        for number, first in enumerate(range(0, side.count, config.clips_per_shard)):
+            indices = range(first, min(first + config.clips_per_shard, side.count))
+            place = storage.join(uri, f"features-{number:05d}.safetensors")
+            record = manifest.read_record(place)
+            if record is not None:
+                shards.append(manifest.Shard.model_validate(record["shard"]))
+                bar.update(len(indices))
+                continue
+            parts = []
+            for batch, used in _batches(side, indices, config.batch_size, protocol, pool):
+                parts.append(detect(batch)[:used])
+                bar.update(used)
+            shards.append(_publish(np.concatenate(parts), place))
     return manifest.finish(
         manifest.Manifest(
             kind="features",
@@ -289,23 +289,24 @@ def _collect(side: _Side, detect: _Detector, config: ScoreConfig, protocol: Prot
     )
 
 
-def _batches(side: _Side, indices: range, config: ScoreConfig, protocol: Protocol) -> Iterator[tuple[np.ndarray, int]]:
+def _batches(
+    side: _Side, indices: range, batch_size: int, protocol: Protocol, pool: ThreadPoolExecutor
+) -> Iterator[tuple[np.ndarray, int]]:
     """Batches of one shape, the last one padded with its last clip, and how many clips of each count.
 
-    Threads read and resize one batch ahead of the detector, which bounds the memory.
+    The pool reads and resizes one batch ahead of the detector, which bounds the memory.
     """
-    groups = [indices[i : i + config.batch_size] for i in range(0, len(indices), config.batch_size)]
+    groups = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
 
     def prepared(index: int) -> np.ndarray:
         return protocols.prepare(side.load(index), protocol.resolution)
 
-    with ThreadPoolExecutor(config.workers, thread_name_prefix="clips") as pool:
-        waiting = [pool.submit(prepared, index) for index in groups[0]]
-        for group, following in zip(groups, [*groups[1:], range(0)], strict=True):
-            ready = [future.result() for future in waiting]
-            waiting = [pool.submit(prepared, index) for index in following]
-            ready += [ready[-1]] * (config.batch_size - len(group))
-            yield np.stack(ready), len(group)  # (N, 3, F, 224, 224)
+    waiting = [pool.submit(prepared, index) for index in groups[0]]
+    for group, following in zip(groups, [*groups[1:], range(0)], strict=True):
+        ready = [future.result() for future in waiting]
+        waiting = [pool.submit(prepared, index) for index in following]
+        ready += [ready[-1]] * (batch_size - len(group))
+        yield np.stack(ready), len(group)  # (N, 3, F, 224, 224)
 
 
 def _publish(features: np.ndarray, uri: str) -> manifest.Shard:

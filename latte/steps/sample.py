@@ -1,0 +1,375 @@
+"""The sample step: a checkpoint becomes a set of generated videos. Plan, shards (fanned out), merge.
+
+Video i of a set follows from the checkpoint, the settings, the seed and i alone: its label, its start noise and the
+noise of its every step come from streams of its own. Who generates it, beside which others and after which
+interruptions does not matter. A set grows in place: a larger `num_videos` generates only the new ones.
+"""
+
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from latte import manifest, rng, storage
+from latte.config import Config
+from latte.errors import UserError
+from latte.progress import progress
+
+MAX_TASKS = 32
+_RECORD_THREADS = 16
+
+
+class SampleConfig(Config):
+    """What to generate, and from which weights; the defaults of sampling are the published ones."""
+
+    root: str = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
+    name: str = Field(description="name of the video set; it goes to videos/<name>/")
+    checkpoint: str = Field(description="manifest of a training run's checkpoints (file or URI)")
+    vae: str = Field(description="manifest of the autoencoder's weights (file or URI)")
+    step: int | None = Field(default=None, ge=0, description="training step; null: the newest, 0: before training")
+    weights: Literal["ema", "model"] = Field(default="ema", description="moving average of the weights, or the last")
+    num_videos: int = Field(default=16, gt=0, description="videos of the set; may be raised later")
+    seed: int = Field(default=0, ge=0, description="all noise follows from it")
+    method: Literal["ddpm", "ddim", "dpm-solver++"] = Field(default="ddpm", description="sampler")
+    num_sampling_steps: int | str = Field(default=250, description='steps: a count, "ddimN" or sections "a,b,…"')
+    cfg_scale: float = Field(default=1.0, ge=0, description="classifier-free guidance; 1 is none (published: 7)")
+    labels: list[int | str] | None = Field(
+        default=None,
+        min_length=1,
+        description="classes (index or name) that the videos take in turn; null: all of them",
+    )
+    batch_size: int = Field(default=8, gt=0, description="videos generated together")
+    decode_frames: int = Field(default=16, gt=0, description="frames decoded together; bounds the memory")
+    fps: float = Field(default=8.0, gt=0, description="frames per second of the files")
+    num_tasks: int = Field(default=8, gt=0, le=MAX_TASKS, description="most tasks that the set is shared out to")
+
+
+# These say where, how many and in which portions, not what video i is.
+_NOT_IN_FINGERPRINT = {
+    "root", "name", "checkpoint", "vae", "step", "num_videos", "batch_size", "decode_frames", "num_tasks",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Set:
+    """What a set is made from, resolved and checked.
+
+    Attributes:
+        uri: the place of the set.
+        fingerprint: of what makes video i, whatever their number.
+        step: of the checkpoint.
+        weights: the network's weights.
+        vae: the autoencoder's weights.
+        facts: the checkpoint manifest's config.
+        vae_model: settings of the autoencoder.
+        labels: the classes that the videos take in turn, or None without classes.
+    """
+
+    uri: str
+    fingerprint: str
+    step: int
+    weights: manifest.Shard
+    vae: manifest.Shard
+    facts: dict[str, Any]
+    vae_model: dict[str, Any]
+    labels: list[int] | None
+
+
+def run(config: SampleConfig) -> manifest.Manifest:
+    """Plan, generate and merge in this process.
+
+    Raises:
+        UserError: checkpoint, autoencoder and settings do not fit together.
+        StorageError: object storage stayed away for too long, or stored data is damaged.
+    """
+    planned = plan(config)
+    plan_uri = storage.join(planned.uri, "manifest.json")
+    sample_shards(config, plan_uri, 0, 1)
+    return merge(config, plan_uri)
+
+
+def plan(config: SampleConfig) -> manifest.Manifest:
+    """Check everything and say over how many tasks the work is shared out; metrics: num_tasks.
+
+    Raises:
+        UserError: checkpoint, autoencoder and settings do not fit together.
+    """
+    made = _resolve(config)
+    batches = -(-config.num_videos // config.batch_size)
+    return manifest.finish(
+        manifest.Manifest(
+            kind="sample_plan",
+            name=config.name,
+            uri=storage.join(made.uri, "plan"),
+            fingerprint=_count_fingerprint(made, config.num_videos),
+            counts={"videos": config.num_videos},
+            metrics={"num_tasks": min(config.num_tasks, batches, MAX_TASKS)},
+        )
+    )
+
+
+def sample_shards(config: SampleConfig, plan_uri: str, task: int, num_tasks: int) -> manifest.Manifest:
+    """Generate the task's videos that are not published yet; task t of N answers for videos t, t + N, ….
+
+    Raises:
+        UserError: the plan is of other settings, or there is no such task.
+        StorageError: object storage stayed away for too long, or stored data is damaged.
+    """
+    made = _planned(config, plan_uri)
+    if not 0 <= task < num_tasks:
+        raise UserError(f"task {task}: expected 0 to {num_tasks - 1}")
+    started = time.monotonic()
+    indices = range(task, config.num_videos, num_tasks)
+    missing = [index for index, record in _records(made, indices).items() if record is None]
+    if missing:
+        _generate(config, made, missing, f"sample {config.name}: task {task + 1} of {num_tasks}")
+    shards = [shard for record in _records(made, indices).values() if record for shard in _objects(record)]
+    return manifest.Manifest(
+        kind="sample_part",
+        name=config.name,
+        uri=made.uri,
+        fingerprint=manifest.fingerprint(made.fingerprint, task, num_tasks, config.num_videos),
+        shards=shards,
+        counts={"videos": len(indices), "generated": len(missing)},
+        seconds=time.monotonic() - started,
+    )
+
+
+def merge(config: SampleConfig, plan_uri: str) -> manifest.Manifest:
+    """List all videos in items.json and write the manifest of the set.
+
+    Raises:
+        UserError: the plan is of other settings, or a video is not there.
+    """
+    made = _planned(config, plan_uri)
+    fingerprint = _count_fingerprint(made, config.num_videos)
+    done = manifest.find(made.uri, "video_set")
+    if done is not None and done.fingerprint == fingerprint:
+        return done
+    items, shards, seconds = [], [], 0.0
+    for index, record in _records(made, range(config.num_videos)).items():
+        if record is None:
+            raise UserError(f"{_clip_uri(made, index)}: not generated yet; run the tasks of the plan first")
+        items.append(record["item"])
+        shards += _objects(record)
+        seconds += float(record["seconds"])
+    listed = storage.write_json(storage.join(made.uri, "items.json"), items)
+    shards.append(manifest.Shard(uri=listed.uri, bytes=listed.bytes, sha256=listed.sha256, items=len(items)))
+    return manifest.finish(
+        manifest.Manifest(
+            kind="video_set",
+            name=config.name,
+            uri=made.uri,
+            fingerprint=fingerprint,
+            shards=shards,
+            counts={"videos": len(items)},
+            inputs={"weights": made.weights.sha256, "vae": made.vae.sha256},
+            config={
+                "checkpoint": config.checkpoint,
+                "step": made.step,
+                "classes": made.facts["classes"],
+                "num_frames": int(made.facts["model"]["num_frames"]),
+                "image_size": made.facts["image_size"],
+                **config.model_dump(
+                    include={"weights", "method", "num_sampling_steps", "cfg_scale", "labels", "fps", "seed"}
+                ),
+            },
+            metrics={"step": made.step},
+            seconds=seconds,
+        )
+    )
+
+
+def _resolve(config: SampleConfig) -> _Set:
+    checkpoint = manifest.read(config.checkpoint, "checkpoint")
+    vae_manifest = manifest.read(config.vae, "weights")
+    if vae_manifest.config.get("kind") != "vae":
+        raise UserError(f"vae {config.vae}: weights of {vae_manifest.config.get('kind')}, expected vae")
+    step = int(checkpoint.metrics["step"]) if config.step is None else config.step
+    ending = f"step-{step:08d}/{config.weights}.safetensors"
+    found = [shard for shard in checkpoint.shards if shard.uri.endswith("/" + ending)]
+    if not found:
+        kept = sorted({int(shard.uri.split("/step-")[-1][:8]) for shard in checkpoint.shards if "/step-" in shard.uri})
+        raise UserError(
+            f"step {step}: not kept in {config.checkpoint}; there are {', '.join(map(str, kept)) or 'none'}"
+        )
+    vae = vae_manifest.shard("model.safetensors")
+    facts = checkpoint.config
+    if facts["vae"] != vae.sha256:
+        raise UserError(
+            f"vae {config.vae}: the model was trained on latents of another autoencoder ({facts['vae'][:12]}…)"
+        )
+    _check_steps(config.num_sampling_steps)
+    labels = _labels(config, facts)
+    settings = config.model_dump(exclude=_NOT_IN_FINGERPRINT)
+    fingerprint = manifest.fingerprint("sample", settings, found[0].sha256, vae.sha256, facts["diffusion"])
+    return _Set(
+        uri=storage.join(config.root, "videos", config.name, fingerprint[:16]),
+        fingerprint=fingerprint,
+        step=step,
+        weights=found[0],
+        vae=vae,
+        facts=facts,
+        vae_model=vae_manifest.config["model"],
+        labels=labels,
+    )
+
+
+def _check_steps(steps: int | str) -> None:
+    text = str(steps)
+    if not re.fullmatch(r"(ddim)?[0-9]+|[0-9]+(,[0-9]+)+", text):
+        raise UserError(f'num_sampling_steps {text!r}: expected a count, "ddimN" or sections "a,b,…"')
+    if text.isdigit() and not 1 <= int(text) <= 1000:
+        raise UserError(f"num_sampling_steps {text}: expected 1 to 1000")
+
+
+def _labels(config: SampleConfig, facts: dict[str, Any]) -> list[int] | None:
+    """The classes that the videos take in turn."""
+    model, classes = facts["model"], list(facts["classes"])
+    if model["condition"] == "text":
+        raise UserError(f"checkpoint {config.checkpoint}: conditioned on text; only none and class can be sampled")
+    if model["condition"] != "class":
+        for key, given in (("labels", config.labels is not None), ("cfg_scale", config.cfg_scale != 1.0)):
+            if given:
+                raise UserError(f"{key}: the model of {config.checkpoint} is not conditioned on classes; leave it out")
+        return None
+    if config.cfg_scale != 1.0 and model["class_dropout_prob"] == 0:
+        raise UserError(f"cfg_scale: the model of {config.checkpoint} was trained without label dropout; set it to 1")
+    count = len(classes) or int(model["num_classes"])
+    if config.labels is None:
+        return list(range(count))
+    chosen = []
+    for label in config.labels:
+        if isinstance(label, str) and label not in classes:
+            raise UserError(f"labels: no class {label!r} (known: {', '.join(classes[:20])})")
+        number = classes.index(label) if isinstance(label, str) else label
+        if not 0 <= number < count:
+            raise UserError(f"labels: {label} is not a class; there are {count}")
+        chosen.append(number)
+    return chosen
+
+
+def _count_fingerprint(made: _Set, num_videos: int) -> str:
+    return manifest.fingerprint(made.fingerprint, num_videos)
+
+
+def _planned(config: SampleConfig, plan_uri: str) -> _Set:
+    made = _resolve(config)
+    if manifest.read(plan_uri, "sample_plan").fingerprint != _count_fingerprint(made, config.num_videos):
+        raise UserError(f"{plan_uri}: a plan of other settings; plan again")
+    return made
+
+
+def _clip_uri(made: _Set, index: int) -> str:
+    return storage.join(made.uri, f"clip-{index:05d}.mkv")
+
+
+def _records(made: _Set, indices: range) -> dict[int, dict[str, Any] | None]:
+    """The record of each video, or None where it is not published whole."""
+
+    def read(index: int) -> dict[str, Any] | None:
+        record = manifest.read_record(_clip_uri(made, index))
+        return record if record is not None and all(map(manifest.is_whole, _objects(record))) else None
+
+    with ThreadPoolExecutor(_RECORD_THREADS, thread_name_prefix="records") as pool:
+        return dict(zip(indices, pool.map(read, indices), strict=True))
+
+
+def _objects(record: dict[str, Any]) -> list[manifest.Shard]:
+    """The video and its preview."""
+    return [manifest.Shard.model_validate(record[role]) for role in ("shard", "preview")]
+
+
+def _generate(config: SampleConfig, made: _Set, indices: list[int], label: str) -> None:
+    """Generate and publish videos in batches of one shape, so that there is one compiled graph and no odd batch."""
+    sample = _sampler(config, made)
+    bar = progress(total=len(indices), desc=label, unit="video")
+    for first in range(0, len(indices), config.batch_size):
+        group = indices[first : first + config.batch_size]
+        padded = group + [group[-1]] * (config.batch_size - len(group))
+        started = time.monotonic()
+        videos = sample(padded, lambda done: bar.set_postfix_str(f"denoising step {done + 1}", refresh=True))
+        seconds = (time.monotonic() - started) / len(group)
+        for index, frames in zip(group, videos, strict=False):
+            _publish(config, made, index, frames, seconds)
+            bar.update()
+    bar.close()
+
+
+def _sampler(config: SampleConfig, made: _Set) -> Callable[[list[int], Callable[[int], None]], list[np.ndarray]]:
+    """A function from indices to their videos, each (F, H, W, 3) uint8; loads the networks."""
+    from latte import checkpoints, device
+    from latte.diffusion import Diffusion
+    from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig, decode_in_chunks
+    from latte.models.latte import Latte, LatteConfig
+
+    device.setup(seed=config.seed)
+    model = LatteConfig(**made.facts["model"])
+    net = Latte(model)
+    with storage.as_local_file(made.weights.uri, made.weights.sha256) as path:
+        checkpoints.load(net, str(path))
+    net.set_train(False)
+    vae = AutoencoderKL(AutoencoderKLConfig(**made.vae_model))
+    with storage.as_local_file(made.vae.uri, made.vae.sha256) as path:
+        checkpoints.load(vae, str(path))
+    vae.set_train(False)
+    try:
+        diffusion = Diffusion(config.num_sampling_steps, made.facts["diffusion"]["noise_schedule"])
+    except ValueError as error:
+        raise UserError(f"num_sampling_steps {config.num_sampling_steps}: {error}") from None
+    shape = (model.num_frames, model.in_channels, model.input_size, model.input_size)
+
+    def noise(indices: list[int], purpose: str, *more: int) -> np.ndarray:
+        streams = [rng.stream(config.seed, purpose, index, *more) for index in indices]
+        return np.stack([stream.standard_normal(shape, np.float32) for stream in streams])  # (N, F, C, h, w)
+
+    def sample(indices: list[int], on_step: Callable[[int], None]) -> list[np.ndarray]:
+        condition: dict[str, Any] = {}
+        if made.labels is not None:
+            condition["y"] = np.array([made.labels[index % len(made.labels)] for index in indices], np.int32)  # (N,)
+            condition["cfg_scale"] = config.cfg_scale
+        latents = diffusion.sample(
+            net,
+            noise(indices, "sample noise"),
+            method=config.method,
+            step_noise=lambda step, _shape: noise(indices, "sample step noise", step),
+            on_step=on_step,
+            **condition,
+        )
+        frames = latents.reshape(-1, *shape[1:]) / np.float32(made.facts["scaling_factor"])  # (N F, C, h, w)
+        images = decode_in_chunks(vae, frames.astype(np.float32), config.decode_frames)  # (N F, 3, H, W)
+        pixels = np.clip(images * 127.5 + 128.0, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)  # (N F, H, W, 3)
+        return list(pixels.reshape(len(indices), model.num_frames, *pixels.shape[1:]))
+
+    return sample
+
+
+def _publish(config: SampleConfig, made: _Set, index: int, frames: np.ndarray, seconds: float) -> None:
+    """Preview first, then the video, its record last: a video with a record is whole."""
+    from latte import video
+
+    uri = _clip_uri(made, index)
+    preview_uri = uri.removesuffix(".mkv") + ".mp4"
+    with tempfile.TemporaryDirectory(prefix="latte-video-") as folder:
+        lossless, preview = Path(folder) / "clip.mkv", Path(folder) / "clip.mp4"
+        video.write_lossless(lossless, frames, config.fps)
+        video.write_preview(preview, frames, config.fps)
+        preview_ref = storage.upload(preview, preview_uri)
+        item = {
+            "index": index,
+            "label": made.labels[index % len(made.labels)] if made.labels is not None else None,
+            "seed": config.seed,
+            "video": uri,
+            "preview": preview_uri,
+            "sha256": storage.sha256_file(lossless),
+            "preview_sha256": preview_ref.sha256,
+        }
+        facts = {"uri": preview_ref.uri, "bytes": preview_ref.bytes, "sha256": preview_ref.sha256}
+        manifest.publish_shard(lossless, uri, item=item, preview=facts, seconds=round(seconds, 3))

@@ -70,7 +70,7 @@ def make_update(
 
     @ms.jit
     def descend(step_size: ms.Tensor, epsilon: ms.Tensor, max_norm: ms.Tensor) -> ms.Tensor:
-        grads = ()
+        grads: tuple[ms.Tensor, ...] = ()
         squares = zero
         for i in range(count):
             grad = sums[i] if all_reduce_mean is None else all_reduce_mean(sums[i])

@@ -1,4 +1,4 @@
-"""What a training run tells while it runs: `metrics.jsonl`, the same bytes however often it was stopped, and TensorBoard."""
+"""What a training run tells: `metrics.jsonl`, the same bytes however often it was stopped, and TensorBoard files."""
 
 import json
 import tempfile
@@ -14,8 +14,8 @@ class TrainingLog:
     """The losses of a run, kept in memory and published with each checkpoint.
 
     `metrics.jsonl` has one line of JSON per logged step. Wall-clock figures are left out of it, so that a resumed run
-    writes the same bytes as one that was never stopped; they are in the TensorBoard files, one for each time the run was
-    started, under `tensorboard/`.
+    writes the same bytes as one that was never stopped; they are in the TensorBoard files under `tensorboard/`, one
+    for each time the run was started.
     """
 
     def __init__(self, run_uri: str) -> None:

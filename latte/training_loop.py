@@ -10,7 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from latte import batches, checkpoints, device, manifest, optim, storage
+from latte import batches, checkpoints, device, manifest, optim
 from latte.checkpoints import resume
 from latte.config import build
 from latte.diffusion import Diffusion

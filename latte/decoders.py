@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def decode_all(
     limit_s: float = DECODE_LIMIT_S,
     chunk_frames: int = 16,
     max_frames: int | None = None,
-) -> Iterator[Chunk | End]:
+) -> Generator[Chunk | End, None, None]:
     """Decode videos in their order: each one's chunks, then its end.
 
     `workers` processes decode ahead, a few chunks each, whatever the videos' lengths; closing the iterator ends them.

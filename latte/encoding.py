@@ -1,0 +1,243 @@
+"""Frames to latents: batches of one shape across video borders, written as they come, one safetensors file a shard."""
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latte import manifest, storage
+from latte.decoders import Chunk, End, Source, decode_all
+from latte.errors import UserError
+from latte.progress import progress
+
+# Frames (N, S, S, 3) uint8 -> mean and log-variance, (N, C, h, w) float32 each.
+Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+_COPY_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A video that a shard is to hold; `sha256` of its file where it is known."""
+
+    id: str
+    uri: str
+    digest: str
+    sha256: str | None
+    bytes: int
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """A shard to encode: where it goes and what it holds."""
+
+    uri: str
+    videos: tuple[Planned, ...]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How shards are encoded."""
+
+    image_size: int
+    batch_size: int
+    dtype: str
+    row_shape: tuple[int, int, int, int]
+    max_frames: int | None
+    decode_workers: int
+    decode_limit_s: float
+
+
+def load_encoder(vae: manifest.Manifest, batch_size: int, image_size: int) -> Encode:
+    """The autoencoder's encoder, compiled once, for batches of up to `batch_size` frames.
+
+    Raises:
+        UserError: the weights do not fit their config, or the frames do not fit the autoencoder.
+    """
+    import mindspore as ms
+
+    from latte import checkpoints, device
+    from latte.config import build
+    from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+
+    device.setup()
+    net = AutoencoderKL(build(AutoencoderKLConfig, vae.config["model"], storage.join(vae.uri, "manifest.json")))
+    net.set_train(False)
+    checkpoints.load(net, vae.shard("model.safetensors").uri)
+    batch = np.zeros((batch_size, 3, image_size, image_size), np.float32)
+
+    def encode(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        count = len(frames)
+        batch[:count] = frames.transpose(0, 3, 1, 2)  # (N, 3, S, S)
+        batch[count:] = 0
+        mean, logvar = net.encode(ms.Tensor(batch / np.float32(127.5) - np.float32(1)))  # (N, C, h, w) each
+        return mean.asnumpy()[:count], logvar.asnumpy()[:count]
+
+    return encode
+
+
+def encode_all(shards: Sequence[PlannedShard], settings: Settings, encode: Encode) -> list[manifest.Shard]:
+    """Encode and publish shards in order; decoding, encoding and uploading overlap.
+
+    Batches reach across videos but not across shards: what a shard holds never depends on which shards were encoded
+    before it in the same process.
+
+    Raises:
+        StorageError: the store stayed away for too long, or the disk is full.
+    """
+    published: list[manifest.Shard] = []
+    videos = [video for shard in shards for video in shard.videos]
+    sources = [Source(video.uri, video.sha256) for video in videos]
+    events = decode_all(
+        sources, settings.image_size, settings.decode_workers, settings.decode_limit_s, max_frames=settings.max_frames
+    )
+    meter = _Meter(len(videos))
+    uploading: Future[manifest.Shard] | None = None
+    with contextlib.closing(events), meter.bar, ThreadPoolExecutor(1, "upload") as uploader:
+        done = 0
+        for shard in shards:
+            writer = _ShardWriter(shard, settings, encode)
+            try:
+                _fill(writer, events, done, meter)
+            except BaseException:
+                writer.close()
+                raise
+            done += len(shard.videos)
+            # One shard is on its way while the next is encoded; more would pile up on the disk.
+            if uploading is not None:
+                published.append(uploading.result())
+            uploading = uploader.submit(writer.publish)
+        if uploading is not None:
+            published.append(uploading.result())
+    return published
+
+
+def _fill(writer: "_ShardWriter", events: Iterator[Chunk | End], first: int, meter: "_Meter") -> None:
+    for index, video in enumerate(writer.shard.videos, start=first):
+        for event in events:
+            if event.index != index:
+                raise RuntimeError(f"decoders are out of order: {event.index}, expected {index}")
+            if isinstance(event, End):
+                writer.end_video(video, event)
+                break
+            writer.add(event.frames)
+            meter.frames += len(event.frames)
+        meter.end_video(video.bytes)
+    writer.flush()
+
+
+class _Meter:
+    """The progress bar, with frames and megabytes of source video a second beside the videos."""
+
+    def __init__(self, num_videos: int) -> None:
+        self.bar = progress(total=num_videos, desc="encode", unit="video")
+        self.frames = 0
+        self._bytes = 0
+
+    def end_video(self, source_bytes: int) -> None:
+        self._bytes += source_bytes
+        elapsed_s = max(1e-6, float(self.bar.format_dict["elapsed"]))
+        rates = f"{self.frames / elapsed_s:.0f} frames/s, {self._bytes / elapsed_s / 1e6:.2f} MB/s"
+        self.bar.set_postfix_str(rates, refresh=False)
+        self.bar.update(1)
+
+
+class _ShardWriter:
+    """One shard being made: encoded rows go to a temporary file as they come, so memory does not grow with videos."""
+
+    def __init__(self, shard: PlannedShard, settings: Settings, encode: Encode) -> None:
+        self.shard = shard
+        self._settings = settings
+        self._encode = encode
+        self._rows = tempfile.TemporaryFile(prefix="latte-rows-")  # noqa: SIM115 - closed in close()
+        self._row_bytes = int(np.prod(settings.row_shape)) * np.dtype(settings.dtype).itemsize
+        self._pending: list[np.ndarray] = []
+        self._num_pending = 0
+        self._begun = 0  # rows of videos that have ended
+        self._items: list[dict[str, Any]] = []
+        self._rejects: list[dict[str, str]] = []
+        self._num_rows = 0  # rows added, encoded or not
+
+    def add(self, frames: np.ndarray) -> None:
+        """Frames (n, S, S, 3) uint8 of the current video."""
+        self._pending.append(frames)
+        self._num_pending += len(frames)
+        self._num_rows += len(frames)
+        while self._num_pending >= self._settings.batch_size:
+            waiting = np.concatenate(self._pending)
+            self._write(waiting[: self._settings.batch_size])
+            rest = waiting[self._settings.batch_size :]
+            self._pending, self._num_pending = ([rest] if len(rest) else []), len(rest)
+
+    def end_video(self, video: Planned, end: End) -> None:
+        """The current video is whole, or is rejected with all its rows."""
+        start, self._begun = self._begun, self._num_rows
+        if end.reject is not None:
+            self._rejects.append({"id": video.id, "digest": video.digest, "reason": end.reject})
+            return
+        self._items.append(
+            {"id": video.id, "digest": video.digest, "num_frames": end.num_frames, "fps": end.fps, "row": start}
+        )
+
+    def flush(self) -> None:
+        """Encode what is left, as one batch that is not full."""
+        if self._num_pending:
+            self._write(np.concatenate(self._pending))
+            self._pending, self._num_pending = [], 0
+
+    def publish(self) -> manifest.Shard:
+        """Write the safetensors file, publish it with its record, and forget the rows."""
+        try:
+            header, items = self._layout()
+            with tempfile.TemporaryDirectory(prefix="latte-shard-") as folder:
+                path = Path(folder, "shard.safetensors")
+                with path.open("wb") as file:
+                    file.write(header)
+                    for item in items:
+                        self._copy(file, item.pop("row"), item["num_frames"])
+                facts = {"row_shape": list(self._settings.row_shape), "dtype": self._settings.dtype}
+                return manifest.publish_shard(
+                    path, self.shard.uri, len(items), videos=items, rejects=self._rejects, **facts
+                )
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Forget the rows."""
+        self._rows.close()
+
+    def _layout(self) -> tuple[bytes, list[dict[str, Any]]]:
+        """The file's header, and the items with the offset of each one's first row in the file."""
+        kind = {"float16": "F16", "float32": "F32"}[self._settings.dtype]
+        tensors: dict[str, Any] = {}
+        at = 0
+        for item in self._items:
+            size = item["num_frames"] * self._row_bytes
+            shape = [item["num_frames"], *self._settings.row_shape]  # (F, 2, C, h, w)
+            tensors[item["digest"]] = {"dtype": kind, "shape": shape, "data_offsets": [at, at + size]}
+            at += size
+        text = json.dumps(tensors, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        start = 8 + len(text)
+        items = [{**item, "offset": start + tensors[item["digest"]]["data_offsets"][0]} for item in self._items]
+        return len(text).to_bytes(8, "little") + text, items
+
+    def _copy(self, file: Any, row: int, count: int) -> None:
+        self._rows.seek(row * self._row_bytes)
+        left = count * self._row_bytes
+        while left:
+            data = self._rows.read(min(_COPY_BYTES, left))
+            file.write(data)
+            left -= len(data)
+
+    def _write(self, frames: np.ndarray) -> None:
+        mean, logvar = self._encode(frames)  # (n, C, h, w) each
+        rows = np.stack([mean, logvar], axis=1)  # (n, 2, C, h, w)
+        if rows.shape[1:] != self._settings.row_shape:
+            raise UserError(f"vae: its latents are {rows.shape[1:]}, expected {self._settings.row_shape}")
+        self._rows.write(rows.astype(self._settings.dtype).tobytes())

@@ -1,0 +1,155 @@
+"""Clips of encoded videos: any clip of any video is one ranged read, or a read of a local copy of its shard."""
+
+import json
+import math
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from latte import manifest, storage
+from latte.errors import StorageError, UserError
+
+INDEX = "index.json"
+_CACHE_ENDING = ".safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedVideo:
+    """One video of an encoded dataset.
+
+    Attributes:
+        id: its path in the dataset.
+        label: index into the dataset's classes, or None.
+        num_frames: frames that were encoded.
+        uri: the video itself, a file or a folder of frames.
+        shard: which shard of the index holds it.
+        offset: where its first frame begins in that shard, in bytes.
+        fps: frames per second, None where unknown.
+        caption: text that describes it, or None.
+    """
+
+    id: str
+    label: int | None
+    num_frames: int
+    uri: str
+    shard: int
+    offset: int
+    fps: float | None = None
+    caption: str | None = None
+
+
+class LatentClips:
+    """Reads clips of an encoded dataset; may be used by several threads.
+
+    A frame's mean and log-variance lie side by side, frame after frame, so that a clip is one range of bytes. Shards
+    in S3 are copied to `cache_dir` when they are first touched, as long as `cache_bytes` suffice (files of other
+    datasets make room, the oldest first); the others are read by ranges. A copy is checked against its SHA-256.
+
+    Args:
+        latents: manifest of the encoded dataset.
+        cache_dir: folder for copies of shards; may be kept and shared between runs.
+        cache_bytes: how much the copies may take.
+
+    Raises:
+        UserError: the manifest is of something else, or its index is missing.
+    """
+
+    def __init__(self, latents: manifest.Manifest, cache_dir: str | Path, cache_bytes: int = 32 << 30) -> None:
+        if latents.kind != "latents":
+            raise UserError(f"{latents.uri}: a manifest of {latents.kind}, expected latents")
+        ref = latents.shard(f"/{INDEX}")
+        data = storage.read_bytes(ref.uri)
+        if storage.sha256_bytes(data) != ref.sha256:
+            raise StorageError(f"{ref.uri}: damaged: its content does not have the recorded SHA-256 {ref.sha256[:12]}…")
+        index = json.loads(data)
+        self.videos = [EncodedVideo(**video) for video in index["videos"]]
+        self.scaling_factor = float(latents.config["scaling_factor"])
+        self._row_shape: tuple[int, ...] = tuple(index["row_shape"])  # (2, C, h, w): mean and log-variance
+        self._dtype = np.dtype(index["dtype"])
+        by_uri = {shard.uri: shard for shard in latents.shards}
+        self._shards = [by_uri[storage.join(latents.uri, name)] for name in index["shards"]]
+        self._cache = _Cache(Path(cache_dir), cache_bytes)
+
+    def clip(self, index: int, start: int, stride: int, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and log-variance of the frames start, start + stride, …, float32, (F, C, h, w) each.
+
+        Args:
+            index: which of `videos`.
+            start: first frame.
+            stride: distance between frames.
+            num_frames: F.
+
+        Raises:
+            UserError: the video has not all of these frames.
+            StorageError: the store stayed away, or a shard is damaged.
+        """
+        video = self.videos[index]
+        span = (num_frames - 1) * stride + 1
+        if start < 0 or stride < 1 or num_frames < 1 or start + span > video.num_frames:
+            raise UserError(
+                f"video {video.id}: has {video.num_frames} frames, not {num_frames} from {start} at stride {stride}"
+            )
+        row_bytes = math.prod(self._row_shape) * self._dtype.itemsize
+        data = self._cache.read(self._shards[video.shard], video.offset + start * row_bytes, span * row_bytes)
+        rows = np.frombuffer(data, self._dtype).reshape(span, *self._row_shape)[::stride]  # (F, 2, C, h, w)
+        return rows[:, 0].astype(np.float32), rows[:, 1].astype(np.float32)
+
+
+class _Cache:
+    """Local copies of shards, bounded in size and checked once."""
+
+    def __init__(self, folder: Path, limit_bytes: int) -> None:
+        self._folder = folder
+        self._limit_bytes = limit_bytes
+        self._lock = threading.Lock()
+        self._of_shard: dict[str, threading.Lock] = {}
+        # Where to read each shard that was touched: a checked local file, or None for ranges of the object.
+        self._places: dict[str, Path | None] = {}
+        self._used_bytes = 0
+
+    def read(self, shard: manifest.Shard, start: int, length: int) -> bytes:
+        with self._lock:
+            lock = self._of_shard.setdefault(shard.sha256, threading.Lock())
+        with lock:
+            if shard.sha256 not in self._places:
+                self._places[shard.sha256] = self._admit(shard)
+            path = self._places[shard.sha256]
+            if path is not None and not path.exists():
+                # Another process that shares the folder made room.
+                path = self._places[shard.sha256] = self._fetch(shard, path)
+        return storage.read_bytes(shard.uri if path is None else str(path), start, length)
+
+    def _admit(self, shard: manifest.Shard) -> Path | None:
+        if not storage.is_s3(shard.uri):
+            with storage.as_local_file(shard.uri, shard.sha256) as path:
+                return path
+        with self._lock:
+            if self._used_bytes + shard.bytes > self._limit_bytes:
+                return None
+            self._used_bytes += shard.bytes
+            own = {f"{sha256}{_CACHE_ENDING}" for sha256 in self._of_shard}
+            _make_room(self._folder, own, self._limit_bytes - self._used_bytes)
+        return self._fetch(shard, self._folder / f"{shard.sha256}{_CACHE_ENDING}")
+
+    @staticmethod
+    def _fetch(shard: manifest.Shard, path: Path) -> Path:
+        if path.is_file() and storage.sha256_file(path) == shard.sha256:
+            path.touch()
+            return path
+        return storage.download(shard.uri, path, shard.sha256)
+
+
+def _make_room(folder: Path, own: Iterable[str], limit_bytes: int) -> None:
+    """Delete the least recently used copies of other datasets until they take at most `limit_bytes`."""
+    keep = set(own)
+    others = [path for path in folder.glob(f"*{_CACHE_ENDING}") if path.name not in keep]
+    found = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in others)
+    total_bytes = sum(size for _, size, _ in found)
+    for _, size, path in found:
+        if total_bytes <= limit_bytes:
+            return
+        path.unlink(missing_ok=True)
+        total_bytes -= size

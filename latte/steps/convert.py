@@ -21,8 +21,6 @@ from latte.errors import UserError
 
 RANDOM = "random"
 _HASH_BYTES = 8 << 20
-# Kinds whose published weights lie beside a config.json.
-_SHAPES_BESIDE: dict[str, type[Config]] = {"vae": architectures.VaeShape, "clip": architectures.ClipShape}
 
 
 class ConvertConfig(Config):
@@ -100,7 +98,8 @@ def _prepare(
         given = {**beside, **config.model}
         if config.kind == "latte":
             given = {**architectures.latte_settings(source.settings), **given}
-        model, shapes = architectures.describe(config.kind, found, given, config.source)
+        what = f"{config.source} and the config.json beside it" if beside else config.source
+        model, shapes = architectures.describe(config.kind, found, given, what)
     except Refusal as error:
         raise UserError(f"{config.source}: {error}") from None
     store.check_match(
@@ -176,17 +175,18 @@ def _place(config: ConvertConfig, beside: dict[str, Any], digest: str) -> tuple[
 
 def _settings_beside(config: ConvertConfig) -> dict[str, Any]:
     """The settings in `config.json` beside the source, as diffusers and transformers write it."""
-    known = _SHAPES_BESIDE.get(config.kind)
     folder = storage.from_path(config.source).rpartition("/")[0]
     uri = f"{folder}/config.json"
-    if known is None or not storage.exists(uri):
+    if config.kind not in ("vae", "clip") or not storage.exists(uri):
         return {}
     values = storage.read_json(uri)
     if not isinstance(values, dict):
         raise UserError(f"{uri}: expected a JSON object with the settings of the network")
-    if config.kind == "clip" and isinstance(values.get("text_config"), dict):
-        values = values["text_config"]
-    return {key: values[key] for key in known.model_fields if key in values}
+    if config.kind == "vae":
+        return values
+    # A whole CLIP keeps the text encoder's settings in a section; most of them are about training or generation.
+    values = values["text_config"] if isinstance(values.get("text_config"), dict) else values
+    return {key: values[key] for key in architectures.ClipShape.model_fields if key in values}
 
 
 def _digest(source: Checkpoint) -> str:

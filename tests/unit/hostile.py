@@ -188,8 +188,8 @@ def bad_archives() -> dict[str, bytes]:
     repeated = b"\x80\x02}(" + text("w") + whole + b"q\x01" + many + b"u."
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("a/data.pkl", checkpoint(weight=tensor((1 << 26,), (1,), held=storage(count=1 << 26))))
-        file.writestr("a/data/0", bytes(256 << 20))
+        file.writestr("a/data.pkl", checkpoint(weight=tensor((1 << 24,), (1,), held=storage(count=1 << 24))))
+        file.writestr("a/data/0", bytes(64 << 20))
     entry = struct.pack("<4s6H3L5H2L", b"PK\x01\x02", 20, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     crowd = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 65535, 65535, 65535 * len(entry), 4, 0)
     return {

@@ -1,0 +1,311 @@
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import click.testing
+import diffusers
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from latte import checkpoints, config, manifest
+from latte.checkpoints import architectures, names, store
+from latte.cli import cli
+from latte.errors import UserError
+from latte.steps.convert import ConvertConfig, run
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "tests" / "data"
+
+
+@pytest.fixture(scope="module")
+def vae() -> diffusers.AutoencoderKL:
+    torch.manual_seed(0)
+    return diffusers.AutoencoderKL(
+        block_out_channels=(32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=2,
+        norm_num_groups=16,
+    )
+
+
+@pytest.fixture(scope="module")
+def clip() -> transformers.CLIPModel:
+    torch.manual_seed(0)
+    text = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return transformers.CLIPModel(
+        transformers.CLIPConfig(text_config={**text, "vocab_size": 30, "eos_token_id": 29}, vision_config=vision)
+    )
+
+
+def as_numpy(state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.detach().numpy() for name, tensor in state.items()}
+
+
+def same(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> bool:
+    return set(ours) == set(theirs) and all(
+        ours[name].dtype == theirs[name].dtype and np.array_equal(ours[name], theirs[name]) for name in theirs
+    )
+
+
+@pytest.mark.parametrize("name", ["uncond", "class", "text"])
+def test_latte_round_trip_is_equal_to_the_bit(tmp_path, name, capsys):
+    source = DATA / f"{name}.pt"
+    to_ckpt = run(ConvertConfig(kind="latte", source=str(source), target=str(tmp_path / "a.ckpt")))
+    heads = {"num_heads": json.loads((DATA / f"{name}.json").read_text())["num_heads"]}
+    run(
+        ConvertConfig(
+            kind="latte", source=str(tmp_path / "a.ckpt"), target=str(tmp_path / "a.safetensors"), model=heads
+        )
+    )
+    assert same(checkpoints.read(str(tmp_path / "a.safetensors")), checkpoints.read(str(source)))
+
+    published = json.loads((DATA / f"{name}.json").read_text())
+    model = to_ckpt.config["model"]
+    assert model["condition"] == {1: "none", 2: "class", 78: "text"}[published["extras"]]
+    for key in ("input_size", "patch_size", "hidden_size", "depth", "num_heads", "num_frames", "mlp_ratio"):
+        assert model[key] == published[key]
+    if name == "class":
+        assert model["num_classes"] == published["num_classes"]
+    printed = capsys.readouterr().out
+    assert "left out: ema is taken" in printed
+    assert f"{to_ckpt.counts['parameters']:,}" in printed
+
+
+def test_mindspore_reads_what_is_written(tmp_path):
+    import mindspore as ms
+
+    tensors = {**checkpoints.read(str(DATA / "uncond.pt")), "scalar": np.float32(2.5).reshape(())}
+    store.save(tensors, tmp_path / "ours.ckpt")
+    theirs = ms.load_checkpoint(str(tmp_path / "ours.ckpt"))
+    assert same({name: parameter.asnumpy() for name, parameter in theirs.items()}, tensors)
+    ms.save_checkpoint(
+        [{"name": name, "data": parameter} for name, parameter in theirs.items()],
+        str(tmp_path / "theirs.ckpt"),
+        crc_check=True,
+    )
+    assert same(checkpoints.read(str(tmp_path / "theirs.ckpt")), tensors)
+
+
+def test_large_tensors_are_written_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_PIECE_BYTES", 1000)
+    tensors = {"large": np.arange(3000, dtype=np.float32).reshape(30, 100), "small": np.ones(3, np.int8)}
+    store.save(tensors, tmp_path / "pieces.ckpt")
+    assert same(checkpoints.read(str(tmp_path / "pieces.ckpt")), tensors)
+    import mindspore as ms
+
+    theirs = ms.load_checkpoint(str(tmp_path / "pieces.ckpt"))
+    assert same({name: parameter.asnumpy() for name, parameter in theirs.items()}, tensors)
+
+
+def test_old_and_new_vae_names(tmp_path, vae):
+    new = as_numpy(vae.state_dict())
+    old = {}
+    for name, array in new.items():
+        old_name = names.to_old_vae(name)
+        # Some old files keep the attention's weights as 1x1 convolutions.
+        is_conv = old_name != name and name.endswith("weight") and name.startswith("encoder")
+        old[old_name] = torch.from_numpy(array[..., None, None] if is_conv else array)
+    assert "decoder.mid_block.attentions.0.proj_attn.bias" in old
+    (tmp_path / "new").mkdir()
+    (tmp_path / "old").mkdir()
+    vae.save_pretrained(tmp_path / "new")
+    torch.save(old, tmp_path / "old" / "vae.bin")
+    (tmp_path / "old" / "config.json").write_text((tmp_path / "new" / "config.json").read_text())
+    sources = [tmp_path / "new" / "diffusion_pytorch_model.safetensors", tmp_path / "old" / "vae.bin"]
+    for i, source in enumerate(sources):
+        target = tmp_path / f"{i}.ckpt"
+        made = run(ConvertConfig(kind="vae", source=str(source), target=str(target)))
+        assert same(checkpoints.read(str(target)), new)
+        assert made.config["model"]["block_out_channels"] == [32, 64]
+        assert made.config["model"]["norm_num_groups"] == 16
+        assert made.config["model"]["scaling_factor"] == 0.18215
+
+
+def test_vae_config_of_another_network_is_refused(tmp_path, vae):
+    vae.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "act_fn": "gelu"}))
+    with pytest.raises(UserError, match=r"config\.json.*act_fn"):
+        run(
+            ConvertConfig(
+                kind="vae",
+                source=str(tmp_path / "diffusion_pytorch_model.safetensors"),
+                target=str(tmp_path / "o.ckpt"),
+            )
+        )
+    assert not (tmp_path / "o.ckpt").exists()
+
+
+def test_text_encoder_of_a_whole_clip(tmp_path, clip, capsys):
+    clip.save_pretrained(tmp_path)
+    target = tmp_path / "text.safetensors"
+    made = run(ConvertConfig(kind="clip", source=str(tmp_path / "model.safetensors"), target=str(target)))
+    expected = {name: array for name, array in as_numpy(clip.state_dict()).items() if name.startswith("text_model.")}
+    assert same(checkpoints.read(str(target)), expected)
+    assert made.config["model"]["num_attention_heads"] == 2  # config.json wins over what 64 channels suggest
+    assert "left out: not part of the text encoder" in capsys.readouterr().out
+
+
+def test_random_i3d_is_the_golden_one(tmp_path):
+    published = json.loads((DATA / "i3d_names.json").read_text())
+    shapes = architectures.i3d_shapes()
+    assert {name: list(shape) for name, shape in shapes.items()} == {
+        name: shape for name, shape in published.items() if not name.endswith("num_batches_tracked")
+    }
+    # The recipe of tests/data, written out once more.
+    rng = np.random.RandomState(21)
+    expected = {}
+    for name in sorted(shapes):
+        shape = shapes[name]
+        if name.endswith("running_var"):
+            expected[name] = 0.5 + rng.random_sample(shape)
+        elif name.endswith("bn.weight"):
+            expected[name] = 0.8 + 0.4 * rng.random_sample(shape)
+        elif len(shape) > 1:
+            expected[name] = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+        else:
+            expected[name] = rng.standard_normal(shape) * 0.1
+    made = run(ConvertConfig(kind="i3d", source="random", seed=21, root=tmp_path.as_uri(), name="i3d"))
+    weights = checkpoints.read(made.shard("model.safetensors").uri)
+    assert same(weights, {name: array.astype(np.float32) for name, array in expected.items()})
+    assert made.config["random"] is True
+    assert made.config["seed"] == 21
+    other = run(ConvertConfig(kind="i3d", source="random", seed=22, root=tmp_path.as_uri(), name="i3d"))
+    assert other.uri != made.uri
+
+    state = {name: torch.from_numpy(array.copy()) for name, array in weights.items()}
+    state |= {name: torch.tensor(7) for name in published if name.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "i3d.pt")
+    from_file = run(ConvertConfig(kind="i3d", source=str(tmp_path / "i3d.pt"), root=tmp_path.as_uri(), name="i3d"))
+    assert same(checkpoints.read(from_file.shard("model.safetensors").uri), weights)
+    assert from_file.config["random"] is False
+
+
+def test_published_once_and_found_again(tmp_path, monkeypatch):
+    settings = ConvertConfig(kind="latte", source=str(DATA / "class.pt"), root=tmp_path.as_uri(), name="latte")
+    first = run(settings)
+    shard = first.shard("model.safetensors")
+    assert first.uri.startswith(f"{tmp_path.as_uri()}/weights/latte/")
+    assert manifest.find(first.uri, "weights") == first
+    assert manifest.read_record(shard.uri) is not None
+    assert first.inputs["source"] == hashlib.sha256((DATA / "class.pt").read_bytes()).hexdigest()
+    written = os.stat(tmp_path / "weights" / "latte" / first.fingerprint[:16] / "model.safetensors").st_mtime_ns
+    monkeypatch.setattr(architectures, "describe", lambda *_: pytest.fail("the work is done already"))
+    assert run(settings) == first
+    assert os.stat(tmp_path / "weights" / "latte" / first.fingerprint[:16] / "model.safetensors").st_mtime_ns == written
+
+
+def test_half_precision_is_widened_exactly(tmp_path):
+    tensors = {
+        name: torch.from_numpy(array.copy()) for name, array in checkpoints.read(str(DATA / "uncond.pt")).items()
+    }
+    for narrow in (torch.float16, torch.bfloat16):
+        state = {name: tensor.to(narrow) for name, tensor in tensors.items()}
+        torch.save(state, tmp_path / "narrow.pt")
+        target = tmp_path / "wide.safetensors"
+        run(ConvertConfig(kind="latte", source=str(tmp_path / "narrow.pt"), target=str(target), model={"num_heads": 4}))
+        assert same(checkpoints.read(str(target)), as_numpy({name: t.float() for name, t in state.items()}))
+
+
+MISTAKES = {
+    "missing": (lambda s: s.pop("blocks.1.mlp.fc1.bias"), r"tensor blocks\.1\.mlp\.fc1\.bias is missing"),
+    "unknown": (lambda s: s.update(extra=torch.ones(1)), "tensor 'extra' is not part of the network"),
+    "shape": (lambda s: s.update({"final_layer.linear.bias": torch.ones(3)}), r"final_layer\.linear\.bias has shape"),
+    "type": (
+        lambda s: s.update({"pos_embed": s["pos_embed"].double()}),
+        "tensor pos_embed is float64, expected float32",
+    ),
+    "axes": (lambda s: s.update({"pos_embed": s["pos_embed"][0]}), r"tensor pos_embed has shape \(16, 48\)"),
+    "first block": (lambda s: s.pop("blocks.0.mlp.fc1.weight"), r"tensor blocks\.0\.mlp\.fc1\.weight is missing"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_tensors_must_match_in_both_directions(tmp_path, mistake):
+    state = {name: torch.from_numpy(array.copy()) for name, array in checkpoints.read(str(DATA / "uncond.pt")).items()}
+    change, message = MISTAKES[mistake]
+    change(state)
+    source = tmp_path / "wrong.pt"
+    torch.save(state, source)
+    with pytest.raises(UserError, match=message) as caught:
+        run(ConvertConfig(kind="latte", source=str(source), target=str(tmp_path / "o.ckpt"), model={"num_heads": 4}))
+    assert str(caught.value).startswith(f"{source}: ")
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_wrong_kind_says_which_it_is(tmp_path):
+    source = str(DATA / "text.pt")
+    for kind in ("vae", "i3d", "clip"):
+        with pytest.raises(UserError, match=f"not weights of kind {kind}: it holds weights of kind latte"):
+            run(ConvertConfig(kind=kind, source=source, target=str(tmp_path / "o.ckpt")))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_digest_stops_before_the_work(tmp_path):
+    with pytest.raises(UserError, match="its SHA-256 is"):
+        run(ConvertConfig(kind="latte", source=str(DATA / "text.pt"), target=str(tmp_path / "o.ckpt"), sha256="0" * 64))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "latte", "source": "x.pt"}, "give target=FILE, or root and name"),
+        ({"kind": "latte", "source": "x.pt", "target": "x.bin"}, "write .safetensors or .ckpt"),
+        ({"kind": "latte", "source": "x.pt", "root": "file:///x"}, "root and name go together"),
+        ({"kind": "vae", "source": "random", "target": "x.ckpt"}, "source random is there for kind i3d"),
+        ({"kind": "unet", "source": "x.pt", "target": "x.ckpt"}, "kind"),
+        ({"kind": "vae", "source": "x.pt", "target": "x.ckpt", "sha": "0"}, "unknown key sha"),
+    ],
+)
+def test_wrong_settings(settings, message):
+    with pytest.raises(UserError, match=message):
+        config.build(ConvertConfig, settings, "test")
+
+
+def test_shapes_are_those_of_the_networks():
+    from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+    from latte.models.i3d import I3D
+
+    sizes = AutoencoderKLConfig(block_out_channels=(32, 64, 64), norm_num_groups=16, layers_per_block=1)
+    for net, shapes in (
+        (AutoencoderKL(sizes), architectures.vae_shapes(sizes)),
+        (I3D(), architectures.i3d_shapes()),
+    ):
+        assert {parameter.name: tuple(parameter.shape) for parameter in net.get_parameters()} == shapes
+
+
+def test_every_preset_is_a_sound_config():
+    from latte.models.latte import LatteConfig, num_parameters
+
+    paths = sorted((ROOT / "configs" / "models").glob("*.yaml"))
+    presets = {path.stem: config.load(ConvertConfig, path) for path in paths}
+    assert {preset.kind for preset in presets.values()} == {"latte", "vae", "i3d", "clip"}
+    assert len(presets) == 8
+    for preset in presets.values():
+        assert preset.page.startswith("https://")
+        assert preset.target.endswith(".safetensors")
+        if preset.kind == "latte":
+            model = dict(preset.model)
+            size = LatteConfig.preset(model.pop("preset"), **model)
+            # The published files have 2.7 GB: EMA weights alone.
+            assert 4 * num_parameters(size) == pytest.approx(2.696e9, rel=1e-3)
+        if preset.kind == "clip":
+            architectures.ClipShape(**preset.model)
+
+
+def test_a_preset_converts(tmp_path):
+    """A file of the shape that a preset describes passes; one of another shape is named."""
+    shapes = architectures.i3d_shapes()
+    state = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    torch.save(state, tmp_path / "i3d.pt")
+    preset = ROOT / "configs" / "models" / "i3d-kinetics400.yaml"
+    files = [f"source={tmp_path}/i3d.pt", f"target={tmp_path}/i3d.ckpt"]
+    done = click.testing.CliRunner().invoke(cli, ["convert", "-c", str(preset), *files])
+    assert done.exit_code == 0, done.output
+    assert set(checkpoints.read(str(tmp_path / "i3d.ckpt"))) == set(shapes)

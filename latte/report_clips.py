@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,7 @@ class GeneratedClip:
     index: int
     label: int | None
     uri: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def pick_generated(videos: manifest.Manifest, rows: Sequence[RealClip]) -> list[
     items = storage.read_json(storage.join(videos.uri, "items.json"))
     waiting: dict[int | None, list[GeneratedClip]] = {}
     for item in items:
-        waiting.setdefault(item["label"], []).append(GeneratedClip(item["index"], item["label"], item["video"]))
+        waiting.setdefault(item["label"], []).append(_generated(item))
     picked: list[GeneratedClip | None] = []
     for row in rows:
         # A set without classes has one list, whatever the data's labels are.
@@ -99,8 +101,8 @@ def load_real(rows: Sequence[RealClip], num_frames: int, stride: int, image_size
 
 
 def load_generated(clips: Sequence[GeneratedClip | None]) -> list[np.ndarray | None]:
-    """The frames of lossless clips, uint8, (F, H, W, 3) each."""
-    return [None if clip is None else video.read_lossless(clip.uri) for clip in clips]
+    """The frames of lossless clips, checked against their SHA-256, uint8, (F, H, W, 3) each."""
+    return [None if clip is None else _read_generated(clip) for clip in clips]
 
 
 def reconstruct(
@@ -146,6 +148,15 @@ def pack(columns: Sequence[Sequence[np.ndarray | None]]) -> list[list[Strip | No
                 for column, row in zip(columns, coded, strict=True)
             ]
     raise UserError(f"max_rows: the clips take {total_bytes} bytes of {MAX_PICTURE_BYTES}; show fewer rows")
+
+
+def _generated(item: dict[str, Any]) -> GeneratedClip:
+    return GeneratedClip(item["index"], item["label"], item["video"], item["sha256"])
+
+
+def _read_generated(clip: GeneratedClip) -> np.ndarray:
+    with storage.as_local_file(clip.uri, clip.sha256) as path:
+        return video.read_lossless(path)
 
 
 def _strip(clip: np.ndarray | None, data: bytes | None) -> Strip | None:

@@ -131,7 +131,7 @@ def publish_videos(root: str, checkpoint: manifest.Manifest, name: str, step: in
         path.parent.mkdir(parents=True, exist_ok=True)
         video.write_lossless(path, frames, fps=8)
         shards.append(manifest.Shard(uri=clip, bytes=path.stat().st_size, sha256=storage.sha256_file(path)))
-        items.append({"index": index, "label": index % 2, "video": clip})
+        items.append({"index": index, "label": index % 2, "video": clip, "sha256": shards[-1].sha256})
     storage.write_json(storage.join(uri, "items.json"), items)
     return manifest.finish(
         manifest.Manifest(

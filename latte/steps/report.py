@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from latte import manifest, storage
+from latte import __version__, manifest, storage
 from latte.config import Config
 from latte.errors import UserError
 from latte.steps import report_words as words
@@ -60,18 +60,23 @@ def run(config: ReportConfig) -> manifest.Manifest:
     vae = manifest.read(config.vae, "weights")
     checkpoint = manifest.read(config.checkpoint, "checkpoint")
     sets = [manifest.read(uri, "video_set") for uri in config.video_sets]
+    sets.sort(key=lambda videos: -int(videos.config["step"]))
     scores = [manifest.read(uri, "score") for uri in config.scores]
+    if latents.inputs["vae"] != vae.shard("model.safetensors").sha256:
+        raise UserError(f"vae {config.vae}: the latents of {latents.name} were made by another autoencoder")
+    pairs = pair_scores(scores, sets)
     sources = [latents, vae, checkpoint, *sets, *scores]
     fingerprint = manifest.fingerprint(
         "report",
         config.model_dump(include=_IN_FINGERPRINT),
-        [source.model_dump(exclude={"seconds", "uri"}) for source in sources],
+        [[source.fingerprint, source.metrics, source.counts] for source in sources],
         storage.sha256_file(TEMPLATE),
+        __version__,
     )
     uri = storage.join(config.root, "reports", config.name, fingerprint[:16])
     done = manifest.find(uri, "report")
     if done is None:
-        done = _make(config, uri, fingerprint, latents, vae, checkpoint, sets, scores)
+        done = _make(config, uri, fingerprint, latents, vae, checkpoint, sets, pairs)
     if config.output is not None:
         page = done.shard("/report.html")
         with storage.as_local_file(page.uri, page.sha256) as path:
@@ -87,20 +92,19 @@ def _make(
     vae: manifest.Manifest,
     checkpoint: manifest.Manifest,
     sets: list[manifest.Manifest],
-    scores: list[manifest.Manifest],
+    pairs: list[tuple[manifest.Manifest, int]],
 ) -> manifest.Manifest:
     from latte.latents import LatentClips
 
     started = time.monotonic()
-    sets = sorted(sets, key=lambda videos: -int(videos.config["step"]))
     labels = words.set_labels(sets)
-    pairs = pair_scores(scores, sets)
     with tempfile.TemporaryDirectory(prefix="latte-latents-") as cache:
         # Without room for copies every clip is one ranged read; a dozen clips need no whole shards.
         clips = LatentClips(latents, cache, cache_bytes=0)
         grid = _grid(config, clips, latents, vae, checkpoint, sets, labels)
         data = _data(clips, latents)
     boards = score_boards(pairs, labels)
+    sources = [latents, vae, checkpoint, *sets, *(score for score, _ in pairs)]
     verdict = words.verdict(boards[0] if boards else None)
     context: dict[str, Any] = {
         "name": config.name,
@@ -112,7 +116,7 @@ def _make(
         "run": _facts_of_run(checkpoint, latents, sets),
         "times": _times(latents, vae, checkpoint, sets, pairs, labels),
         "timings": words.bars_of_seconds(list(config.timings.items())),
-        "sources": [_source(source) for source in [latents, vae, checkpoint, *sets, *scores]],
+        "sources": [_source(source) for source in sources],
         "fingerprint": fingerprint,
         "uri": uri,
     }
@@ -198,9 +202,6 @@ def _grid(
 ) -> dict[str, Any]:
     from latte import report_clips
 
-    digest = vae.shard("model.safetensors").sha256
-    if latents.inputs["vae"] != digest:
-        raise UserError(f"vae {config.vae}: the latents of {latents.name} were made by another autoencoder")
     num_frames = int(sets[0].config["num_frames"])
     stride = int(checkpoint.config["train"]["frame_stride"])
     rows = report_clips.pick_real(clips, num_frames, stride, config.clips_per_class, config.max_rows)

@@ -78,6 +78,7 @@ def board(metric: str, members: Sequence[tuple[Manifest, str]]) -> dict[str, Any
         bars.append(
             {
                 "label": label,
+                "short": label.removeprefix("Generated, "),
                 "value": value,
                 "low": None if low is None else float(low),
                 "high": None if high is None else float(high),
@@ -163,8 +164,10 @@ def comparison(members: Sequence[tuple[Manifest, str]]) -> dict[str, Any]:
 
 
 def settings_of(score: Manifest) -> list[tuple[str, str]]:
-    """A score's settings, counts and digests as rows."""
-    return flat({**score.config, **score.counts, "digest": score.inputs}, leave_out=("notes",))
+    """A score's settings, the protocol first, counts, and the digests that are not among the settings, as rows."""
+    rows = flat({"protocol": score.config.get("protocol", {}), **score.config, **score.counts}, leave_out=("notes",))
+    known = {text for _, text in rows}
+    return rows + [(f"digest.{role}", digest) for role, digest in score.inputs.items() if digest not in known]
 
 
 def flat(values: Mapping[str, Any], leave_out: Sequence[str] = ()) -> list[tuple[str, str]]:

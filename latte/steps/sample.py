@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -305,21 +306,14 @@ def _generate(config: SampleConfig, made: _Set, indices: list[int], label: str) 
 
 def _sampler(config: SampleConfig, made: _Set) -> Callable[[list[int], Callable[[int], None]], list[np.ndarray]]:
     """A function from indices to their videos, each (F, H, W, 3) uint8; loads the networks."""
-    from latte import checkpoints, device
+    from latte import device
     from latte.diffusion import Diffusion
-    from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig, decode_in_chunks
-    from latte.models.latte import Latte, LatteConfig
+    from latte.models.autoencoder_kl import decode_in_chunks
 
     device.setup(seed=config.seed)
-    model = LatteConfig(**made.facts["model"])
-    net = Latte(model)
-    with storage.as_local_file(made.weights.uri, made.weights.sha256) as path:
-        checkpoints.load(net, str(path))
-    net.set_train(False)
-    vae = AutoencoderKL(AutoencoderKLConfig(**made.vae_model))
-    with storage.as_local_file(made.vae.uri, made.vae.sha256) as path:
-        checkpoints.load(vae, str(path))
-    vae.set_train(False)
+    net = _network("latte", manifest.fingerprint(made.facts["model"]))(made.facts["model"], made.weights)
+    vae = _network("vae", manifest.fingerprint(made.vae_model))(made.vae_model, made.vae)
+    model = net.config
     try:
         diffusion = Diffusion(config.num_sampling_steps, made.facts["diffusion"]["noise_schedule"])
     except ValueError as error:
@@ -349,6 +343,31 @@ def _sampler(config: SampleConfig, made: _Set) -> Callable[[list[int], Callable[
         return list(pixels.reshape(len(indices), model.num_frames, *pixels.shape[1:]))
 
     return sample
+
+
+@lru_cache(maxsize=4)
+def _network(kind: str, _fingerprint: str) -> Callable[[dict[str, Any], manifest.Shard], Any]:
+    """A function that gives the network of this kind and these settings, with the weights of the given object.
+
+    The network is kept: another checkpoint of the same model, sampled by the same process, needs no second compilation.
+    """
+    kept: list[Any] = []
+
+    def loaded(settings: dict[str, Any], weights: manifest.Shard) -> Any:
+        from latte import checkpoints
+        from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+        from latte.models.latte import Latte, LatteConfig
+
+        if not kept:
+            kept.append(
+                Latte(LatteConfig(**settings)) if kind == "latte" else AutoencoderKL(AutoencoderKLConfig(**settings))
+            )
+            kept[0].set_train(False)
+        with storage.as_local_file(weights.uri, weights.sha256) as path:
+            checkpoints.load(kept[0], str(path))
+        return kept[0]
+
+    return loaded
 
 
 def _publish(config: SampleConfig, made: _Set, index: int, frames: np.ndarray, seconds: float) -> None:

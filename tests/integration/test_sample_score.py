@@ -1,0 +1,267 @@
+"""Generated sets and their scores, with tiny networks: who made a set, and how often it was stopped, does not show."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from latte import manifest, storage, video
+from latte.errors import StorageError, UserError
+from latte.steps import convert, encode, sample, score
+
+IMAGE_SIZE, CLASSES = 32, ["bright", "dark"]
+MODEL = {"input_size": 16, "hidden_size": 32, "depth": 2, "num_heads": 2, "num_classes": 2, "condition": "class"}
+VAE = {
+    "block_out_channels": [8, 8],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "latent_channels": 4,
+    "scaling_factor": 0.2,
+}
+
+
+def publish(root: str, kind: str, place: str, weights: dict[str, dict[str, np.ndarray]], **fields: Any) -> str:
+    """Publish weights by name under a place, with a manifest; returns the manifest's URI."""
+    uri = storage.join(root, place)
+    shards = []
+    for name, arrays in weights.items():
+        path = storage.local_path(storage.join(uri, name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(arrays, path)
+        shards.append(manifest.publish_shard(path.read_bytes(), storage.join(uri, name)))
+    manifest.finish(manifest.Manifest(kind=kind, name=kind, uri=uri, fingerprint=place, shards=shards, **fields))
+    return storage.join(uri, "manifest.json")
+
+
+def random_weights(net: Any, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        param.name: (rng.standard_normal(tuple(param.shape)) * 0.1).astype(np.float32) for param in net.get_parameters()
+    }
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """Real videos and their latents, a checkpoint with two steps, an autoencoder, a random detector."""
+    from latte import device
+    from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+    from latte.models.latte import Latte, LatteConfig
+
+    folder = tmp_path_factory.mktemp("world")
+    root = (folder / "root").as_uri()
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(CLASSES):
+        (folder / "videos" / name).mkdir(parents=True)
+        for i in range(3):
+            frames = rng.integers(128 * (1 - label), 256 - 128 * label, (20 + i, 40, 48, 3), dtype=np.uint8)
+            video.write_lossless(folder / "videos" / name / f"{i}.mkv", frames, 8)
+    device.setup(seed=0)
+    net = Latte(LatteConfig(**MODEL))
+    vae = publish(
+        root,
+        "weights",
+        "weights/vae",
+        {"model.safetensors": random_weights(AutoencoderKL(AutoencoderKLConfig(**VAE)), 1)},
+        config={"kind": "vae", "model": VAE, "random": True, "seed": 1},
+    )
+    latents = encode.run(
+        encode.EncodeConfig(
+            root=root, name="tiny", dataset={"videos": str(folder / "videos")}, vae=vae, image_size=IMAGE_SIZE
+        )
+    )
+    checkpoint = publish(
+        root,
+        "checkpoint",
+        "runs/tiny",
+        {
+            f"checkpoints/step-{step:08d}/{role}.safetensors": random_weights(net, 10 * step + number)
+            for step in (0, 7)
+            for number, role in enumerate(("model", "ema"))
+        },
+        config={
+            "model": LatteConfig(**MODEL).model_dump(),
+            "diffusion": {"noise_schedule": "linear"},
+            "classes": CLASSES,
+            "latent_size": 16,
+            "image_size": IMAGE_SIZE,
+            "scaling_factor": latents.config["scaling_factor"],
+            "vae": latents.inputs["vae"],
+        },
+        metrics={"step": 7},
+    )
+    detector = convert.run(convert.ConvertConfig(kind="i3d", source="random", root=root, name="i3d", seed=21))
+    return SimpleNamespace(
+        folder=folder,
+        root=root,
+        vae=vae,
+        latents=storage.join(latents.uri, "manifest.json"),
+        checkpoint=checkpoint,
+        detector=storage.join(detector.uri, "manifest.json"),
+    )
+
+
+def sampling(world: SimpleNamespace, root: str, **changes: Any) -> sample.SampleConfig:
+    values = {
+        "root": root,
+        "name": "set",
+        "checkpoint": world.checkpoint,
+        "vae": world.vae,
+        "num_videos": 7,
+        "num_sampling_steps": 3,
+        "method": "ddpm",
+        "cfg_scale": 2.0,
+        "batch_size": 3,
+        "decode_frames": 20,
+        "seed": 5,
+    }
+    return sample.SampleConfig(**{**values, **changes})
+
+
+def files(done: manifest.Manifest) -> dict[str, bytes]:
+    shards = [shard for shard in done.shards if not shard.uri.endswith("items.json")]
+    return {shard.uri.rsplit("/", 1)[1]: storage.read_bytes(shard.uri) for shard in shards}
+
+
+@pytest.fixture(scope="module")
+def whole(world: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> manifest.Manifest:
+    """The set made at once, by one task."""
+    return sample.run(sampling(world, tmp_path_factory.mktemp("whole").as_uri()))
+
+
+def test_a_set_is_what_its_manifest_says(whole: manifest.Manifest) -> None:
+    items = storage.read_json(storage.join(whole.uri, "items.json"))
+    assert [(item["index"], item["label"]) for item in items] == [(i, i % 2) for i in range(7)]
+    assert whole.counts == {"videos": 7}
+    assert whole.config["step"] == 7
+    for item in items:
+        frames = video.read_lossless(item["video"])
+        assert frames.shape == (16, IMAGE_SIZE, IMAGE_SIZE, 3)
+        assert frames.std() > 1
+        assert storage.sha256_bytes(storage.read_bytes(item["video"])) == item["sha256"]
+        assert storage.sha256_bytes(storage.read_bytes(item["preview"])) == item["preview_sha256"]
+    assert len({item["sha256"] for item in items}) == 7
+
+
+@pytest.mark.parametrize("num_tasks", [3, 7])
+def test_any_number_of_tasks_makes_the_same_bytes(
+    world: SimpleNamespace, whole: manifest.Manifest, tmp_path: Path, num_tasks: int
+) -> None:
+    config = sampling(world, tmp_path.as_uri())
+    plan_uri = storage.join(sample.plan(config).uri, "manifest.json")
+    for task in reversed(range(num_tasks)):
+        sample.sample_shards(config, plan_uri, task, num_tasks)
+    done = sample.merge(config, plan_uri)
+    assert done.fingerprint == whole.fingerprint
+    assert files(done) == files(whole)
+
+
+def test_an_interrupted_and_a_grown_set_are_the_same_set(
+    world: SimpleNamespace, whole: manifest.Manifest, tmp_path: Path
+) -> None:
+    small = sample.run(sampling(world, tmp_path.as_uri(), num_videos=2))
+    assert small.counts == {"videos": 2}
+    # As after a kill: a video without its record, and one whose preview did not arrive.
+    first = storage.join(small.uri, "clip-00000.mkv")
+    storage.delete(first + manifest.RECORD_SUFFIX)
+    storage.delete(storage.join(small.uri, "clip-00001.mp4"))
+    config = sampling(world, tmp_path.as_uri())
+    plan_uri = storage.join(sample.plan(config).uri, "manifest.json")
+    assert sample.sample_shards(config, plan_uri, 0, 7).counts["generated"] == 1
+    with pytest.raises(UserError, match=r"clip-00001\.mkv: not generated yet"):
+        sample.merge(config, plan_uri)
+    assert sample.sample_shards(config, plan_uri, 0, 1).counts["generated"] == 6
+    assert files(sample.merge(config, plan_uri)) == files(whole)
+    assert sample.sample_shards(config, plan_uri, 0, 1).counts["generated"] == 0
+
+
+def test_seed_step_and_labels_change_the_videos(world: SimpleNamespace, whole: manifest.Manifest) -> None:
+    root = whole.uri.rsplit("/videos/", 1)[0]
+    before = files(whole)
+    for changes in ({"seed": 6}, {"step": 0}, {"labels": ["dark"]}, {"weights": "model"}):
+        changed = files(sample.run(sampling(world, root, num_videos=1, **changes)))
+        assert changed["clip-00000.mkv"] != before["clip-00000.mkv"], changes
+
+
+PROTOCOL = {"num_clips": 6, "frame_stride": 1, "clips_per_video": None, "jackknife_groups": 3}
+
+
+def scoring(world: SimpleNamespace, videos: manifest.Manifest, root: str, **changes: Any) -> score.ScoreConfig:
+    values = {
+        "root": root,
+        "name": "score",
+        "videos": storage.join(videos.uri, "manifest.json"),
+        "real": world.latents,
+        "detector": world.detector,
+        "protocol": PROTOCOL,
+        "batch_size": 2,
+        "clips_per_shard": 4,
+    }
+    return score.ScoreConfig(**{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def scored(
+    world: SimpleNamespace, whole: manifest.Manifest, tmp_path_factory: pytest.TempPathFactory
+) -> manifest.Manifest:
+    return score.run(scoring(world, whole, tmp_path_factory.mktemp("scored").as_uri()))
+
+
+def test_a_score_carries_everything_that_made_it(scored: manifest.Manifest, whole: manifest.Manifest) -> None:
+    value = scored.metrics["frechet_random_i3d"]
+    assert "fvd" not in scored.metrics
+    assert value > 0
+    assert scored.metrics["interval_low"] < value < scored.metrics["interval_high"]
+    assert scored.metrics["clips"] == 6
+    assert scored.config["protocol"]["num_clips"] == 6
+    assert scored.inputs["videos"] == whole.fingerprint
+    assert any("singular" in note for note in scored.config["notes"])
+
+
+def test_a_stopped_score_goes_on_and_ends_with_the_same_value(
+    world: SimpleNamespace, whole: manifest.Manifest, scored: manifest.Manifest, tmp_path: Path
+) -> None:
+    old_root = storage.local_path(scored.uri.rsplit("/scores/", 1)[0])
+    shutil.copytree(old_root / "features", tmp_path / "features")
+    lost = [*(tmp_path / "features").glob("*/manifest.json"), *(tmp_path / "features").glob("*/features-00001*")]
+    assert len(lost) == 6
+    for path in lost:
+        path.unlink()
+    again = score.run(scoring(world, whole, tmp_path.as_uri()))
+    assert again.metrics == scored.metrics
+    assert again.fingerprint == scored.fingerprint
+
+
+def test_real_features_are_shared_between_scores_without_starting_mindspore(
+    world: SimpleNamespace, whole: manifest.Manifest, scored: manifest.Manifest
+) -> None:
+    # Another protocol with the same clips: nothing is left for the detector to do.
+    root = scored.uri.rsplit("/scores/", 1)[0]
+    config = scoring(world, whole, root, protocol={**PROTOCOL, "covariance_divisor": "n-1"})
+    code = (
+        "import sys; from latte.steps import score\n"
+        "done = score.run(score.ScoreConfig.model_validate_json(sys.argv[1]))\n"
+        "assert 'mindspore' not in sys.modules, 'MindSpore was started'\n"
+        "print(done.metrics['frechet_random_i3d'])\n"
+    )
+    command = [sys.executable, "-c", code, config.model_dump_json()]
+    value = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert value > scored.metrics["frechet_random_i3d"]
+
+
+def test_a_damaged_side_is_refused(world: SimpleNamespace, whole: manifest.Manifest, tmp_path: Path) -> None:
+    copy = tmp_path / "set"
+    shutil.copytree(storage.local_path(whole.uri), copy)
+    text = (copy / "items.json").read_text().replace(whole.uri, copy.as_uri())
+    (copy / "items.json").write_text(text)
+    (copy / "manifest.json").write_text((copy / "manifest.json").read_text().replace(whole.uri, copy.as_uri()))
+    clip = copy / "clip-00002.mkv"
+    clip.write_bytes(clip.read_bytes()[:-1] + b"x")
+    damaged = manifest.read(copy / "manifest.json")
+    with pytest.raises(StorageError, match=r"clip-00002\.mkv: damaged"):
+        score.run(scoring(world, damaged, (tmp_path / "root").as_uri()))

@@ -37,14 +37,13 @@ def respaced(num_steps: int, spacing: int | str | None) -> np.ndarray:
     if spacing is None:
         return np.arange(num_steps)
     text = str(spacing).strip()
+    stride_wanted = text.startswith("ddim")
     try:
-        if text.startswith("ddim"):
-            return _fixed_stride(num_steps, int(text[len("ddim") :]))
-        counts = [int(part) for part in text.split(",")]
-    except ValueError as error:
-        if "num_sampling_steps" in str(error):
-            raise
+        counts = [int(part) for part in text.removeprefix("ddim").split(",", 0 if stride_wanted else -1)]
+    except ValueError:
         raise ValueError(f"num_sampling_steps {spacing!r}: write a count, ddimN or a,b,…") from None
+    if stride_wanted:
+        return _fixed_stride(num_steps, counts[0])
     if min(counts) < 1:
         raise ValueError(f"num_sampling_steps {spacing!r}: a section needs at least one step")
     steps: list[int] = []
@@ -67,7 +66,7 @@ def _fixed_stride(num_steps: int, count: int) -> np.ndarray:
     for stride in range(1, num_steps):
         if len(range(0, num_steps, stride)) == count:
             return np.arange(0, num_steps, stride)
-    raise ValueError(f"num_sampling_steps 'ddim{count}': no integer stride takes {count} of {num_steps} steps")
+    raise ValueError(f"num_sampling_steps ddim{count}: no integer stride takes {count} of {num_steps} steps")
 
 
 @dataclass(frozen=True)

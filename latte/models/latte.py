@@ -3,10 +3,20 @@
 Blocks alternate between attention over the patches of a frame and attention over the frames at a patch. Parameters
 carry the names of the published PyTorch checkpoints (github.com/Vchitect/Latte), so that converting is copying.
 
-Parameters in millions, everything that a checkpoint holds, for condition none, 32x32x4 latents, 16 frames:
+Trained parameters in millions, for condition none, as in the paper (position features are fixed and not counted):
 
-    preset       parameters_m
-    Latte-XL/2        673.98
+    Latte-XL/2   673.68
+    Latte-XL/4   673.85
+    Latte-XL/8   674.51
+    Latte-L/2    456.82
+    Latte-L/4    456.96
+    Latte-L/8    457.55
+    Latte-B/2    129.55
+    Latte-B/4    129.66
+    Latte-B/8    130.10
+    Latte-S/2     32.48
+    Latte-S/4     32.54
+    Latte-S/8     32.76
 """
 
 import math
@@ -29,6 +39,7 @@ PRESETS = tuple(f"Latte-{size}/{patch}" for size in _SIZES for patch in _PATCHES
 
 TEXT_TOKENS, TEXT_CHANNELS = 77, 768  # CLIP ViT-L/14's text encoder
 _FREQUENCIES = 256
+_FIXED = ("pos_embed", "temp_embed")
 
 
 class LatteConfig(Config):
@@ -119,9 +130,10 @@ def parameter_shapes(config: LatteConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def num_parameters(config: LatteConfig) -> int:
-    """Numbers in a checkpoint of this config, position features included."""
-    return sum(math.prod(shape) for shape in parameter_shapes(config).values())
+def num_parameters(config: LatteConfig, trained_only: bool = False) -> int:
+    """Numbers in a checkpoint of this config; `trained_only` leaves out the fixed position features."""
+    shapes = parameter_shapes(config)
+    return sum(math.prod(shape) for name, shape in shapes.items() if not (trained_only and name in _FIXED))
 
 
 def _label_rows(config: LatteConfig) -> int:

@@ -124,7 +124,7 @@ class ModulatedNorm(nn.Cell):
             scale: (N, 1, D).
 
         Returns:
-            The result (N, L, D); for the gradient also the normalised rows (N, L, D) and their 1 / deviation (N * L, D).
+            The result (N, L, D); for the gradient also the normalised x (N, L, D) and 1 / deviation (N * L, D).
         """
         rows = x.reshape(-1, self._size)
         centered = rows - self._mean(rows)  # (N * L, D)

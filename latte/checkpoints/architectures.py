@@ -5,7 +5,7 @@ Nothing here builds a network: Latte-XL/2 would take 2.7 GB.
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -31,6 +31,29 @@ _I3D_MIXED = {
     "5c": (832, (384, 192, 384, 48, 128, 128)),
 }
 _I3D_CLASSES = 400
+
+
+# Published sizes of Latte (Ma et al. 2024, table 1). name: hidden_size, depth, num_heads
+_LATTE_SIZES = {"XL": (1152, 28, 16), "L": (1024, 24, 16), "B": (768, 12, 12), "S": (384, 12, 6)}
+_TEXT_CHANNELS = 77 * 768  # tokens and channels of CLIP's text embedding
+_TIMESTEP_CHANNELS = 256
+
+
+class LatteShape(Config):
+    """Settings of a Latte, in the names of `latte.models.latte.LatteConfig`, without the network behind them."""
+
+    input_size: int = Field(gt=0)
+    patch_size: int = Field(gt=0)
+    in_channels: int = Field(gt=0)
+    hidden_size: int = Field(gt=0)
+    depth: int = Field(gt=0)
+    num_heads: int = Field(gt=0)
+    mlp_ratio: float = Field(gt=0)
+    num_frames: int = Field(gt=0)
+    num_classes: int = Field(default=1000, gt=0)
+    class_dropout_prob: float = Field(default=0.1, ge=0, le=1)
+    learn_sigma: bool = True
+    condition: Literal["none", "class", "text"] = "none"
 
 
 class ClipShape(Config):
@@ -88,8 +111,6 @@ def _count(found: Shapes, pattern: str) -> int:
 
 
 def _describe_latte(found: Shapes, given: Mapping[str, Any], source: str) -> tuple[dict[str, Any], Shapes]:
-    from latte.models import latte
-
     hidden = _axis(found, "x_embedder.proj.weight", 4, 0)
     channels, patch = (_axis(found, "x_embedder.proj.weight", 4, axis) for axis in (1, 2))
     if patch < 1 or channels < 1:
@@ -111,19 +132,63 @@ def _describe_latte(found: Shapes, given: Mapping[str, Any], source: str) -> tup
         told |= {"condition": "class", "num_classes": rows - 1 if has_null else rows}
     elif "text_embedding_projection.1.weight" in found:
         told["condition"] = "text"
-    # Heads leave no trace in the shapes; the published sizes are told apart by width and depth.
-    sizes = [latte.LatteConfig.preset(name) for name in latte.PRESETS]
-    heads = [size.num_heads for size in sizes if (size.hidden_size, size.depth) == (hidden, told["depth"])]
     settings = {**told, **given}
     if "preset" in settings:
-        size = latte.LatteConfig.preset(str(settings.pop("preset")))
-        settings |= {key: getattr(size, key) for key in ("hidden_size", "depth", "num_heads", "patch_size")}
+        settings = {**told, **_latte_preset(str(given["preset"])), **given}
+        settings.pop("preset")
+    # Heads leave no trace in the shapes; the published sizes are told apart by width and depth.
+    heads = [size[2] for size in _LATTE_SIZES.values() if size[:2] == (hidden, told["depth"])]
     if "num_heads" not in settings:
         if not heads:
             raise Refusal("not one of the published sizes: say how many heads it has with model.num_heads=N")
         settings["num_heads"] = heads[0]
-    config = build(latte.LatteConfig, settings, source)
-    return config.model_dump(mode="json"), latte.parameter_shapes(config)
+    config = build(LatteShape, settings, source)
+    if config.hidden_size % config.num_heads:
+        raise Refusal(f"model.num_heads {config.num_heads} does not divide hidden_size {config.hidden_size}")
+    return config.model_dump(mode="json"), latte_shapes(config)
+
+
+def _latte_preset(name: str) -> dict[str, int]:
+    match = re.fullmatch(r"Latte-(XL|L|B|S)/([248])", name)
+    if not match:
+        raise Refusal(f"model.preset {name!r} is unknown; known: Latte-XL, -L, -B and -S, each /2, /4 and /8")
+    hidden, depth, heads = _LATTE_SIZES[match[1]]
+    return {"hidden_size": hidden, "depth": depth, "num_heads": heads, "patch_size": int(match[2])}
+
+
+def latte_shapes(config: LatteShape) -> Shapes:
+    """Tensors of Latte (Ma et al. 2024, variant 1), position embeddings included."""
+    width, patch = config.hidden_size, config.patch_size
+    inner = int(width * config.mlp_ratio)
+    out_channels = config.in_channels * (2 if config.learn_sigma else 1)
+    shapes: Shapes = {
+        "pos_embed": (1, (config.input_size // patch) ** 2, width),
+        "temp_embed": (1, config.num_frames, width),
+        "x_embedder.proj.weight": (width, config.in_channels, patch, patch),
+        "x_embedder.proj.bias": (width,),
+    }
+    if config.condition == "class":
+        # The null class of classifier-free guidance has a row where labels are dropped in training.
+        rows = config.num_classes + (1 if config.class_dropout_prob > 0 else 0)
+        shapes["y_embedder.embedding_table.weight"] = (rows, width)
+
+    def linear(name: str, width_in: int, width_out: int) -> None:
+        shapes[f"{name}.weight"] = (width_out, width_in)
+        shapes[f"{name}.bias"] = (width_out,)
+
+    if config.condition == "text":
+        linear("text_embedding_projection.1", _TEXT_CHANNELS, width)
+    linear("t_embedder.mlp.0", _TIMESTEP_CHANNELS, width)
+    linear("t_embedder.mlp.2", width, width)
+    for i in range(config.depth):
+        linear(f"blocks.{i}.attn.qkv", width, 3 * width)
+        linear(f"blocks.{i}.attn.proj", width, width)
+        linear(f"blocks.{i}.mlp.fc1", width, inner)
+        linear(f"blocks.{i}.mlp.fc2", inner, width)
+        linear(f"blocks.{i}.adaLN_modulation.1", width, 6 * width)
+    linear("final_layer.linear", width, patch * patch * out_channels)
+    linear("final_layer.adaLN_modulation.1", width, 2 * width)
+    return shapes
 
 
 def latte_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -39,8 +40,8 @@ def save(tensors: Mapping[str, Tensor], target: str | Path) -> storage.Ref:
     write = {".safetensors": _write_safetensors, ".ckpt": _write_mindspore}.get(Path(uri).suffix)
     if write is None:
         raise UserError(f"{target}: its ending names the format; write .safetensors or .ckpt")
-    with storage.writing(uri) as path, path.open("wb") as file:
-        hashing = _HashingFile(file)
+    with storage.writing(uri) as path, path.open("wb") as file, ThreadPoolExecutor(1) as pool:
+        hashing = _HashingFile(file, pool)
         write(tensors, hashing, str(target))
     return storage.Ref(uri, hashing.bytes, hashing.sha256.hexdigest())
 
@@ -88,14 +89,15 @@ def check_match(
 class _HashingFile:
     """A file being written whose SHA-256 is at hand when the last byte is out, without reading it again."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, file: BinaryIO, pool: ThreadPoolExecutor) -> None:
+        self._file, self._pool = file, pool
         self.sha256 = hashlib.sha256()
         self.bytes = 0
 
     def write(self, data: bytes | memoryview) -> None:
+        hashing = self._pool.submit(self.sha256.update, data)  # beside the write: both let go of the interpreter
         self._file.write(data)
-        self.sha256.update(data)
+        hashing.result()
         self.bytes += len(data)
 
 

@@ -271,7 +271,14 @@ def test_wrong_settings(settings, message):
 def test_shapes_are_those_of_the_networks():
     from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
     from latte.models.i3d import I3D
+    from latte.models.latte import PRESETS, LatteConfig, parameter_shapes
 
+    options = [{"condition": "none"}, {"condition": "class", "num_classes": 9}, {"condition": "text"}]
+    options += [{"condition": "class", "class_dropout_prob": 0}, {"learn_sigma": False, "num_frames": 8}]
+    for i, preset in enumerate(PRESETS):
+        latte = LatteConfig.preset(preset, **options[i % len(options)])
+        shape = architectures.LatteShape(**latte.model_dump())
+        assert architectures.latte_shapes(shape) == parameter_shapes(latte)
     sizes = AutoencoderKLConfig(block_out_channels=(32, 64, 64), norm_num_groups=16, layers_per_block=1)
     for net, shapes in (
         (AutoencoderKL(sizes), architectures.vae_shapes(sizes)),

@@ -38,6 +38,8 @@ def load_real_clip(entry_uri: str, start: int, stride: int, num_frames: int, ima
         UserError: the video is gone.
     """
     task = Task("", image_size, num_frames, start, stride, num_frames)
+    if not storage.is_s3(entry_uri) and not storage.local_path(entry_uri).exists():
+        raise UserError(f"{entry_uri}: no such video")
     frames = []
     for value in decode_one(_decoder(), 0, Source(entry_uri), task, DECODE_LIMIT_S):
         if isinstance(value, Chunk):
@@ -58,7 +60,7 @@ def write_lossless(path: str | Path, frames: np.ndarray, fps: float) -> None:
         frames: uint8 RGB, (F, H, W, 3).
         fps: frames per second.
     """
-    options = {"level": "3", "slices": "4", "slicecrc": "1"}
+    options = {"level": "3", "slices": "1", "slicecrc": "1"}
     _write(path, frames, fps, "matroska", "ffv1", "bgr0", options, {})
 
 

@@ -1,0 +1,348 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from latte import storage, video
+from latte.decoders import Chunk, End, Source, decode_all
+from latte.decoding import center_crop
+from latte.errors import UserError
+from tests import video_files
+
+
+def decode(*paths: Path, size: int = 32, **options: object) -> list[tuple[np.ndarray | None, End]]:
+    """Frames (None where rejected) and end of each video."""
+    done, frames = [], []
+    for event in decode_all([Source(path.as_uri()) for path in paths], size, **options):
+        if isinstance(event, Chunk):
+            frames.append(event.frames)
+            continue
+        done.append((None if event.reject else np.concatenate(frames), event))
+        frames = []
+    return done
+
+
+def processes_named(text: str) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if text in line and state != "Z":
+            found.append(int(folder.name))
+    return found
+
+
+def wait_until(true: object, limit_s: float = 20) -> None:
+    deadline = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+# ----------------------------------------------------------------------------------------------------- the transform
+
+
+def adm_center_crop(picture: Image.Image, size: int) -> np.ndarray:
+    """The steps of ADM's published preprocessing, written out."""
+    width, height = picture.size
+    while min(width, height) >= 2 * size:
+        width, height = width // 2, height // 2
+        picture = picture.resize((width, height), Image.BOX)
+    factor = size / min(width, height)
+    picture = picture.resize((round(width * factor), round(height * factor)), Image.BICUBIC)
+    pixels = np.array(picture)
+    y, x = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
+    return pixels[y : y + size, x : x + size]
+
+
+@given(st.integers(1, 200), st.integers(1, 200), st.sampled_from([8, 17, 32]))
+@settings(max_examples=40, deadline=None)
+def test_center_crop_gives_a_square_of_any_picture(width: int, height: int, size: int) -> None:
+    pixels = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    out = center_crop(Image.fromarray(pixels), size)
+    assert out.shape == (size, size, 3)
+    assert out.dtype == np.uint8
+    np.testing.assert_array_equal(out, adm_center_crop(Image.fromarray(pixels), size))
+
+
+def test_center_crop_of_the_right_size_changes_nothing() -> None:
+    pixels = video_files.moving(1, 32, 32)[0]
+    np.testing.assert_array_equal(center_crop(Image.fromarray(pixels), 32), pixels)
+
+
+# ------------------------------------------------------------------------------------------------------ good videos
+
+KINDS = {
+    "a.mp4": ("libx264", "yuv420p"),
+    "b.avi": ("mpeg4", "yuv420p"),
+    "c.mkv": ("libx264", "yuv444p"),
+    "d.webm": ("libvpx-vp9", "yuv420p"),
+    "e.mov": ("libx264", "yuv420p"),
+    "ten-bit.mp4": ("libx264", "yuv420p10le"),
+    "lossless.mkv": ("ffv1", "bgr0"),
+}
+
+
+def test_every_kind_of_container(tmp_path: Path) -> None:
+    frames = video_files.moving(20)
+    paths = [video_files.write(tmp_path / name, frames, *kind) for name, kind in KINDS.items()]
+    wanted = np.stack([center_crop(Image.fromarray(frame), 32) for frame in frames])
+    for name, (got, end) in zip(KINDS, decode(*paths), strict=True):
+        assert end.reject is None, (name, end)
+        assert (got.shape, end.num_frames, end.fps) == ((20, 32, 32, 3), 20, 25.0), name
+        limit = 0 if name == "lossless.mkv" else 12  # mpeg4 blurs colours
+        assert np.abs(got.astype(int) - wanted).mean() <= limit, name
+
+
+def test_the_name_says_nothing_about_the_content(tmp_path: Path) -> None:
+    path = video_files.write(tmp_path / "a.mp4", video_files.moving(5))
+    ((got, _),) = decode(path.rename(tmp_path / "wrong.avi"))
+    assert got.shape == (5, 32, 32, 3)
+
+
+def test_one_frame_odd_sides_and_strange_names(tmp_path: Path) -> None:
+    one = video_files.write(tmp_path / "one.mp4", video_files.moving(1))
+    odd = video_files.write(tmp_path / "odd.mkv", video_files.moving(3, 37, 51), "ffv1", "bgr0")
+    name = video_files.write(tmp_path / "plain.mp4", video_files.moving(2)).rename(tmp_path / "a b\nc é 視.mp4")
+    shapes = [got.shape[0] for got, _ in decode(one, odd, name)]
+    assert shapes == [1, 3, 2]
+
+
+def test_a_transparent_gif_shows_white_behind_it(tmp_path: Path) -> None:
+    ((got, end),) = decode(video_files.write_gif(tmp_path / "a.gif"), size=40)
+    assert end.num_frames == 4
+    for number, frame in enumerate(got):
+        square = frame[12:18, 5 * number + 2 : 5 * number + 8].astype(int)
+        assert np.abs(square - (255, 0, 0)).max() < 10
+        assert (frame[30:] > 245).all()
+        assert (frame[:, 5 * number + 12 :] > 245).all()
+
+
+def test_rotated_videos_stand_upright(tmp_path: Path) -> None:
+    upright = video_files.moving(4, 48, 64)
+    lying = np.ascontiguousarray(np.rot90(upright, axes=(1, 2)))
+    source = video_files.write(tmp_path / "lying.mp4", lying)
+    rotated = tmp_path / "rotated.mp4"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-display_rotation", "90", "-i", source]
+    subprocess.run([*command, "-c", "copy", rotated], check=True)
+    (plain, _), (got, _) = decode(source, rotated)
+    difference = [np.abs(np.rot90(plain, turns, axes=(1, 2)).astype(int) - got).mean() for turns in (1, 2, 3)]
+    assert min(difference) < 3
+    assert int(np.argmin(difference)) == 0 or int(np.argmin(difference)) == 2
+
+
+def test_frames_of_a_folder_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    frames = video_files.moving(12, 32, 32)
+    ((got, end),) = decode(video_files.write_frames(tmp_path / "video", frames))
+    np.testing.assert_array_equal(got, frames)
+    assert end.fps is None
+
+
+def test_long_videos_come_in_chunks_and_max_frames_ends_them(tmp_path: Path) -> None:
+    path = video_files.write(tmp_path / "a.mp4", video_files.moving(50))
+    sizes = [len(e.frames) for e in decode_all([Source(path.as_uri())], 32) if isinstance(e, Chunk)]
+    assert sizes == [16, 16, 16, 2]
+    ((got, _),) = decode(path, max_frames=21)
+    assert len(got) == 21
+
+
+# ------------------------------------------------------------------------------------------------------- bad videos
+
+
+def test_bad_videos_cost_themselves_only(tmp_path: Path) -> None:
+    good = video_files.write(tmp_path / "good.mp4", video_files.moving(20))
+    whole = good.read_bytes()
+    (tmp_path / "truncated.mp4").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "zero.mp4").write_bytes(b"")
+    (tmp_path / "text.mp4").write_text("not a video\n" * 100)
+    video_files.write_audio(tmp_path / "audio.mp4")
+    (tmp_path / "empty-folder").mkdir()
+    front = tmp_path / "front.mp4"
+    video.write_preview(front, video_files.moving(30), 25)  # its index stands in front, so the cut hits frames
+    front.write_bytes(front.read_bytes()[: front.stat().st_size // 2])
+    bad = [tmp_path / name for name in ("truncated.mp4", "zero.mp4", "text.mp4", "audio.mp4", "empty-folder")]
+    bad += [front, tmp_path / "missing.mp4"]
+    paths = [path for one in bad for path in (one, good)]
+    done = decode(*paths)
+    for path, (got, end) in zip(paths, done, strict=True):
+        if path == good:
+            assert got.shape == (20, 32, 32, 3)
+        else:
+            assert got is None
+            assert "\n" not in end.reject
+            assert str(tmp_path) not in end.reject
+    assert "only audio" in done[6][1].reject
+
+
+def test_a_broken_picture_rejects_its_folder(tmp_path: Path) -> None:
+    folder = video_files.write_frames(tmp_path / "video", video_files.moving(3))
+    (folder / "frame1.png").write_bytes(b"\x89PNG broken")
+    ((got, end),) = decode(folder)
+    assert got is None
+    assert "frame1.png" in end.reject
+
+
+def test_a_decoder_that_hangs_is_ended_and_the_next_video_decoded(tmp_path: Path) -> None:
+    # A pipe that nobody writes to: opening it blocks inside the decoder.
+    os.mkfifo(tmp_path / "hang.mp4")
+    good = video_files.write(tmp_path / "good.mp4", video_files.moving(5))
+    started = time.monotonic()
+    (_, end), (got, _) = decode(tmp_path / "hang.mp4", good, workers=1, limit_s=1)
+    assert end.reject == "decoding took longer than 1 s"
+    assert len(got) == 5
+    assert time.monotonic() - started < 20
+
+
+def test_a_decoder_that_is_killed_costs_one_video(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "victim.mp4")
+    good = video_files.write(tmp_path / "good.mp4", video_files.moving(5))
+    mark = f"latte.decoding {os.getpid()}"
+
+    def kill_the_decoder() -> None:
+        wait_until(lambda: processes_named(mark))
+        time.sleep(1)
+        for pid in processes_named(mark):
+            os.kill(pid, signal.SIGKILL)
+
+    before = processes_named(mark)
+    for pid in before:  # the decoder that single clips share
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not processes_named(mark))
+    killer = threading.Thread(target=kill_the_decoder)
+    killer.start()
+    (_, end), (got, _) = decode(tmp_path / "victim.mp4", good, workers=1, limit_s=60)
+    killer.join()
+    assert end.reject == "its decoder ended by SIGKILL"
+    assert len(got) == 5
+
+
+def test_a_changed_file_is_not_taken_for_the_listed_one(tmp_path: Path) -> None:
+    path = video_files.write(tmp_path / "a.mp4", video_files.moving(3))
+    digest = storage.sha256_file(path)
+    video_files.write(path, video_files.moving(3, seed=1))
+    (end,) = decode_all([Source(path.as_uri(), digest)], 32)
+    assert "changed after it was listed" in end.reject
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_no_decoder_outlives_the_process_that_started_it(tmp_path: Path, how: signal.Signals) -> None:
+    os.mkfifo(tmp_path / "hang.mp4")
+    code = textwrap.dedent(
+        """
+        import sys
+        from latte.decoders import Source, decode_all
+        list(decode_all([Source(sys.argv[1])] * 2, 32))
+        """
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, (tmp_path / "hang.mp4").as_uri()], stderr=subprocess.DEVNULL)
+    mark = f"latte.decoding {parent.pid}"
+    wait_until(lambda: len(processes_named(mark)) == 2)
+    time.sleep(0.5)
+    parent.send_signal(how)
+    parent.wait(20)
+    wait_until(lambda: not processes_named(mark))
+
+
+def test_closing_the_iterator_ends_the_decoders(tmp_path: Path) -> None:
+    path = video_files.write(tmp_path / "a.mp4", video_files.moving(100))
+    threads = threading.active_count()
+    events = decode_all([Source(path.as_uri())] * 4, 32)
+    next(events)
+    events.close()
+    assert threading.active_count() == threads
+
+
+# ------------------------------------------------------------------------------------------------------- real clips
+
+
+def test_a_clip_of_a_real_video_is_what_the_encoder_sees(tmp_path: Path, root: str) -> None:
+    path = video_files.write(tmp_path / "a.mp4", video_files.moving(40))
+    uri = storage.join(root, "videos", "a b.mp4")
+    storage.upload(path, uri)
+    ((whole, _),) = decode(path)
+    np.testing.assert_array_equal(video.load_real_clip(uri, 7, 3, 10, 32), whole[7:37:3])
+    with pytest.raises(video.DecodeError, match="wanted 5 frames from 38 at stride 1, got 2"):
+        video.load_real_clip(uri, 38, 1, 5, 32)
+    with pytest.raises(UserError, match=r"none\.mp4: no such video"):
+        video.load_real_clip(storage.join(root, "videos", "none.mp4"), 0, 1, 5, 32)
+
+
+def test_a_clip_of_a_folder_of_frames(tmp_path: Path, root: str) -> None:
+    frames = video_files.moving(12, 32, 32)
+    folder = video_files.write_frames(tmp_path / "video", frames)
+    uri = storage.join(root, "sky", "video")
+    for path in folder.iterdir():
+        storage.upload(path, storage.join(uri, path.name))
+    np.testing.assert_array_equal(video.load_real_clip(uri, 1, 2, 5, 32), frames[1:11:2])
+
+
+def test_clips_may_be_loaded_by_threads_that_end(tmp_path: Path) -> None:
+    path = video_files.write(tmp_path / "a.mp4", video_files.moving(5))
+    loaded: list[np.ndarray] = []
+    for _ in range(2):
+        thread = threading.Thread(target=lambda: loaded.append(video.load_real_clip(path.as_uri(), 0, 1, 5, 32)))
+        thread.start()
+        thread.join()
+    np.testing.assert_array_equal(*loaded)
+
+
+# ------------------------------------------------------------------------------------------------------ written clips
+
+
+@given(st.integers(1, 6), st.integers(1, 40), st.integers(1, 40), st.sampled_from([8, 12.5, 25, 29.97]))
+@settings(max_examples=15, deadline=None)
+def test_lossless_clips_come_back_exactly(
+    tmp_path_factory: pytest.TempPathFactory, count: int, height: int, width: int, fps: float
+) -> None:
+    frames = np.random.default_rng(height).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+    path = tmp_path_factory.mktemp("clip") / "no-ending"
+    video.write_lossless(path, frames, fps)
+    first = path.read_bytes()
+    np.testing.assert_array_equal(video.read_lossless(path), frames)
+    np.testing.assert_array_equal(video.read_lossless(path.as_uri()), frames)
+    video.write_lossless(path, frames, fps)
+    assert path.read_bytes() == first
+
+
+def test_previews_are_h264_that_browsers_play_and_always_the_same_bytes(tmp_path: Path) -> None:
+    import av
+
+    frames = video_files.moving(16, 63, 65)
+    path = tmp_path / "preview.mp4"
+    written = set()
+    for _ in range(5):
+        video.write_preview(path, frames, 8)
+        written.add(path.read_bytes())
+    assert len(written) == 1
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        facts = (stream.codec_context.name, stream.pix_fmt, stream.width, stream.height, float(stream.average_rate))
+        assert facts == ("h264", "yuv420p", 66, 64, 8.0)
+        got = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
+    assert np.abs(got[:, :63, :65].astype(int) - frames).mean() < 5
+    data = path.read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+
+
+def test_what_is_no_clip_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.mkv").write_text("no video")
+    with pytest.raises(UserError, match=r"text\.mkv: not a video"):
+        video.read_lossless(tmp_path / "text.mkv")
+    with pytest.raises(UserError, match="no such object"):
+        video.read_lossless(tmp_path / "none.mkv")
+    with pytest.raises(ValueError, match="expected uint8"):
+        video.write_lossless(tmp_path / "a.mkv", np.zeros((2, 8, 8, 3), np.float32), 8)

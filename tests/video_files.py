@@ -1,0 +1,59 @@
+"""Real video files of many kinds, made by the tests that read them."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+
+def moving(num_frames: int = 16, height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
+    """Smooth pictures that move, uint8 RGB, (F, H, W, 3), which survive lossy coding."""
+    draw = np.random.default_rng(seed)
+    phase = draw.uniform(0, 6, 3)
+    y, x = np.mgrid[:height, :width]
+    t = np.arange(num_frames)[:, None, None, None]
+    waves = np.sin((x[..., None] + 3 * t) / 11 + phase) + np.cos(y[..., None] / 9 + phase[::-1] + t / 5)
+    return (127 + 60 * waves).clip(0, 255).astype(np.uint8)
+
+
+def write(path: Path, frames: np.ndarray, codec: str = "libx264", pixels: str = "yuv420p", fps: int = 25) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=Fraction(fps))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = pixels
+        stream.codec_context.thread_count = 1
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def write_audio(path: Path) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        samples.sample_rate = 16000
+        container.mux(stream.encode(samples))
+        container.mux(stream.encode())
+    return path
+
+
+def write_gif(path: Path, num_frames: int = 4, size: int = 40) -> Path:
+    """A red square that wanders over a transparent ground."""
+    pictures = []
+    for number in range(num_frames):
+        pixels = np.zeros((size, size, 4), np.uint8)
+        pixels[10:20, 5 * number : 5 * number + 10] = (255, 0, 0, 255)
+        pictures.append(Image.fromarray(pixels, "RGBA"))
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=100, loop=0, disposal=2)
+    return path
+
+
+def write_frames(folder: Path, frames: np.ndarray) -> Path:
+    folder.mkdir(parents=True)
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"frame{number}.png")
+    return folder

@@ -1,0 +1,205 @@
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latte import storage
+from latte.catalog import Catalog, DatasetConfig, scan
+from latte.decoding import natural_key
+from latte.errors import UserError
+
+# The catalog reads names, sizes and bytes, never frames: these files need not be videos.
+
+
+def fill(folder: Path, *names: str) -> Path:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(f"content of {name}".encode())
+    return folder
+
+
+def catalog(folder: Path | str, **settings: object) -> Catalog:
+    return scan(DatasetConfig(videos=str(folder), **settings))
+
+
+def ids(found: Catalog) -> list[str]:
+    return [entry.id for entry in found.entries]
+
+
+def reasons(found: Catalog) -> dict[str, str]:
+    return {reject.item: reject.reason for reject in found.rejects}
+
+
+def test_all_kinds_of_videos_nested_sorted_by_bytes(tmp_path: Path) -> None:
+    names = ["b.mp4", "a/z.AVI", "a/b/c.webm", "B.mkv", "é.mov", "a b\nc.gif"]
+    fill(tmp_path, *names, "notes.txt", ".hidden.mp4", ".git/x.mp4", "a/._z.avi")
+    found = catalog(tmp_path)
+    assert ids(found) == sorted(names, key=os.fsencode)
+    assert found.classes == []
+    assert not found.rejects
+    first = next(entry for entry in found.entries if entry.id == "a b\nc.gif")
+    assert first.digest == storage.sha256_bytes(b"content of a b\nc.gif")
+    assert first.bytes == len(b"content of a b\nc.gif")
+    assert storage.read_bytes(first.uri) == b"content of a b\nc.gif"
+
+
+def test_labels_come_from_folders_when_every_video_lies_in_one(tmp_path: Path) -> None:
+    fill(tmp_path, "class10/a.mp4", "class2/x/b.mp4", "class2/c.mp4")
+    found = catalog(tmp_path)
+    assert found.classes == ["class2", "class10"]
+    assert {entry.id: entry.label for entry in found.entries} == {
+        "class10/a.mp4": 1, "class2/x/b.mp4": 0, "class2/c.mp4": 0
+    }  # fmt: skip
+    assert catalog(tmp_path, labels="none").classes == []
+    fill(tmp_path, "loose.mp4")
+    assert catalog(tmp_path).classes == []
+    with pytest.raises(UserError, match=r"dataset\.labels: folder, but 'loose\.mp4'"):
+        catalog(tmp_path, labels="folder")
+
+
+def test_the_digest_follows_content_names_and_labels_but_not_the_place(tmp_path: Path) -> None:
+    one = catalog(fill(tmp_path / "one", "a/x.mp4", "b/y.mp4"))
+    other = catalog(fill(tmp_path / "other", "a/x.mp4", "b/y.mp4"))
+    assert one.digest == other.digest
+    assert catalog(tmp_path / "one", labels="none").digest != one.digest
+    (tmp_path / "other/a/x.mp4").write_bytes(b"new")
+    assert catalog(tmp_path / "other").digest != one.digest
+
+
+def test_what_cannot_be_read_is_rejected_with_its_reason(tmp_path: Path) -> None:
+    fill(tmp_path, "good.mp4", "empty.mp4")
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "dangling.mp4").symlink_to("nowhere")
+    (tmp_path / "self.mp4").symlink_to("self.mp4")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.mp4")).write_bytes(b"x")
+    found = catalog(tmp_path)
+    assert ids(found) == ["good.mp4"]
+    assert reasons(found) == {
+        "empty.mp4": "the file is empty",
+        "pipe.mp4": "not a regular file",
+        "dangling.mp4": "cannot be read: No such file or directory",
+        "self.mp4": "cannot be read: Too many levels of symbolic links",
+        "\\xff.mp4": "its name is not UTF-8",
+    }
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    fill(tmp_path / "elsewhere", "b.mp4")
+    folder = fill(tmp_path / "videos", "x/a.mp4")
+    (folder / "x" / "up").symlink_to(folder)
+    (folder / "x" / "here").symlink_to(".")
+    (folder / "other").symlink_to(tmp_path / "elsewhere")
+    assert ids(catalog(folder)) == ["other/b.mp4", "x/a.mp4"]
+
+
+def test_folders_that_are_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"dataset\.videos: .*/none: no such folder"):
+        catalog(tmp_path / "none")
+    fill(tmp_path, "notes.txt")
+    with pytest.raises(UserError, match=r"no video \(\.avi, \.gif, .*\) there"):
+        catalog(tmp_path)
+    with pytest.raises(UserError, match="not a folder"):
+        catalog(tmp_path / "notes.txt")
+    with pytest.raises(UserError, match=r"no folder of frames \(\.bmp"):
+        catalog(tmp_path, layout="frames")
+
+
+def test_folders_of_frames(tmp_path: Path) -> None:
+    fill(tmp_path, "v1/f2.jpg", "v1/f10.jpg", "v1/notes.txt", "deep/v2/0.PNG", "loose.jpg")
+    found = catalog(tmp_path, layout="frames", labels="none")
+    assert ids(found) == ["deep/v2", "v1"]
+    assert found.entries[1].uri == (tmp_path / "v1").as_uri()
+    assert found.entries[1].bytes == len("content of v1/f2.jpg") + len("content of v1/f10.jpg")
+    before = found.entries[1].digest
+    (tmp_path / "v1/f2.jpg").rename(tmp_path / "v1/f11.jpg")  # another order of the same frames
+    assert catalog(tmp_path, layout="frames", labels="none").entries[1].digest != before
+
+
+def test_csv_with_labels_captions_and_every_mistake(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "videos", "a.mp4", "b c.mp4", "odd.dat", "unlisted.mp4", "d.mp4")
+    table = tmp_path / "list.csv"
+    table.write_text(
+        "path,label,caption\na.mp4,10,A dog\n"
+        '"b c.mp4",2,"Two, cats"\nmissing.mp4,2,x\n./odd.dat,2,y\na.mp4,3,again\nd.mp4,,no label\n../a.mp4,1,out\n'
+        "d.mp4,1,x,more\n,1,x\n"
+    )
+    found = catalog(folder, csv=str(table))
+    assert found.classes == ["2", "10"]
+    assert [(e.id, e.label, e.caption) for e in found.entries] == [
+        ("a.mp4", 1, "A dog"), ("b c.mp4", 0, "Two, cats"), ("odd.dat", 0, "y")
+    ]  # fmt: skip
+    assert [(r.item, r.reason) for r in found.rejects] == [
+        (".", "CSV line 10: path is empty"),
+        ("../a.mp4", "CSV line 8: no such file"),
+        ("a.mp4", "CSV line 6: the path is listed twice; the first row counts"),
+        ("d.mp4", "CSV line 7: label is empty"),
+        ("d.mp4", "CSV line 9: more values than columns"),
+        ("missing.mp4", "CSV line 4: no such file"),
+    ]
+
+
+def test_csv_that_cannot_be_used(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "videos", "a.mp4")
+    table = tmp_path / "list.csv"
+    with pytest.raises(UserError, match=r"dataset\.csv: .*list\.csv: no such file"):
+        catalog(folder, csv=str(table))
+    for text, message in [
+        ("", "needs a column path and a column label or caption, has none"),
+        ("file,label\na.mp4,1\n", "has file, label"),
+        ('path,label\n"a.mp4,1\n', "unexpected end of data"),
+    ]:
+        table.write_text(text)
+        with pytest.raises(UserError, match=message):
+            catalog(folder, csv=str(table))
+    table.write_bytes(b"path,label\n\xff\xfe,1\n")
+    with pytest.raises(UserError, match="not UTF-8"):
+        catalog(folder, csv=str(table))
+
+
+def test_split_lists_name_paths_with_or_without_ending_and_number(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "videos", "A/v 1.avi", "A/v2.avi", "B/v3.avi", "B/v4.avi")
+    split = tmp_path / "trainlist01.txt"
+    split.write_text("A/v 1.avi 1\nB/v3\n\n# a remark\nB/none.avi 2\n")
+    found = catalog(folder, split=str(split))
+    assert ids(found) == ["A/v 1.avi", "B/v3.avi"]
+    assert found.classes == ["A", "B"]
+    assert reasons(found) == {"B/none.avi": "listed in the split, but there is no such video"}
+    split.write_text("x\n")
+    with pytest.raises(UserError, match="names none of the dataset's 4 videos"):
+        catalog(folder, split=str(split))
+
+
+def test_a_limit_takes_from_the_classes_in_turn(tmp_path: Path) -> None:
+    fill(tmp_path, *[f"{name}/{i}.mp4" for name in "abc" for i in range(5)])
+    assert ids(catalog(tmp_path, limit=4)) == ["a/0.mp4", "a/1.mp4", "b/0.mp4", "c/0.mp4"]
+    assert len(ids(catalog(tmp_path, limit=100))) == 15
+
+
+def test_a_prefix_in_s3(s3_root: str) -> None:
+    for name in ["a/x 1.mp4", "b/y\u00e9.mp4", "b/empty.mp4", "b/notes.txt", "b/.tmp-1.mp4"]:
+        storage.write_bytes(storage.join(s3_root, name), b"" if "empty" in name else name.encode())
+    found = catalog(s3_root)
+    assert ids(found) == ["a/x 1.mp4", "b/y\u00e9.mp4"]
+    assert found.classes == ["a", "b"]
+    assert reasons(found) == {"b/empty.mp4": "the file is empty"}
+    assert [storage.read_bytes(entry.uri).decode() for entry in found.entries] == ids(found)
+    whole = catalog(s3_root, s3_digest="sha256")
+    assert whole.entries[0].digest == storage.sha256_bytes(b"a/x 1.mp4")
+    storage.write_bytes(storage.join(s3_root, "a", "x 1.mp4"), b"a/x 2.mp4")
+    assert catalog(s3_root).entries[0].digest != found.entries[0].digest
+    with pytest.raises(UserError, match="no video"):
+        catalog(storage.join(s3_root, "elsewhere"))
+
+
+@given(st.lists(st.text(), max_size=8))
+def test_natural_order_compares_any_names(names: list[str]) -> None:
+    ordered = sorted(names, key=natural_key)
+    assert sorted(ordered, key=natural_key) == ordered
+
+
+def test_natural_order_goes_by_value() -> None:
+    assert sorted(["f10", "f2", "f1b", "f01a", "²"], key=natural_key) == ["f01a", "f1b", "f2", "f10", "²"]

@@ -9,15 +9,15 @@ import numpy as np
 from latte import manifest, plots, storage, video
 from latte.config import build
 from latte.errors import UserError
-from latte.latents import LatentClips
+from latte.latents import EncodedVideo, LatentClips
 
 # Base64 adds a third: with this much the page stays below 8 MB.
 MAX_PICTURE_BYTES = 5_200_000
-# No cell of the page is wider than this in device pixels of a common screen.
-MAX_FRAME_SIZE = 192
+# Quality of the WebP coder and longest side of a frame in pixels, as good as the page's size allows. No cell of the
+# page is wider than 192 CSS pixels.
+_CODINGS = ((92, 192), (80, 192), (70, 128), (60, 96), (45, 64))
 # A part of a clip at a time: a decoder's inner arrays are far larger than its picture.
 _DECODE_AT_MOST_FRAMES = 8
-_QUALITIES = (92, 82, 70, 55)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ class Strip:
     aspect: str
 
 
-def pick_real(clips: LatentClips, num_frames: int, stride: int, per_class: int, max_rows: int) -> list[RealClip]:
+def pick_real(
+    entries: Sequence[EncodedVideo], num_frames: int, stride: int, per_class: int, max_rows: int
+) -> list[RealClip]:
     """Clips spread evenly over each class's videos, classes in order, at most `max_rows` in all.
 
     Raises:
@@ -64,7 +66,7 @@ def pick_real(clips: LatentClips, num_frames: int, stride: int, per_class: int, 
     """
     span_frames = (num_frames - 1) * stride + 1
     by_label: dict[int | None, list[int]] = {}
-    for index, entry in enumerate(clips.videos):
+    for index, entry in enumerate(entries):
         if entry.num_frames >= span_frames:
             by_label.setdefault(entry.label, []).append(index)
     if not by_label:
@@ -76,14 +78,13 @@ def pick_real(clips: LatentClips, num_frames: int, stride: int, per_class: int, 
         videos = by_label[label]
         count = min(rows, len(videos))
         for index in (videos[len(videos) * (2 * k + 1) // (2 * count)] for k in range(count)):
-            entry = clips.videos[index]
+            entry = entries[index]
             picked.append(RealClip(index, label, entry.uri, (entry.num_frames - span_frames) // 2))
     return picked
 
 
-def pick_generated(videos: manifest.Manifest, rows: Sequence[RealClip]) -> list[GeneratedClip | None]:
-    """For every row the next clip of the set with the row's label, or None when the set has no more of them."""
-    items = storage.read_json(storage.join(videos.uri, "items.json"))
+def pick_generated(items: Sequence[dict[str, Any]], rows: Sequence[RealClip]) -> list[GeneratedClip | None]:
+    """For every row the next of a set's items with the row's label, or None when the set has no more of them."""
     waiting: dict[int | None, list[GeneratedClip]] = {}
     for item in items:
         waiting.setdefault(item["label"], []).append(_generated(item))
@@ -134,12 +135,11 @@ def pack(columns: Sequence[Sequence[np.ndarray | None]]) -> list[list[Strip | No
     """Columns of clips as strips, coded as finely as the size of a page allows.
 
     Raises:
-        UserError: there are too many clips for one page even at the coarsest quality.
+        UserError: there are too many clips for one page even at the coarsest coding.
     """
-    for quality in _QUALITIES:
+    for quality, size in _CODINGS:
         coded = [
-            [None if clip is None else plots.filmstrip(clip, quality, MAX_FRAME_SIZE) for clip in column]
-            for column in columns
+            [None if clip is None else plots.filmstrip(clip, quality, size) for clip in column] for column in columns
         ]
         total_bytes = sum(len(data) for column in coded for data in column if data)
         if total_bytes <= MAX_PICTURE_BYTES:

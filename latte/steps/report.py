@@ -204,8 +204,9 @@ def _grid(
 
     num_frames = int(sets[0].config["num_frames"])
     stride = int(checkpoint.config["train"]["frame_stride"])
-    rows = report_clips.pick_real(clips, num_frames, stride, config.clips_per_class, config.max_rows)
-    generated = [report_clips.pick_generated(videos, rows) for videos in sets]
+    rows = report_clips.pick_real(clips.videos, num_frames, stride, config.clips_per_class, config.max_rows)
+    listed = [storage.read_json(storage.join(videos.uri, "items.json")) for videos in sets]
+    generated = [report_clips.pick_generated(items, rows) for items in listed]
     columns = report_clips.pack(
         [
             report_clips.load_real(rows, num_frames, stride, int(latents.config["image_size"])),
@@ -224,7 +225,7 @@ def _grid(
         whats = [f"Real clip of {source}", f"The same clip of {source}, encoded and decoded"]
         for label, column in zip(labels, generated, strict=True):
             clip = column[place]
-            whats.append(f"{label}: clip {clip.index} of class {title}" if clip else f"{label}: no more clips")
+            whats.append(f"{label}: clip {clip.index} of class {title}" if clip else f"{label}: no clip")
         cells = [
             {"strip": column[place], "alt": what, "column": number, "title": titles[number]}
             for number, (column, what) in enumerate(zip(columns, whats, strict=True))

@@ -7,7 +7,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from latte import plots
+from latte import plots, report_clips
+from latte.errors import UserError
+from latte.latents import EncodedVideo
 from latte.manifest import Manifest
 from latte.steps import report_words as words
 
@@ -112,6 +114,60 @@ def test_a_strip_never_exceeds_what_webp_can_hold():
     strip = Image.open(io.BytesIO(plots.filmstrip(np.zeros((300, 96, 96, 3), np.uint8), 60, 192)))
     assert strip.size[1] % 300 == 0
     assert strip.size[1] <= 16383
+
+
+# Which clips
+
+
+def entries(labels, num_frames):
+    return [
+        EncodedVideo(str(i), label, frames, f"file:///{i}", 0, 0)
+        for i, (label, frames) in enumerate(zip(labels, num_frames, strict=True))
+    ]
+
+
+@given(
+    videos=st.lists(st.tuples(st.integers(0, 6), st.integers(1, 60)), min_size=1, max_size=40),
+    stride=st.integers(1, 3),
+    per_class=st.integers(1, 3),
+    max_rows=st.integers(1, 9),
+)
+def test_rows_are_whole_clips_of_as_many_classes_as_fit(videos, stride, per_class, max_rows):
+    made = entries(*zip(*videos, strict=True))
+    span = 7 * stride + 1
+    usable = {label for label, frames in videos if frames >= span}
+    if not usable:
+        with pytest.raises(UserError, match=f"has the {span} frames"):
+            report_clips.pick_real(made, 8, stride, per_class, max_rows)
+        return
+    rows = report_clips.pick_real(made, 8, stride, per_class, max_rows)
+    assert len({row.index for row in rows}) == len(rows) <= max_rows
+    assert {row.label for row in rows} == set(sorted(usable)[:max_rows])
+    assert [row.label for row in rows] == sorted(row.label for row in rows)
+    assert all(row.start >= 0 and row.start + span <= made[row.index].num_frames for row in rows)
+
+
+def test_generated_clips_go_to_rows_of_their_class_once():
+    rows = report_clips.pick_real(entries([0, 0, 1], [8, 8, 8]), 8, 1, 2, 9)
+    items = [{"index": i, "label": i % 2, "video": f"file:///{i}", "sha256": ""} for i in range(3)]
+    picked = report_clips.pick_generated(items, rows)
+    assert [(clip.index, clip.label) for clip in picked] == [(0, 0), (2, 0), (1, 1)]
+    assert report_clips.pick_generated(items[:1], rows)[1:] == [None, None]
+
+
+def test_sets_and_data_without_classes():
+    rows = report_clips.pick_real(entries([None, None], [8, 8]), 8, 1, 2, 9)
+    items = [{"index": 5, "label": None, "video": "file:///5", "sha256": ""}]
+    assert [row.label for row in rows] == [None, None]
+    assert [clip and clip.index for clip in report_clips.pick_generated(items, rows)] == [5, None]
+
+
+def test_pack_leaves_gaps_and_keeps_the_clips_form():
+    clip = np.zeros((4, 30, 40, 3), np.uint8)
+    (first, gap), (second, _) = report_clips.pack([[clip, None], [clip, clip]])
+    assert gap is None
+    assert first == second
+    assert (first.frames, first.aspect) == (4, "40 / 30")
 
 
 # The words

@@ -101,7 +101,7 @@ def encode_all(shards: Sequence[PlannedShard], settings: Settings, encode: Encod
     with contextlib.closing(events), meter.bar, ThreadPoolExecutor(1, "upload") as uploader:
         done = 0
         for shard in shards:
-            writer = _ShardWriter(shard, settings, encode)
+            writer = ShardWriter(shard, settings, encode)
             try:
                 _fill(writer, events, done, meter)
             except BaseException:
@@ -117,7 +117,7 @@ def encode_all(shards: Sequence[PlannedShard], settings: Settings, encode: Encod
     return published
 
 
-def _fill(writer: "_ShardWriter", events: Iterator[Chunk | End], first: int, meter: "_Meter") -> None:
+def _fill(writer: "ShardWriter", events: Iterator[Chunk | End], first: int, meter: "_Meter") -> None:
     for index, video in enumerate(writer.shard.videos, start=first):
         for event in events:
             if event.index != index:
@@ -147,7 +147,7 @@ class _Meter:
         self.bar.update(1)
 
 
-class _ShardWriter:
+class ShardWriter:
     """One shard being made: encoded rows go to a temporary file as they come, so memory does not grow with videos."""
 
     def __init__(self, shard: PlannedShard, settings: Settings, encode: Encode) -> None:

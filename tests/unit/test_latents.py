@@ -1,0 +1,191 @@
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load
+
+from latte import manifest, storage
+from latte.catalog import Catalog, Entry
+from latte.decoders import End
+from latte.encode_plan import Published, make, merge, published, shard_uri, write_index
+from latte.encoding import Planned, PlannedShard, Settings, ShardWriter
+from latte.errors import LatteError, StorageError, UserError
+from latte.latents import LatentClips
+
+ROW_SHAPE = (2, 4, 2, 2)
+FRAMES = {"a": 5, "b": 1, "c": 40, "d": 17}
+
+
+def encode(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Says which frame it saw: the mean is the frame's first pixel, the log-variance minus that."""
+    assert len(frames) <= 8
+    mean = np.broadcast_to(frames[:, 0, 0, 0].astype(np.float32)[:, None, None, None], (len(frames), 4, 2, 2))
+    return mean, -mean
+
+
+def frames_of(name: str) -> np.ndarray:
+    count = FRAMES[name]
+    return np.broadcast_to(
+        (np.arange(count) + 50 * (ord(name) - 97)).astype(np.uint8)[:, None, None, None], (count, 16, 16, 3)
+    )
+
+
+def settings(dtype: str = "float16") -> Settings:
+    return Settings(16, 8, dtype, ROW_SHAPE, None, 1, 10.0)
+
+
+def entry(name: str, label: int | None = 0) -> Entry:
+    return Entry(f"{name}.mp4", f"file:///videos/{name}.mp4", f"digest-{name}", label, None, 100)
+
+
+def write_shard(place: str, number: int, names: str, rejected: str = "", dtype: str = "float16") -> manifest.Shard:
+    videos = tuple(Planned(f"{n}.mp4", f"file:///videos/{n}.mp4", f"digest-{n}", None, 100) for n in names)
+    writer = ShardWriter(PlannedShard(shard_uri(place, f"{number:016x}"), videos), settings(dtype), encode)
+    for video in videos:
+        name = video.id[0]
+        for start in range(0, FRAMES[name], 16):
+            writer.add(frames_of(name)[start : start + 16])
+        writer.end_video(video, End(0, FRAMES[name], 25.0, "broken at its end" if name in rejected else None))
+    writer.flush()
+    return writer.publish()
+
+
+def dataset(root: str, dtype: str = "float16") -> manifest.Manifest:
+    place = storage.join(root, "datasets", "x")
+    write_shard(place, 1, "ab", dtype=dtype)
+    write_shard(place, 2, "cd", dtype=dtype)
+    merged = merge(Catalog([entry(n) for n in FRAMES], ["one"], []), published(place), min_frames=1)
+    index = write_index(merged, storage.join(place, "catalogs", "0"), ROW_SHAPE, dtype)
+    return manifest.Manifest(
+        kind="latents", name="x", uri=place, fingerprint="f", shards=[*merged.shards, index],
+        config={"scaling_factor": 0.5},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_every_clip_of_every_video(root: str, tmp_path: Path, dtype: str) -> None:
+    clips = LatentClips(dataset(root, dtype), tmp_path / "cache")
+    assert [(video.id, video.num_frames, video.fps) for video in clips.videos] == [
+        (f"{name}.mp4", count, 25.0) for name, count in FRAMES.items()
+    ]
+    assert clips.scaling_factor == 0.5
+    for index, name in enumerate(FRAMES):
+        for start, stride, count in [(0, 1, 1), (0, 1, FRAMES[name]), (2, 3, 5), (1, 2, 2)]:
+            if start + (count - 1) * stride >= FRAMES[name]:
+                with pytest.raises(UserError, match=f"{name}.mp4: has {FRAMES[name]} frames, not {count} from {start}"):
+                    clips.clip(index, start, stride, count)
+                continue
+            mean, logvar = clips.clip(index, start, stride, count)
+            assert mean.dtype == logvar.dtype == np.float32
+            assert mean.shape == logvar.shape == (count, 4, 2, 2)
+            wanted = frames_of(name)[start::stride][:count, 0, 0, 0].astype(np.float32)
+            np.testing.assert_array_equal(mean[:, 3, 1, 1], wanted)
+            np.testing.assert_array_equal(logvar, -mean)
+
+
+def test_shards_are_safetensors_files_without_the_rejected(tmp_path: Path) -> None:
+    place = (tmp_path / "x").as_uri()
+    shard = write_shard(place, 1, "abcd", rejected="ac")
+    tensors = load(storage.read_bytes(shard.uri))
+    assert sorted(tensors) == ["digest-b", "digest-d"]
+    assert tensors["digest-d"].shape == (17, *ROW_SHAPE)
+    assert tensors["digest-d"].dtype == np.float16
+    np.testing.assert_array_equal(tensors["digest-d"][:, 0, 0, 0, 0], frames_of("d")[:, 0, 0, 0])
+    done = published(place)
+    assert done.known["digest-c"].reject == "broken at its end"
+    assert write_shard(place, 1, "abcd", rejected="ac") == shard
+    nothing = write_shard(place, 2, "a", rejected="a")
+    assert load(storage.read_bytes(nothing.uri)) == {}
+
+
+def test_the_cache_stays_within_its_bound_and_drops_foreign_copies(s3_root: str, tmp_path: Path) -> None:
+    latents = dataset(s3_root)
+    sizes = [shard.bytes for shard in latents.shards]
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for number in range(3):
+        (cache / f"old{number}.safetensors").write_bytes(b"x" * 1000)
+        os.utime(cache / f"old{number}.safetensors", (number, number))
+    clips = LatentClips(latents, cache, cache_bytes=sizes[0] + 2500)
+    assert sizes[1] > 2500
+    clips.clip(0, 0, 1, 5)
+    kept = sorted(path.name for path in cache.iterdir())
+    assert kept == sorted(["old1.safetensors", "old2.safetensors", f"{latents.shards[0].sha256}.safetensors"])
+    mean, _ = clips.clip(2, 0, 1, 40)  # its shard does not fit any more, so it is read by ranges
+    np.testing.assert_array_equal(mean[:, 0, 0, 0], frames_of("c")[:, 0, 0, 0])
+    assert sorted(path.name for path in cache.iterdir()) == kept
+    (cache / f"{latents.shards[0].sha256}.safetensors").unlink()  # somebody else made room
+    np.testing.assert_array_equal(clips.clip(0, 0, 1, 5)[0][:, 0, 0, 0], frames_of("a")[:, 0, 0, 0])
+
+
+def test_a_cache_is_found_again_and_a_damaged_copy_is_replaced(s3_root: str, tmp_path: Path) -> None:
+    latents = dataset(s3_root)
+    LatentClips(latents, tmp_path).clip(0, 0, 1, 5)
+    copy = tmp_path / f"{latents.shards[0].sha256}.safetensors"
+    whole = copy.read_bytes()
+    copy.write_bytes(whole[:-1] + b"?")
+    LatentClips(latents, tmp_path).clip(0, 0, 1, 5)
+    assert copy.read_bytes() == whole
+
+
+def test_a_damaged_shard_or_index_is_an_error(root: str, tmp_path: Path) -> None:
+    latents = dataset(root)
+    for shard in (latents.shards[1], latents.shards[-1]):
+        whole = storage.read_bytes(shard.uri)
+        storage.write_bytes(shard.uri, whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(StorageError, match="damaged"):
+            LatentClips(latents, tmp_path / "cache").clip(2, 0, 1, 16)
+        storage.write_bytes(shard.uri, whole)
+    with pytest.raises(UserError, match="a manifest of weights, expected latents"):
+        LatentClips(latents.model_copy(update={"kind": "weights"}), tmp_path / "cache")
+
+
+def test_threads_share_a_reader(s3_root: str, tmp_path: Path) -> None:
+    clips = LatentClips(dataset(s3_root), tmp_path)
+    wrong = []
+
+    def read(seed: int) -> None:
+        draw = np.random.default_rng(seed)
+        for _ in range(30):
+            start = int(draw.integers(24))
+            mean, _ = clips.clip(2, start, 1, 16)
+            if not (mean[:, 0, 0, 0] == frames_of("c")[start : start + 16, 0, 0, 0]).all():
+                wrong.append(start)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_plans_cover_what_is_new_once_and_are_spread_over_tasks() -> None:
+    entries = [Entry(f"{i}.mp4", f"file:///{i}.mp4", f"digest-{i % 50}", None, None, 100) for i in range(100)]
+    plan = make(Catalog(entries, [], []), known=["digest-0", "digest-1"], shard_bytes=1000, num_tasks=4)
+    planned = [entry.digest for _, members in plan.shards for entry in members]
+    assert planned == [f"digest-{i}" for i in range(2, 50)]
+    assert {len(members) for _, members in plan.shards} <= {8, 10}
+    assert len({name for name, _ in plan.shards}) == len(plan.shards) == 5
+    spread = make(Catalog(entries, [], []), known=[], shard_bytes=1 << 30, num_tasks=4)
+    assert len(spread.shards) == 4
+    assert make(Catalog(entries, [], []), [e.digest for e in entries], 1000, 4).shards == []
+
+
+def test_merging_follows_the_catalog(tmp_path: Path) -> None:
+    place = tmp_path.as_uri()
+    write_shard(place, 1, "ab")
+    write_shard(place, 2, "cd", rejected="d")
+    copy = Entry("copy of a.mp4", "file:///copy.mp4", "digest-a", 1, "text", 100)
+    merged = merge(Catalog([entry("a"), copy, entry("d")], ["x", "y"], []), published(place), min_frames=1)
+    assert [(v.id, v.label, v.caption) for v in merged.videos] == [("a.mp4", 0, None), ("copy of a.mp4", 1, "text")]
+    assert [shard.uri for shard in merged.shards] == [shard_uri(place, f"{1:016x}")]
+    assert [(r.item, r.reason) for r in merged.rejects] == [("d.mp4", "broken at its end")]
+    short = merge(Catalog([entry("a"), entry("b")], [], []), published(place), min_frames=2)
+    assert [(r.item, r.reason) for r in short.rejects] == [("b.mp4", "too short: 1 frames, min_frames is 2")]
+    with pytest.raises(LatteError, match=r"1 videos are not encoded yet, for example 'a\.mp4'"):
+        merge(Catalog([entry("a")], [], []), Published({}, {}), 1)
+    storage.delete(shard_uri(place, f"{1:016x}"))
+    assert "digest-a" not in published(place).known

@@ -157,7 +157,7 @@ def test_manifest_and_file(keys, made, page):
     assert made.metrics["frechet_random_i3d Generated, trained"] == 41.2
 
 
-def test_second_run_does_nothing_and_needs_no_network(keys, made, tmp_path):
+def test_second_run_writes_the_same_page_without_starting_mindspore(keys, made, tmp_path):
     again = {**keys, "timings": {}, "output": str(tmp_path / "again.html")}
     done = subprocess.run(
         [sys.executable, "-c", RUN_AGAIN, json.dumps(again)], capture_output=True, text=True, check=True, timeout=60
@@ -174,6 +174,12 @@ def test_sets_of_other_runs_are_refused(keys, tmp_path):
     alone = {**keys, "video_sets": keys["video_sets"][:1]}
     with pytest.raises(UserError, match="not among video_sets"):
         report.run(build(report.ReportConfig, alone, "test"))
+
+
+def test_missing_browser_is_told_in_words(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match="chromium is not installed: run `apt-get install -y chromium`"):
+        Browser().__enter__()
 
 
 def test_report_without_scores_says_so(keys, browser, tmp_path):

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from latte.progress import progress
 
 MAX_TASKS = 32
 _RECORD_THREADS = 16
+_networks: dict[tuple[str, str, str], Any] = {}
 
 
 class SampleConfig(Config):
@@ -311,8 +311,8 @@ def _sampler(config: SampleConfig, made: _Set) -> Callable[[list[int], Callable[
     from latte.models.autoencoder_kl import decode_in_chunks
 
     device.setup(seed=config.seed)
-    net = _network("latte", manifest.fingerprint(made.facts["model"]))(made.facts["model"], made.weights)
-    vae = _network("vae", manifest.fingerprint(made.vae_model))(made.vae_model, made.vae)
+    net = _network("latte", made.facts["model"], made.weights)
+    vae = _network("vae", made.vae_model, made.vae)
     model = net.config
     try:
         diffusion = Diffusion(config.num_sampling_steps, made.facts["diffusion"]["noise_schedule"])
@@ -345,29 +345,24 @@ def _sampler(config: SampleConfig, made: _Set) -> Callable[[list[int], Callable[
     return sample
 
 
-@lru_cache(maxsize=4)
-def _network(kind: str, _fingerprint: str) -> Callable[[dict[str, Any], manifest.Shard], Any]:
-    """A function that gives the network of this kind and these settings, with the weights of the given object.
+def _network(kind: str, settings: dict[str, Any], weights: manifest.Shard) -> Any:
+    """The network of this kind and these settings with these weights; kept as long as the process lives.
 
-    The network is kept: another checkpoint of the same model, sampled by the same process, needs no second compilation.
+    MindSpore keeps compiled graphs by object: a graph would not notice other weights in its network, and the graph of a
+    network that is gone can be taken for that of a new one at the same address.
     """
-    kept: list[Any] = []
+    from latte import checkpoints
+    from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+    from latte.models.latte import Latte, LatteConfig
 
-    def loaded(settings: dict[str, Any], weights: manifest.Shard) -> Any:
-        from latte import checkpoints
-        from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-        from latte.models.latte import Latte, LatteConfig
-
-        if not kept:
-            kept.append(
-                Latte(LatteConfig(**settings)) if kind == "latte" else AutoencoderKL(AutoencoderKLConfig(**settings))
-            )
-            kept[0].set_train(False)
+    key = (kind, weights.sha256, manifest.fingerprint(settings))
+    if key not in _networks:
+        net = Latte(LatteConfig(**settings)) if kind == "latte" else AutoencoderKL(AutoencoderKLConfig(**settings))
         with storage.as_local_file(weights.uri, weights.sha256) as path:
-            checkpoints.load(kept[0], str(path))
-        return kept[0]
-
-    return loaded
+            checkpoints.load(net, str(path))
+        net.set_train(False)
+        _networks[key] = net
+    return _networks[key]
 
 
 def _publish(config: SampleConfig, made: _Set, index: int, frames: np.ndarray, seconds: float) -> None:

@@ -28,7 +28,7 @@ _networks: dict[tuple[str, str, str], Any] = {}
 
 
 class SampleConfig(Config):
-    """What to generate, and from which weights; the defaults of sampling are the published ones."""
+    """What to generate, and from which weights; generated in batches of one shape."""
 
     root: str = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
     name: str = Field(description="name of the video set; it goes to videos/<name>/")
@@ -38,7 +38,7 @@ class SampleConfig(Config):
     weights: Literal["ema", "model"] = Field(default="ema", description="moving average of the weights, or the last")
     num_videos: int = Field(default=16, gt=0, description="videos of the set; may be raised later")
     seed: int = Field(default=0, ge=0, description="all noise follows from it")
-    method: Literal["ddpm", "ddim", "dpm-solver++"] = Field(default="ddpm", description="sampler")
+    method: Literal["ddpm", "ddim", "dpm-solver++"] = Field(default="ddim", description="sampler")
     num_sampling_steps: int | str = Field(default=250, description='steps: a count, "ddimN" or sections "a,b,…"')
     cfg_scale: float = Field(default=1.0, ge=0, description="classifier-free guidance; 1 is none (published: 7)")
     labels: list[int | str] | None = Field(

@@ -1,0 +1,132 @@
+"""The sample step's plan: what is refused before work, and what a set's place depends on."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latte import manifest, storage
+from latte.errors import UserError
+from latte.steps import sample
+
+MODEL = {
+    "input_size": 8,
+    "patch_size": 2,
+    "in_channels": 4,
+    "hidden_size": 32,
+    "depth": 2,
+    "num_heads": 2,
+    "num_frames": 16,
+    "num_classes": 3,
+    "class_dropout_prob": 0.1,
+    "condition": "class",
+}
+CLASSES = ["cat", "dog", "fish"]
+
+
+def finish(root: Path, place: str, kind: str, objects: list[str], **fields: Any) -> str:
+    uri = (root / place).as_uri()
+    shards = [manifest.publish_shard(f"{place} {name}".encode(), storage.join(uri, name)) for name in objects]
+    manifest.finish(manifest.Manifest(kind=kind, name=kind, uri=uri, fingerprint=place, shards=shards, **fields))
+    return storage.join(uri, "manifest.json")
+
+
+def autoencoder(root: Path, kind: str = "vae") -> str:
+    return finish(root, f"weights/{kind}", "weights", ["model.safetensors"], config={"kind": kind, "model": {}})
+
+
+def checkpoint(root: Path, classes: list[str] = CLASSES, **model: Any) -> str:
+    vae = manifest.read(autoencoder(root)).shards[0].sha256
+    facts = {
+        "model": {**MODEL, **model},
+        "diffusion": {"noise_schedule": "linear"},
+        "classes": classes,
+        "image_size": 64,
+        "scaling_factor": 0.18215,
+        "vae": vae,
+    }
+    objects = [f"checkpoints/step-{s:08d}/{role}.safetensors" for s in (0, 50, 60) for role in ("model", "ema")]
+    place = "runs/" + manifest.fingerprint(classes, model)[:8]
+    return finish(root, place, "checkpoint", objects, config=facts, metrics={"step": 60})
+
+
+def config(root: Path, **changes: Any) -> sample.SampleConfig:
+    values = {"root": root.as_uri(), "name": "set", "vae": autoencoder(root), **changes}
+    if "checkpoint" not in values:
+        values["checkpoint"] = checkpoint(root)
+    return sample.SampleConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "model", "words"),
+    [
+        ({"step": 55}, {}, r"step 55: not kept in .*; there are 0, 50, 60"),
+        ({"labels": ["bird"]}, {}, r"no class 'bird' \(known: cat, dog, fish\)"),
+        ({"labels": [3]}, {}, r"labels: 3 is not a class; there are 3"),
+        ({"num_sampling_steps": 0}, {}, r"num_sampling_steps 0: expected 1 to 1000"),
+        ({"num_sampling_steps": "fast"}, {}, r"num_sampling_steps 'fast'"),
+        ({"cfg_scale": 7.0}, {"class_dropout_prob": 0.0}, r"cfg_scale: .* without label dropout"),
+        ({"cfg_scale": 7.0}, {"condition": "none"}, r"cfg_scale: .* not conditioned on classes"),
+        ({"labels": [0]}, {"condition": "none"}, r"labels: .* not conditioned on classes"),
+        ({}, {"condition": "text"}, r"conditioned on text"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_work(
+    tmp_path: Path, changes: dict[str, Any], model: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        sample.plan(config(tmp_path, checkpoint=checkpoint(tmp_path, **model), **changes))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "videos").exists()
+
+
+def test_another_autoencoder_or_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="weights of i3d, expected vae"):
+        sample.plan(config(tmp_path, vae=autoencoder(tmp_path, "i3d")))
+    other = finish(tmp_path, "weights/other", "weights", ["model.safetensors"], config={"kind": "vae", "model": {}})
+    with pytest.raises(UserError, match="latents of another autoencoder"):
+        sample.plan(config(tmp_path, vae=other))
+    with pytest.raises(UserError, match="a manifest of weights, expected checkpoint"):
+        sample.plan(config(tmp_path, checkpoint=autoencoder(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("num_videos", "batch_size", "num_tasks", "expected"),
+    [(48, 8, 8, 6), (1, 8, 8, 1), (2048, 8, 32, 32), (9, 8, 1, 1)],
+)
+def test_no_task_is_left_without_work(
+    tmp_path: Path, num_videos: int, batch_size: int, num_tasks: int, expected: int
+) -> None:
+    planned = sample.plan(config(tmp_path, num_videos=num_videos, batch_size=batch_size, num_tasks=num_tasks))
+    assert planned.metrics["num_tasks"] == expected
+
+
+def test_the_place_depends_on_what_makes_a_video_and_on_nothing_else(tmp_path: Path) -> None:
+    place = sample.plan(config(tmp_path)).uri
+    same = [{"num_videos": 99}, {"batch_size": 2}, {"decode_frames": 5}, {"num_tasks": 1}, {"step": 60}]
+    other = [
+        {"seed": 1}, {"step": 50}, {"weights": "model"}, {"cfg_scale": 2.0}, {"method": "ddpm"},
+        {"num_sampling_steps": 50}, {"labels": [1]}, {"fps": 10.0},
+    ]  # fmt: skip
+    for changes in same:
+        assert sample.plan(config(tmp_path, **changes)).uri == place, changes
+    places = {sample.plan(config(tmp_path, **changes)).uri for changes in other}
+    assert len(places | {place}) == len(other) + 1
+
+
+def test_a_plan_of_other_settings_is_refused(tmp_path: Path) -> None:
+    plan_uri = storage.join(sample.plan(config(tmp_path)).uri, "manifest.json")
+    for changes in ({"seed": 1}, {"num_videos": 17}):
+        with pytest.raises(UserError, match="a plan of other settings"):
+            sample.sample_shards(config(tmp_path, **changes), plan_uri, 0, 1)
+    with pytest.raises(UserError, match="task 2: expected 0 to 1"):
+        sample.sample_shards(config(tmp_path), plan_uri, 2, 2)
+    with pytest.raises(UserError, match=r"clip-00000\.mkv: not generated yet"):
+        sample.merge(config(tmp_path), plan_uri)
+
+
+def test_classes_without_names_count(tmp_path: Path) -> None:
+    made = sample._resolve(config(tmp_path, checkpoint=checkpoint(tmp_path, classes=[])))
+    assert made.labels == [0, 1, 2]
+    named = sample._resolve(config(tmp_path, labels=["fish", 0]))
+    assert named.labels == [2, 0]

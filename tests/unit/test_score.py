@@ -1,0 +1,135 @@
+"""The score step before any detector runs: what is compared with what, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from latte import latents, manifest, storage, video
+from latte.config import load
+from latte.errors import UserError
+from latte.metrics.protocol import Protocol
+from latte.steps import score
+
+SIZE = 32
+
+
+def finish(root: Path, place: str, kind: str, **fields: Any) -> str:
+    uri = (root / place).as_uri()
+    manifest.finish(manifest.Manifest(kind=kind, name=kind, uri=uri, fingerprint=place, **fields))
+    return storage.join(uri, "manifest.json")
+
+
+def video_set(root: Path, count: int, num_frames: int = 16, image_size: int = SIZE) -> str:
+    place = f"videos/{count}-{num_frames}-{image_size}"
+    items = []
+    for index in range(count):
+        path = root / place / f"clip-{index:05d}.mkv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frames = np.random.default_rng(index).integers(0, 256, (num_frames, image_size, image_size, 3), dtype=np.uint8)
+        video.write_lossless(path, frames, 8)
+        items.append({"index": index, "label": None, "video": path.as_uri(), "sha256": storage.sha256_file(path)})
+    uri = (root / place).as_uri()
+    # Whatever order the list has, the clips are taken by their index.
+    storage.write_json(storage.join(uri, "items.json"), items[::-1])
+    return finish(root, place, "video_set", config={"num_frames": num_frames, "image_size": image_size})
+
+
+def dataset(root: Path, lengths: list[int], image_size: int = SIZE) -> str:
+    place = f"datasets/{'-'.join(map(str, lengths))}-{image_size}"
+    videos = [
+        {
+            "id": f"v{i}",
+            "label": None,
+            "num_frames": frames,
+            "uri": f"file:///nowhere/v{i}.mp4",
+            "shard": 0,
+            "offset": 0,
+        }
+        for i, frames in enumerate(lengths)
+    ]
+    index = {"videos": videos, "row_shape": [2, 4, 4, 4], "dtype": "float16", "shards": []}
+    uri = storage.join((root / place).as_uri(), latents.INDEX)
+    shard = manifest.publish_shard(json.dumps(index).encode(), uri)
+    return finish(root, place, "latents", shards=[shard], config={"image_size": image_size, "scaling_factor": 0.18})
+
+
+def detector(root: Path, kind: str = "i3d", random: bool = True) -> str:
+    place = f"weights/{kind}-{random}"
+    shard = manifest.publish_shard(b"not read here", storage.join((root / place).as_uri(), "model.safetensors"))
+    return finish(root, place, "weights", shards=[shard], config={"kind": kind, "random": random})
+
+
+PROTOCOL = {"num_clips": 4, "frame_stride": 2}
+
+
+def config(root: Path, videos: str, real: str, weights: str, **protocol: Any) -> score.ScoreConfig:
+    return score.ScoreConfig(
+        root=root.as_uri(), name="s", videos=videos, real=real, detector=weights, protocol={**PROTOCOL, **protocol}
+    )
+
+
+def test_refusals_name_the_side_and_what_it_lacks(tmp_path: Path) -> None:
+    enough, weights = dataset(tmp_path, [40] * 4), detector(tmp_path)
+    videos = video_set(tmp_path, 4)
+    cases = [
+        (config(tmp_path, video_set(tmp_path, 3), enough, weights), r"3 videos, the protocol needs num_clips=4"),
+        (config(tmp_path, video_set(tmp_path, 1, 12), enough, weights), r"12 frames each, the protocol needs 16"),
+        (
+            config(tmp_path, videos, dataset(tmp_path, [40, 40, 40, 31]), weights),
+            r"3 clips, the protocol needs 4: 3 of 4 videos have 32 frames",
+        ),
+        (config(tmp_path, videos, dataset(tmp_path, [8]), weights), r"0 of 1 videos have 32 frames"),
+        (config(tmp_path, videos, dataset(tmp_path, [40] * 4, 64), weights), r"image_size 32, .* has 64"),
+        (config(tmp_path, videos, enough, detector(tmp_path, "vae")), r"weights of vae, expected i3d"),
+        (config(tmp_path, enough, enough, weights), r"a manifest of latents, expected video_set"),
+        (config(tmp_path, videos, enough, weights, nun_clips=3), r"unknown key nun_clips"),
+    ]
+    for case, words in cases:
+        with pytest.raises(UserError, match=words) as caught:
+            score.run(case)
+        assert "\n" not in str(caught.value)
+    assert not list((tmp_path).glob("scores/*/*/manifest.json"))
+
+
+@pytest.mark.parametrize(
+    ("random", "features", "name"),
+    [(True, "logits", "frechet_random_i3d"), (False, "logits", "fvd"), (False, "pool", "frechet_i3d_pool")],
+)
+def test_only_published_weights_and_features_make_an_fvd(
+    tmp_path: Path, random: bool, features: Any, name: str
+) -> None:
+    weights = manifest.read(detector(tmp_path, random=random))
+    assert score.metric_name(weights, Protocol(features=features)) == name
+
+
+def test_weights_of_unknown_origin_are_not_called_fvd() -> None:
+    weights = manifest.Manifest(kind="weights", name="w", uri="file:///w", fingerprint="w", config={"kind": "i3d"})
+    assert score.metric_name(weights, Protocol()) == "frechet_random_i3d"
+
+
+def test_the_generated_side_is_the_first_clips_by_index(tmp_path: Path) -> None:
+    videos = video_set(tmp_path, 5)
+    side = score._generated_side(
+        config(tmp_path, videos, "unused", "unused"), Protocol(num_clips=3), manifest.read(videos)
+    )
+    assert side.count == 3
+    for index in range(3):
+        frames = np.random.default_rng(index).integers(0, 256, (16, SIZE, SIZE, 3), dtype=np.uint8)
+        np.testing.assert_array_equal(side.load(index), frames)
+
+
+def test_a_generated_stride_skips_frames(tmp_path: Path) -> None:
+    videos = video_set(tmp_path, 2, num_frames=31)
+    side = score._generated_side(
+        config(tmp_path, videos, "unused", "unused"), Protocol(num_clips=2, generated_stride=2), manifest.read(videos)
+    )
+    frames = np.random.default_rng(1).integers(0, 256, (31, SIZE, SIZE, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(side.load(1), frames[::2])
+
+
+def test_a_score_config_is_read_from_the_command_line(tmp_path: Path) -> None:
+    given = [f"root={tmp_path.as_uri()}", "name=s", "videos=v", "real=r", "detector=d", "protocol.preset=demo"]
+    assert load(score.ScoreConfig, None, given).protocol == {"preset": "demo"}

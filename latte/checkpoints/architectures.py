@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from latte.checkpoints.stored import Refusal
+from latte.checkpoints.stored import Refusal, show
 from latte.config import Config, build
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class ClipShape(Config):
     num_hidden_layers: int = Field(default=12, gt=0)
     num_attention_heads: int = Field(default=12, gt=0)
     max_position_embeddings: int = Field(default=77, gt=0)
-    hidden_act: str = "quick_gelu"
+    hidden_act: Literal["quick_gelu"] = "quick_gelu"
     layer_norm_eps: float = Field(default=1e-5, gt=0)
 
 
@@ -87,10 +87,15 @@ def describe(kind: str, found: Shapes, given: Mapping[str, Any], source: str) ->
     if kind == "vae":
         from latte.models.autoencoder_kl import AutoencoderKLConfig
 
-        vae = AutoencoderKLConfig.from_published({**_tell_vae(found), **given}, source)
+        told = _tell_vae(found)
+        _check_agreement(told, given)
+        vae = AutoencoderKLConfig.from_published({**told, **given}, source)
         return vae.model_dump(mode="json", exclude_none=True), vae_shapes(vae)
     if kind == "clip":
-        clip = build(ClipShape, {**_tell_clip(found), **given}, source)
+        told = _tell_clip(found)
+        heads = told["hidden_size"] // 64  # a guess: every published CLIP has heads of 64 channels
+        _check_agreement(told, given)
+        clip = build(ClipShape, {"num_attention_heads": heads, **told, **given}, source)
         return clip.model_dump(mode="json"), clip_shapes(clip)
     if given:
         raise Refusal(f"model: I3D has no settings, found {', '.join(map(str, given))}")
@@ -103,6 +108,14 @@ def _axis(found: Shapes, name: str, axes: int, axis: int) -> int:
     if len(found[name]) != axes:
         raise Refusal(f"tensor {name} has shape {found[name]}, expected {axes} axes")
     return found[name][axis]
+
+
+def _check_agreement(told: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse settings that the tensors' shapes contradict, before a table of names is made from them."""
+    for key, value in given.items():
+        value = list(value) if isinstance(value, tuple) else value
+        if key in told and told[key] != value:
+            raise Refusal(f"its tensors say {key} {told[key]}, the settings say {show(value)}")
 
 
 def _count(found: Shapes, pattern: str) -> int:
@@ -132,10 +145,11 @@ def _describe_latte(found: Shapes, given: Mapping[str, Any], source: str) -> tup
         told |= {"condition": "class", "num_classes": rows - 1 if has_null else rows}
     elif "text_embedding_projection.1.weight" in found:
         told["condition"] = "text"
+    given = dict(given)
+    if "preset" in given:
+        given = {**_latte_preset(str(given.pop("preset"))), **given}
+    _check_agreement(told, given)
     settings = {**told, **given}
-    if "preset" in settings:
-        settings = {**told, **_latte_preset(str(given["preset"])), **given}
-        settings.pop("preset")
     # Heads leave no trace in the shapes; the published sizes are told apart by width and depth.
     heads = [size[2] for size in _LATTE_SIZES.values() if size[:2] == (hidden, told["depth"])]
     if "num_heads" not in settings:
@@ -209,14 +223,12 @@ def _tell_vae(found: Shapes) -> dict[str, Any]:
 
 
 def _tell_clip(found: Shapes) -> dict[str, Any]:
-    hidden = _axis(found, "text_model.embeddings.token_embedding.weight", 2, 1)
     return {
         "vocab_size": _axis(found, "text_model.embeddings.token_embedding.weight", 2, 0),
-        "hidden_size": hidden,
+        "hidden_size": _axis(found, "text_model.embeddings.token_embedding.weight", 2, 1),
         "max_position_embeddings": _axis(found, "text_model.embeddings.position_embedding.weight", 2, 0),
         "num_hidden_layers": _count(found, r"text_model\.encoder\.layers\.(\d+)\."),
         "intermediate_size": _axis(found, "text_model.encoder.layers.0.mlp.fc1.weight", 2, 0),
-        "num_attention_heads": max(hidden // 64, 1),  # every published CLIP has heads of 64 channels
     }
 
 

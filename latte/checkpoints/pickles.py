@@ -114,6 +114,8 @@ class _Machine:
         elif name in _EMPTY:
             self._stack.append(_EMPTY[name]())
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            if argument >= 1 << 32:
+                raise Refusal("its pickle numbers its objects absurdly")
             self._memo[argument] = self._stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             self._stack.append(self._memo[argument])
@@ -290,8 +292,9 @@ def _full_name(module: str, name: str) -> str:
 
 
 def _as_key(key: Any) -> Any:
-    # Hashing a tuple of tuples of … can take for ever, and an Inert is hashed by identity: no code of the pickle's.
-    return key if isinstance(key, str | int | float | bytes | bool | Inert | None) else Inert("key")
+    # Only text names tensors. Hashing a tuple of tuples of … could take for ever, and chosen numbers collide in a
+    # dictionary until it is as slow; an Inert is hashed by identity.
+    return key if isinstance(key, str | Inert) else Inert("key")
 
 
 def _ordered_dict(args: tuple[Any, ...]) -> Container:

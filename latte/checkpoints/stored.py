@@ -209,8 +209,10 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def show(value: Any) -> str:
     """A value of a file for an error's one line: short and printable, whatever the file holds."""
-    if isinstance(value, tuple):
-        return "(" + ", ".join(show(part) for part in value[:MAX_AXES]) + ")"
+    if isinstance(value, tuple | list):
+        left, right = "()" if isinstance(value, tuple) else "[]"
+        parts = [f"a {type(part).__name__}" if isinstance(part, tuple | list) else show(part) for part in value]
+        return left + ", ".join(parts[:MAX_AXES]) + right
     if isinstance(value, int) and value.bit_length() > 128:
         return "a huge number"
     if not isinstance(value, str | int | float | bytes | bool | type(None)):

@@ -270,7 +270,7 @@ def _entries(value: Any) -> Iterator[tuple[str, Any]]:
             if isinstance(key, str):
                 yield key, item
             elif isinstance(item, StoredTensor):
-                raise Refusal(f"a tensor is named by {show(key)}, not by text")
+                raise Refusal("a tensor is named by what is no text")
 
 
 def _module_entries(module: Inert) -> Iterator[tuple[str, Any]]:

@@ -91,6 +91,31 @@ def test_mindspore_reads_what_is_written(tmp_path):
     assert same(checkpoints.read(str(tmp_path / "theirs.ckpt")), tensors)
 
 
+def test_load_is_strict_in_both_directions(tmp_path):
+    from mindspore import nn
+
+    net = nn.Dense(3, 2)
+    weights = {"weight": np.arange(6, dtype=np.float32).reshape(2, 3), "bias": np.ones(2, np.float32)}
+    counter = {"bn.num_batches_tracked": np.int64(3).reshape(())}
+    for ending in ("ckpt", "safetensors"):
+        path = tmp_path / f"dense.{ending}"
+        store.save({**weights, **counter}, path)
+        checkpoints.load(net, str(path))
+        assert np.array_equal(net.weight.asnumpy(), weights["weight"])
+        assert np.array_equal(net.bias.asnumpy(), weights["bias"])
+    mistakes = {
+        "tensor bias is missing": {"weight": weights["weight"]},
+        "tensor 'extra' is not part": {**weights, "extra": weights["bias"]},
+        r"tensor weight has shape \(3, 2\), expected \(2, 3\)": {**weights, "weight": weights["weight"].T},
+        "tensor bias is float64, expected float32": {**weights, "bias": weights["bias"].astype(np.float64)},
+    }
+    for message, tensors in mistakes.items():
+        store.save(tensors, path)
+        with pytest.raises(UserError, match=message) as caught:
+            checkpoints.load(net, str(path))
+        assert str(caught.value).startswith(f"{path}: ")
+
+
 def test_large_tensors_are_written_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "_PIECE_BYTES", 1000)
     tensors = {"large": np.arange(3000, dtype=np.float32).reshape(30, 100), "small": np.ones(3, np.int8)}
@@ -236,6 +261,23 @@ def test_tensors_must_match_in_both_directions(tmp_path, mistake):
         run(ConvertConfig(kind="latte", source=str(source), target=str(tmp_path / "o.ckpt"), model={"num_heads": 4}))
     assert str(caught.value).startswith(f"{source}: ")
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_settings_that_the_tensors_contradict(tmp_path):
+    for model, message in (
+        ({"depth": 10**9}, "its tensors say depth 4, the settings say 1000000000"),
+        ({"preset": "Latte-XL/2"}, "its tensors say hidden_size 48, the settings say 1152"),
+        ({"preset": "Latte-M/2"}, "Latte-M/2"),
+        ({"num_heads": 5}, "num_heads 5 does not divide"),
+        ({"heads": 4}, "unknown key heads"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(
+                ConvertConfig(
+                    kind="latte", source=str(DATA / "uncond.pt"), target=str(tmp_path / "o.ckpt"), model=model
+                )
+            )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_wrong_kind_says_which_it_is(tmp_path):

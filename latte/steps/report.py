@@ -252,6 +252,7 @@ def _data(clips: "LatentClips", latents: manifest.Manifest) -> dict[str, Any]:
     most = max(counted.values(), default=1)
     return {
         "name": latents.name,
+        "source": latents.config.get("videos"),
         "videos": len(clips.videos),
         "frames": sum(frames.values()),
         "bytes": words.size(sum(shard.bytes for shard in shards)),

@@ -1,6 +1,7 @@
 """`latte <step> -c config.yaml key=value …`: every step of the pipeline as a command."""
 
 import importlib
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -80,7 +81,8 @@ def convert(
         if path is None and kind is None:
             raise UserError("latte convert: give --kind, --source and --target, or a config with -c")
         options = {"kind": kind, "source": source, "target": target}
-        given = [f"{key}={value}" for key, value in options.items() if value is not None]
+        # Quoted, so that a path with a colon or a hash sign is not taken for YAML.
+        given = [f"{key}={json.dumps(v, ensure_ascii=False)}" for key, v in options.items() if v is not None]
         _finish(step.run(load(step.ConvertConfig, path, [*given, *overrides])), output)
 
     guarded(go)

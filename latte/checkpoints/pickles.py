@@ -16,7 +16,7 @@ from latte.checkpoints.stored import Refusal, show
 
 # The pickle of Latte-XL/2 with its EMA and optimizer has about 50,000 opcodes in 2 MB.
 MAX_BYTES = 32 << 20
-MAX_OPCODES = 1_000_000
+MAX_OPCODES = 400_000
 MAX_LONG_BYTES = 64
 
 # Classes and functions whose call gives an Inert that keeps the arguments; nothing of them is run.

@@ -123,8 +123,8 @@ def bombs() -> dict[str, bytes]:
     """Pickles that try to fill the memory, the stack or the time."""
     laughs = b"(K\x01t" + b"".join(b"q\x010(h\x01h\x01t" for _ in range(90))
     return {
-        "deep lists": checkpoint(args=b"]" * 400_000 + b"a" * 399_999),
-        "deep tuples": checkpoint(args=b")" + b"\x85" * 500_000),
+        "deep lists": checkpoint(args=b"]" * 150_000 + b"a" * 149_999),
+        "deep tuples": checkpoint(args=b")" + b"\x85" * 300_000),
         "list in itself": checkpoint(args=b"]q\x01h\x01a"),
         "module in itself": b"\x80\x02ca\nB\n)\x81q\x01}(" + text("m") + b"h\x01" + text("w") + tensor() + b"ub.",
         "billion laughs": checkpoint(args=laughs),
@@ -135,13 +135,13 @@ def bombs() -> dict[str, bytes]:
         "bytes as long as memory": checkpoint(args=b"\x8e" + struct.pack("<Q", 1 << 60)),
         "text as long as memory": checkpoint(args=b"\x8d" + struct.pack("<Q", 1 << 40)),
         "memo": checkpoint(args=b"N" + b"".join(b"r" + struct.pack("<I", 0xFFFFFFFF - i) for i in range(100_000))),
-        "too many operations": checkpoint(args=b"N" + b"20" * 600_000),
+        "too many operations": checkpoint(args=b"N" + b"20" * 250_000),
         "colliding numbers as keys": checkpoint(
-            args=b"}(" + b"".join(number(i * (2**61 - 1)) + b"N" for i in range(200_000)) + b"u"
+            args=b"}(" + b"".join(number(i * (2**61 - 1)) + b"N" for i in range(150_000)) + b"u"
         ),
         "colliding memo": checkpoint(args=b"N" + b"".join(b"p%d\n" % (i * (2**61 - 1)) for i in range(1000))),
-        "sets": checkpoint(args=b"(" + b"\x8f" * 900_000 + b"l"),
-        "marks": checkpoint(args=b"(" * 900_000),
+        "sets": checkpoint(args=b"(" + b"\x8f" * 350_000 + b"l"),
+        "marks": checkpoint(args=b"(" * 350_000),
         "never ends": b"\x80\x02}" + b"N0" * 1000,
         "empty pickle": b"",
         "pops": b"\x80\x02" + b"0" * 100,

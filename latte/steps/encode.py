@@ -56,24 +56,23 @@ def plan(config: EncodeConfig) -> manifest.Manifest:
     if planned is None or not encode_plan.fits(planned, catalog, done.known):
         planned = encode_plan.make(catalog, done.known, int(config.shard_mb * 1e6), config.num_tasks)
     shard = encode_plan.write(planned, uri)
-    waiting = sum(name not in done.shards for name, _ in planned.shards)
-    return manifest.finish(
+    # What is stored depends on the plan alone; what is left to do changes from run to run and is only handed on.
+    stored = manifest.finish(
         manifest.Manifest(
             kind="encode_plan",
             name=config.name,
             uri=folder,
             fingerprint=fingerprint,
             shards=[shard],
-            counts={
-                "videos": len(catalog.entries),
-                "new_videos": sum(entry.digest not in done.known for entry in catalog.entries),
-                "shards_to_encode": waiting,
-            },
+            counts={"videos": len(catalog.entries), "planned_shards": len(planned.shards)},
             rejects=catalog.rejects,
             inputs={"vae": _vae_digest(vae), "catalog": catalog.digest},
-            metrics={"num_tasks": max(1, min(config.num_tasks, waiting))},
         )
     )
+    waiting = sum(name not in done.shards for name, _ in planned.shards)
+    new_videos = sum(entry.digest not in done.known for entry in catalog.entries)
+    metrics = {"num_tasks": max(1, min(config.num_tasks, waiting)), "shards_to_encode": waiting}
+    return stored.model_copy(update={"metrics": metrics, "counts": {**stored.counts, "new_videos": new_videos}})
 
 
 def encode_shards(config: EncodeConfig, plan_uri: str, task: int, num_tasks: int) -> manifest.Manifest:

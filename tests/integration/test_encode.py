@@ -1,0 +1,266 @@
+"""The encode step on real video files, in a folder and in a real S3 store, killed and run again."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from latte import manifest, storage, video
+from latte.config import build
+from latte.errors import LatteError, UserError
+from latte.latents import LatentClips
+from latte.steps import encode
+from tests import small_vae, video_files
+from tests.soak import scaled
+
+LATTE = [sys.executable, "-m", "latte.cli"]
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return small_vae.publish(tmp_path_factory.mktemp("vae").as_uri())
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """Nine good videos of two classes and a truncated one."""
+    folder = tmp_path / "videos"
+    for number in range(9):
+        frames = video_files.moving(16 + 3 * number, seed=number)
+        video_files.write(folder / "ab"[number % 2] / f"{number}.mp4", frames)
+    whole = (folder / "a/0.mp4").read_bytes()
+    (folder / "a/truncated.mp4").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+def config(root: str, vae: str, videos: Path | str, **settings: object) -> encode.EncodeConfig:
+    values = {"root": root, "name": "small", "vae": vae, "image_size": 32, "num_tasks": 4, **settings}
+    dataset = {"videos": str(videos), **settings.pop("dataset", {})}
+    return build(encode.EncodeConfig, {**values, "dataset": dataset}, "test")
+
+
+def objects(root: Path) -> dict[str, bytes]:
+    """Every object of a dataset by name, but for what says how long it took."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and "parts" not in path.relative_to(root).parts:
+            data = path.read_bytes()
+            if path.name == "manifest.json":
+                data = json.dumps({**json.loads(data), "seconds": 0}).encode()
+            found[str(path.relative_to(root))] = data
+    return found
+
+
+def shard_times(root: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in root.rglob("shards/*.record.json")}
+
+
+def test_a_dataset_in_a_folder_and_in_s3(root: str, vae: str, videos: Path, tmp_path: Path) -> None:
+    where: Path | str = videos
+    if storage.is_s3(root):
+        where = storage.join(root, "videos")
+        for path in videos.rglob("*.mp4"):
+            storage.upload(path, storage.join(where, str(path.relative_to(videos))))
+    settings = config(root, vae, where)
+    done = encode.run(settings)
+    assert done.kind == "latents"
+    assert done.counts == {"videos": 9, "frames": sum(16 + 3 * n for n in range(9))}
+    assert [(r.item, r.reason.split(":")[0]) for r in done.rejects] == [("a/truncated.mp4", "cannot be decoded")]
+    facts = ("classes", "image_size", "latent_channels", "latent_size", "scaling_factor", "dtype")
+    assert [done.config[key] for key in facts] == [["a", "b"], 32, 4, 16, 0.18215, "float16"]
+    assert done.inputs["vae"] == manifest.read(vae).shards[0].sha256
+    assert len(done.shards) == 5
+    assert manifest.find(done.uri, "latents") == done
+
+    clips = LatentClips(done, tmp_path / "cache")
+    assert [(v.id, v.label, v.num_frames, v.fps) for v in clips.videos[:2]] == [
+        ("a/0.mp4", 0, 16, 25.0), ("a/2.mp4", 0, 22, 25.0)
+    ]  # fmt: skip
+    for index in (0, 6):
+        frames = video.load_real_clip(clips.videos[index].uri, 2, 2, 5, 32)
+        mean, logvar = clips.clip(index, 2, 2, 5)
+        wanted_mean, wanted_logvar = encoded(vae, frames)
+        np.testing.assert_allclose(mean, wanted_mean, atol=1e-3)
+        np.testing.assert_allclose(logvar, wanted_logvar, atol=2e-3)
+    assert encode.run(settings) == done
+
+
+def encoded(vae: str, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The autoencoder's answer to frames (F, S, S, 3), each alone."""
+    import mindspore as ms
+
+    from latte import checkpoints
+    from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+
+    net = AutoencoderKL(AutoencoderKLConfig(**small_vae.MODEL))
+    checkpoints.load(net, manifest.read(vae).shards[0].uri)
+    pictures = (frames.transpose(0, 3, 1, 2) / 127.5 - 1).astype(np.float32)  # (F, 3, S, S)
+    parts = [net.encode(ms.Tensor(picture[None])) for picture in pictures]
+    mean, logvar = (np.concatenate([part[i].asnumpy() for part in parts]) for i in (0, 1))
+    return mean, logvar
+
+
+def test_tasks_share_the_work_and_give_what_one_gives(vae: str, videos: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    settings = config(root.as_uri(), vae, videos)
+    encode.run(settings)
+    alone = objects(root)
+    shutil.rmtree(root)
+    planned = encode.plan(settings)
+    uri = storage.join(planned.uri, "manifest.json")
+    assert planned.metrics["num_tasks"] == 4
+    with pytest.raises(LatteError, match="10 videos are not encoded yet"):
+        encode.merge(settings, uri)
+    for task in (3, 1, 0, 2):
+        part = encode.encode_shards(settings, uri, task, 4)
+        assert (part.kind, part.counts["encoded_shards"]) == ("encode_part", 1)
+    assert encode.encode_shards(settings, uri, 2, 4).counts["encoded_shards"] == 0
+    encode.merge(settings, uri)
+    assert objects(root) == alone
+    with pytest.raises(UserError, match="made with other settings"):
+        encode.merge(config(root.as_uri(), vae, videos, image_size=64), uri)
+
+
+def test_only_what_is_new_is_encoded_and_what_is_gone_is_dropped(vae: str, videos: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    settings = config(root.as_uri(), vae, videos)
+    first = encode.run(settings)
+    times = shard_times(root)
+    video_files.write(videos / "c" / "new.mp4", video_files.moving(20, seed=99))
+    shutil.copy(videos / "a/0.mp4", videos / "c" / "copy.mp4")
+    (videos / "a/2.mp4").rename(videos / "b/renamed.mp4")
+    (videos / "b/1.mp4").unlink()
+
+    planned = encode.plan(settings)
+    assert (planned.counts["new_videos"], planned.metrics["num_tasks"]) == (1, 1)
+    second = encode.run(settings)
+    assert second.uri == first.uri
+    assert second.fingerprint != first.fingerprint
+    assert second.counts["videos"] == 10
+    assert second.config["classes"] == ["a", "b", "c"]
+    clips = LatentClips(second, tmp_path / "cache")
+    names = {v.id: v for v in clips.videos}
+    assert "b/1.mp4" not in names
+    assert (names["b/renamed.mp4"].label, names["b/renamed.mp4"].num_frames) == (1, 22)
+    assert names["c/copy.mp4"].offset == names["a/0.mp4"].offset
+    now = shard_times(root)
+    assert len(now) == len(times) + 1
+    assert now.items() >= times.items()
+
+    video_files.write(videos / "b/1.mp4", video_files.moving(5))
+    (videos / "b/1.mp4").unlink()
+    assert encode.run(settings) == second
+
+
+def test_a_shard_that_is_gone_is_made_again_with_the_same_bytes(vae: str, videos: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    settings = config(root.as_uri(), vae, videos)
+    done = encode.run(settings)
+    before = objects(root)
+    storage.delete(done.shards[1].uri)
+    short = storage.local_path(done.shards[2].uri)
+    short.write_bytes(short.read_bytes()[:-8])
+    assert encode.run(settings).shards == done.shards
+    assert objects(root) == before
+
+
+def test_another_autoencoder_or_transform_is_another_place(vae: str, videos: Path, tmp_path: Path) -> None:
+    root = (tmp_path / "root").as_uri()
+    few = {"dataset": {"limit": 2}}
+    places = {encode.run(config(root, vae, videos, **few, **other)).uri for other in (
+        {}, {"dtype": "float32"}, {"image_size": 64}, {"max_frames": 5}
+    )}  # fmt: skip
+    places.add(encode.run(config(root, small_vae.publish(root, seed=2), videos, **few)).uri)
+    assert len(places) == 5
+    longer = encode.run(config(root, vae, videos, dataset={"limit": 4}, min_frames=18))
+    assert longer.uri in places
+    assert "too short: 16 frames, min_frames is 18" in [reject.reason for reject in longer.rejects]
+
+
+def test_mistakes_are_told_before_any_work(vae: str, videos: Path, tmp_path: Path) -> None:
+    root = (tmp_path / "root").as_uri()
+    with pytest.raises(UserError, match="image_size 33: not a multiple of 2"):
+        encode.run(config(root, vae, videos, image_size=33))
+    with pytest.raises(UserError, match="no such object"):
+        encode.run(config(root, (tmp_path / "none.json").as_uri(), videos))
+    with pytest.raises(UserError, match="expected weights"):
+        encode.run(config(root, storage.join(encode.plan(config(root, vae, videos)).uri, "manifest.json"), videos))
+    with pytest.raises(UserError, match="no such folder"):
+        encode.run(config(root, vae, videos / "none"))
+    with pytest.raises(UserError, match=r"unknown key dataset\.folder"):
+        config(root, vae, videos, dataset={"folder": "x"})
+
+
+def test_too_many_rejects_end_the_step_with_a_table(vae: str, videos: Path, tmp_path: Path) -> None:
+    settings = config((tmp_path / "root").as_uri(), vae, videos, max_reject_share=0.05)
+    with pytest.raises(LatteError) as caught:
+        encode.run(settings)
+    lines = str(caught.value).splitlines()
+    assert "1 of 10 videos are rejected, more than max_reject_share=0.05 allows" in lines[0]
+    assert "1  cannot be decoded" in lines[1]
+    assert "'a/truncated.mp4'" in lines[1]
+    assert encode.run(settings.model_copy(update={"max_reject_share": 0.1})).counts["videos"] == 9
+
+
+@pytest.fixture
+def command(vae: str, videos: Path, tmp_path: Path) -> list[str]:
+    settings = config((tmp_path / "root").as_uri(), vae, videos, shard_mb=0.004)
+    path = tmp_path / "encode.yaml"
+    path.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    return [*LATTE, "encode", "-c", str(path)]
+
+
+def test_killed_anywhere_it_ends_with_the_same_bytes(command: list[str], tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    started = time.monotonic()
+    subprocess.run(command, check=True, capture_output=True)
+    whole_s = time.monotonic() - started
+    wanted = objects(root)
+    shutil.rmtree(root)
+    draw = random.Random(0)
+    kept: dict[str, int] = {}
+    for number in range(scaled(50)):
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        if number % 2:
+            time.sleep(draw.uniform(0, 1) * whole_s)
+        else:  # somewhere among the shards, which a small network is quickly through with
+            while len(shard_times(root)) == len(kept) and process.poll() is None:
+                time.sleep(0.005)
+            time.sleep(draw.uniform(0, 0.2))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        times = shard_times(root)
+        assert times.items() >= kept.items(), "a published shard was made again"
+        kept = times
+    assert kept
+    subprocess.run(command, check=True, capture_output=True)
+    got = objects(root)
+    assert {name: data for name, data in got.items() if "/.tmp-" not in name} == wanted
+    assert shard_times(root).items() >= kept.items()
+
+
+def test_the_command_tells_its_rates_and_needs_no_network_for_work_that_is_done(command: list[str]) -> None:
+    first = subprocess.run(command, check=True, capture_output=True, text=True)
+    for word in ("videos  9", "rejects  1"):
+        assert word in first.stdout
+    assert "frames/s" in first.stderr
+    assert "MB/s" in first.stderr
+    code = (
+        "import sys; from latte.cli import cli; cli(sys.argv[1:], standalone_mode=False); "
+        "print('mindspore' in sys.modules)"
+    )
+    again = subprocess.run([sys.executable, "-c", code, *command[3:]], check=True, capture_output=True, text=True)
+    assert again.stdout.splitlines()[-1] == "False"

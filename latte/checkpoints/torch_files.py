@@ -94,8 +94,6 @@ def read_legacy(data: np.ndarray) -> Checkpoint:
         if isinstance(identity, tuple) and len(identity) == 4 and identity[0] == "module":
             return identity[1]  # a whole module was pickled, with its source beside it
         dtype, key, num_elements = _storage_id(identity)
-        if not dtype:
-            raise Refusal(f"storage {show(key)} has no element type")
         storage = storages.setdefault(key, Storage(dtype, [], num_elements))
         return _same(storage, dtype, num_elements, key)
 
@@ -113,7 +111,7 @@ def read_legacy(data: np.ndarray) -> Checkpoint:
 
 def _fill(storage: Storage, key: str, data: np.ndarray, position: int) -> int:
     start = position + 8
-    end = start + storage.num_elements * element_bytes(storage.dtype)
+    end = start + storage.num_elements * (element_bytes(storage.dtype) if storage.dtype else 1)
     if end > data.size:
         raise Refusal(f"storage {show(key)} ends after the end of the file; the file is truncated")
     if int.from_bytes(data[position:start].tobytes(), "little") != storage.num_elements:
@@ -157,19 +155,21 @@ def _no_storage(_: Any) -> Any:
 
 
 def _rebuild_tensor(args: tuple[Any, ...]) -> StoredTensor:
-    return _tensor(args, None)
+    return _tensor(args, None, args[6:7])
 
 
 def _rebuild_tensor_v3(args: tuple[Any, ...]) -> StoredTensor:
     if len(args) < 7 or not isinstance(args[6], Inert):
         raise Refusal("a tensor names no element type")
     name = args[6].name
-    return _tensor(args, _DTYPE_NAMES.get(name, name.removeprefix("torch.")))
+    return _tensor(args, _DTYPE_NAMES.get(name, name.removeprefix("torch.")), args[7:8])
 
 
-def _tensor(args: tuple[Any, ...], dtype: str | None) -> StoredTensor:
+def _tensor(args: tuple[Any, ...], dtype: str | None, metadata: tuple[Any, ...]) -> StoredTensor:
     if len(args) < 4 or not isinstance(args[0], Storage):
         raise Refusal("a tensor is made of what is no storage")
+    if any(isinstance(bits, dict) and any(bits.values()) for bits in metadata):
+        raise Refusal("a tensor is stored negated or conjugated, which is not supported")
     storage, offset, shape, strides = args[:4]
     shape, strides = (tuple(part.args[0]) if _is_size(part) else part for part in (shape, strides))
     if not isinstance(shape, tuple) or not isinstance(strides, tuple):

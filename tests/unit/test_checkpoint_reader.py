@@ -42,6 +42,7 @@ def state() -> dict[str, torch.Tensor]:
         "int64": torch.arange(4),
         "int8": torch.arange(4, dtype=torch.int8),
         "uint8": torch.arange(4, dtype=torch.uint8),
+        "uint16": torch.tensor([1, 65535], dtype=torch.uint16),
         "bool": torch.tensor([True, False]),
         "scalar": torch.tensor(3.5),
         "empty": torch.zeros(0, 4),
@@ -69,6 +70,18 @@ def test_reads_what_torch_saves(tmp_path, state, protocol, is_zip):
     torch.save(state, path, pickle_protocol=protocol, _use_new_zipfile_serialization=is_zip)
     assert same(checkpoints.read(str(path)), {name: as_numpy(tensor) for name, tensor in state.items()})
     assert not next(iter(checkpoints.read(str(path)).values())).flags.writeable
+
+
+def test_refuses_what_would_be_read_wrongly(tmp_path):
+    views = {
+        "negated": (torch.randn(3, dtype=torch.complex64).conj().imag, "negated or conjugated"),
+        "float8": (torch.ones(2).to(torch.float8_e4m3fn), "element type 'float8_e4m3fn' is not supported"),
+        "sparse": (torch.eye(3).to_sparse(), "holds no tensors"),
+    }
+    for name, (tensor, message) in views.items():
+        torch.save({"w": tensor}, tmp_path / f"{name}.pt")
+        with pytest.raises(UserError, match=message):
+            checkpoints.read(str(tmp_path / f"{name}.pt"))
 
 
 def test_reads_without_checksums(tmp_path, state):

@@ -128,7 +128,8 @@ class ModulatedNorm(nn.Cell):
         """
         rows = x.reshape(-1, self._size)
         centered = rows - self._mean(rows)  # (N * L, D)
-        inverse = ops.rsqrt(self._mean(centered * centered) + 1e-6)  # (N * L, D)
+        variance = self._matmul(centered * centered, self._average)  # (N * L, 1)
+        inverse = ops.broadcast_to(ops.rsqrt(variance + 1e-6), rows.shape)  # (N * L, D)
         normal = (centered * inverse).reshape(x.shape)  # (N, L, D)
         return normal * ops.broadcast_to(scale + 1.0, x.shape) + ops.broadcast_to(shift, x.shape), normal, inverse
 

@@ -112,19 +112,19 @@ def encoded(vae: str, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def test_tasks_share_the_work_and_give_what_one_gives(vae: str, videos: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
-    settings = config(root.as_uri(), vae, videos)
+    settings = config(root.as_uri(), vae, videos, num_tasks=2)
     encode.run(settings)
     alone = objects(root)
     shutil.rmtree(root)
     planned = encode.plan(settings)
     uri = storage.join(planned.uri, "manifest.json")
-    assert planned.metrics["num_tasks"] == 4
+    assert planned.metrics["num_tasks"] == 2
     with pytest.raises(LatteError, match="10 videos are not encoded yet"):
         encode.merge(settings, uri)
-    for task in (3, 1, 0, 2):
-        part = encode.encode_shards(settings, uri, task, 4)
+    for task in (1, 0):
+        part = encode.encode_shards(settings, uri, task, 2)
         assert (part.kind, part.counts["encoded_shards"]) == ("encode_part", 1)
-    assert encode.encode_shards(settings, uri, 2, 4).counts["encoded_shards"] == 0
+    assert encode.encode_shards(settings, uri, 1, 2).counts["encoded_shards"] == 0
     encode.merge(settings, uri)
     assert objects(root) == alone
     with pytest.raises(UserError, match="made with other settings"):
@@ -177,13 +177,14 @@ def test_a_shard_that_is_gone_is_made_again_with_the_same_bytes(vae: str, videos
 def test_another_autoencoder_or_transform_is_another_place(vae: str, videos: Path, tmp_path: Path) -> None:
     root = (tmp_path / "root").as_uri()
     few = {"dataset": {"limit": 2}}
-    places = {encode.run(config(root, vae, videos, **few, **other)).uri for other in (
-        {}, {"dtype": "float32"}, {"image_size": 64}, {"max_frames": 5}
-    )}  # fmt: skip
-    places.add(encode.run(config(root, small_vae.publish(root, seed=2), videos, **few)).uri)
-    assert len(places) == 5
+    others = ({}, {"dtype": "float32"}, {"image_size": 64}, {"max_frames": 5}, {"vae": small_vae.publish(root, seed=2)})
+    places = [
+        encode.plan(config(root, **{"vae": vae, "videos": videos, **few, **other})).uri.split("/catalogs/")[0]
+        for other in others
+    ]
+    assert len(set(places)) == len(others)
     longer = encode.run(config(root, vae, videos, dataset={"limit": 4}, min_frames=18))
-    assert longer.uri in places
+    assert longer.uri == places[0]
     assert "too short: 16 frames, min_frames is 18" in [reject.reason for reject in longer.rejects]
 
 

@@ -49,10 +49,10 @@ class RunLog(io.TextIOBase):
         """Print a line that stays, above the progress."""
         with self._lock:
             self._clear()
-            print(line, file=self.terminal, flush=True)
+            _write_line(self.terminal, line)
 
     def _take(self, line: str) -> None:
-        print(line, file=self.log, flush=True)
+        _write_line(self.log, line)
         if not _PROGRESS.search(line):
             return
         if self.terminal.isatty():
@@ -62,7 +62,7 @@ class RunLog(io.TextIOBase):
             self.terminal.flush()
             self._shown_width = len(text)
         else:
-            print(line.strip(), file=self.terminal, flush=True)
+            _write_line(self.terminal, line.strip())
 
     def _clear(self) -> None:
         if self._shown_width:
@@ -104,6 +104,12 @@ class EventWatcher(threading.Thread):
                 self._log.say(f"{time.strftime('%H:%M:%S')}  {event['task']} …")
             elif event["event"] == "finished":
                 self._log.say(f"{time.strftime('%H:%M:%S')}  {event['task']}: {_facts(event['summary'])}")
+
+
+def _write_line(file: TextIO, line: str) -> None:
+    # Not print(): kfp.local replaces it while a task runs, by one that prints to standard output as well.
+    file.write(line + "\n")
+    file.flush()
 
 
 def time_table(events: list[dict[str, Any]]) -> Table:

@@ -146,7 +146,7 @@ def _signals_end_the_run(run_dir: Path) -> Iterator[None]:
     def stop(*_: object) -> None:
         for number in before:
             signal.signal(number, signal.SIG_IGN)
-        print("\nstopping …", file=sys.stderr, flush=True)
+        sys.stderr.write("\nstopping …\n")
         processes.end(run_dir, grace_s=POLITE_S, keep=frozenset(_store_members(run_dir)))
         raise KeyboardInterrupt
 

@@ -96,6 +96,8 @@ def describe(kind: str, found: Shapes, given: Mapping[str, Any], source: str) ->
         heads = told["hidden_size"] // 64  # a guess: every published CLIP has heads of 64 channels
         _check_agreement(told, given)
         clip = build(ClipShape, {"num_attention_heads": heads, **told, **given}, source)
+        if clip.hidden_size % clip.num_attention_heads:
+            raise Refusal(f"num_attention_heads {clip.num_attention_heads} does not divide {clip.hidden_size} channels")
         return clip.model_dump(mode="json"), clip_shapes(clip)
     if given:
         raise Refusal(f"model: I3D has no settings, found {', '.join(map(str, given))}")

@@ -22,16 +22,35 @@ MAX_LONG_BYTES = 64
 # Classes and functions whose call gives an Inert that keeps the arguments; nothing of them is run.
 _HARMLESS_MODULES = ("omegaconf.", "yacs.", "torch.jit._pickle.")
 _HARMLESS_CALLS = frozenset(
-    """
-    collections.defaultdict collections.Counter collections.deque argparse.Namespace
-    torch.device torch.Size torch.serialization._get_layout
-    torch._utils._rebuild_sparse_tensor torch._utils._rebuild_qtensor
-    numpy.dtype numpy.core.multiarray.scalar numpy._core.multiarray.scalar
-    numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct
-    pathlib.PosixPath pathlib.PurePosixPath pathlib.WindowsPath pathlib.Path
-    builtins.set builtins.frozenset builtins.slice builtins.complex builtins.bytearray _codecs.encode
-    datetime.datetime datetime.timedelta datetime.date
-    """.split()
+    [
+        "collections.defaultdict",
+        "collections.Counter",
+        "collections.deque",
+        "argparse.Namespace",
+        "torch.device",
+        "torch.Size",
+        "torch.serialization._get_layout",
+        "torch._utils._rebuild_sparse_tensor",
+        "torch._utils._rebuild_qtensor",
+        "numpy.dtype",
+        "numpy.core.multiarray.scalar",
+        "numpy._core.multiarray.scalar",
+        "numpy.core.multiarray._reconstruct",
+        "numpy._core.multiarray._reconstruct",
+        "pathlib.PosixPath",
+        "pathlib.PurePosixPath",
+        "pathlib.WindowsPath",
+        "pathlib.Path",
+        "builtins.set",
+        "builtins.frozenset",
+        "builtins.slice",
+        "builtins.complex",
+        "builtins.bytearray",
+        "_codecs.encode",
+        "datetime.datetime",
+        "datetime.timedelta",
+        "datetime.date",
+    ]
 )
 # Python 2's names, which pickles of protocol 2 keep.
 _OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}

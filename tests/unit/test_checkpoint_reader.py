@@ -1,3 +1,5 @@
+import argparse
+import collections
 import io
 import json
 import random
@@ -129,6 +131,27 @@ def test_unwraps_other_layouts(tmp_path, part):
     assert found.part == part
     assert list(found.tensors) == ["w"]
     assert dict(found.left_out) == {"epoch": "no weights", "optimizer": "no weights", "lrs": "no weights"}
+
+
+def test_objects_of_other_classes_are_inert(tmp_path):
+    """What training scripts put beside the weights; none of it is imported or called."""
+    path = tmp_path / "training.pt"
+    args = argparse.Namespace(
+        num_heads=3, name="run", folder=Path("x"), device=torch.device("cpu"), scalar=np.float32(1), dtype=torch.float16
+    )
+    beside = {
+        "args": args,
+        "sets": {1, 2},
+        "default": collections.defaultdict(list, a=[1]),
+        "array": np.ones(3),
+        "size": torch.Size([1, 2]),
+        "rng": random.Random(1).getstate(),
+    }
+    torch.save({"model": {"w": torch.ones(2)}, **beside}, path)
+    found = checkpoints.open_checkpoint(str(path))
+    assert list(found.tensors) == ["w"]
+    assert {name for name, _ in found.left_out} == set(beside)
+    assert found.settings == {"num_heads": 3, "name": "run"}
 
 
 def test_reads_safetensors_and_shards(tmp_path, state):

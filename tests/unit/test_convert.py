@@ -312,6 +312,7 @@ def test_wrong_settings(settings, message):
 
 def test_shapes_are_those_of_the_networks():
     from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+    from latte.models.clip_text import ClipTextConfig, ClipTextModel
     from latte.models.i3d import I3D
     from latte.models.latte import PRESETS, LatteConfig, parameter_shapes
 
@@ -322,7 +323,11 @@ def test_shapes_are_those_of_the_networks():
         shape = architectures.LatteShape(**latte.model_dump())
         assert architectures.latte_shapes(shape) == parameter_shapes(latte)
     sizes = AutoencoderKLConfig(block_out_channels=(32, 64, 64), norm_num_groups=16, layers_per_block=1)
+    text = architectures.ClipShape(
+        vocab_size=30, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4
+    )
     for net, shapes in (
+        (ClipTextModel(ClipTextConfig(**text.model_dump(mode="json"))), architectures.clip_shapes(text)),
         (AutoencoderKL(sizes), architectures.vae_shapes(sizes)),
         (I3D(), architectures.i3d_shapes()),
     ):

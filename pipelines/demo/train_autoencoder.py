@@ -57,13 +57,13 @@ class Frames:
 
 @click.command(context_settings={"show_default": True})
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for weights, config and card.")
-@click.option("--small-steps", default=2000, help="Updates on 32x32 squares, a quarter of the work of a whole frame.")
-@click.option("--whole-steps", default=900, help="Updates on whole 64x64 frames.")
+@click.option("--small-steps", default=1600, help="Updates on 32x32 squares, a quarter of the work of a whole frame.")
+@click.option("--whole-steps", default=700, help="Updates on whole 64x64 frames.")
 @click.option("--save-every", default=400, help="Updates between two versions of the output.")
 @click.option("--seed", default=0, help="Fresh weights, crops, order and noise follow from it.")
 def main(output: Path, small_steps: int, whole_steps: int, save_every: int, seed: int) -> None:
     """Train the demo's autoencoder and write it in the layout of a published one."""
-    stages = (Stage(32, 16, small_steps), Stage(64, 12, whole_steps))
+    stages = (Stage(32, 8, small_steps), Stage(64, 4, whole_steps))
     guarded(lambda: train(output, stages, save_every, seed))
 
 
@@ -77,6 +77,7 @@ def train(output: Path, stages: tuple[Stage, ...], save_every: int, seed: int) -
         UserError: the clips' package is missing, or `output` cannot be written.
     """
     import mindspore as ms
+    from mindspore import ops
 
     from latte import device
     from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
@@ -102,11 +103,12 @@ def train(output: Path, stages: tuple[Stage, ...], save_every: int, seed: int) -
     bar = progress(_batches(frames.train, stages, config, seed), total=total, desc="train autoencoder", unit="step")
     for step, (images, noise) in enumerate(bar, 1):
         recent.append(gradients(images, noise))
+        bar.set_postfix(loss=f"{np.mean(recent[-20:]):.3f}", refresh=False)
         rate = learning_rate_at(step, PEAK_LEARNING_RATE, "cosine", WARMUP_STEPS, total)
         update(*scalars(step, rate, 0.0, min(EMA_DECAY, step / (step + 10)), MAX_GRAD_NORM))
         if step % save_every == 0 or step == total:
             for own, average in zip(averaged.trainable_params(), state.ema, strict=True):
-                own.set_data(average.value())
+                ops.assign(own, average)
             figures = {"steps": step, "seed": seed, "stages": stages, "minutes": (time.monotonic() - started) / 60}
             figures |= {"loss": float(np.mean(recent[-100:])), **evaluate(averaged, frames)}
             write(output, averaged, config, frames, figures)
@@ -251,15 +253,17 @@ def _make_gradients(net: "AutoencoderKL", state: Any) -> Any:
         kl = 0.5 * (mean * mean + ops.exp(logvar) - 1.0 - logvar).mean()
         return error.abs().mean() + GRADIENT_LOSS_WEIGHT * (across + down) + KL_WEIGHT * kl
 
-    compiled = ms.jit(ms.value_and_grad(loss, None, state.params))
+    loss_and_grads = ms.value_and_grad(loss, None, state.params)
+    kept, count = state.grads, len(state.grads)
 
-    def gradients(images: np.ndarray, noise: np.ndarray) -> float:
-        value, grads = compiled(ms.Tensor(images), ms.Tensor(noise))
-        for kept, grad in zip(state.grads, grads, strict=True):
-            kept.set_data(grad)
-        return float(value)
+    @ms.jit
+    def compiled(images: ms.Tensor, noise: ms.Tensor) -> ms.Tensor:
+        value, grads = loss_and_grads(images, noise)
+        for i in range(count):
+            ops.assign(kept[i], grads[i])
+        return value
 
-    return gradients
+    return lambda images, noise: float(compiled(ms.Tensor(images), ms.Tensor(noise)))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ from latte.errors import LatteError, UserError
 
 DECODE_LIMIT_S = 300.0
 _START_LIMIT_S = 120.0
+# A thread may be in the middle of a download; it ends with that or with this process.
+_STOP_LIMIT_S = 5.0
 # Chunks that one decoder may be ahead of whoever takes them.
 _AHEAD_CHUNKS = 4
 _PIPE_BYTES = 1 << 20
@@ -115,7 +117,7 @@ def decode_all(
     finally:
         stop.set()
         for thread in threads:
-            thread.join()
+            thread.join(_STOP_LIMIT_S)
 
 
 def decode_one(decoder: "Decoder", index: int, source: Source, task: Task, limit_s: float) -> Iterator[Chunk | End]:

@@ -1,6 +1,7 @@
 """Frames to latents: batches of one shape across video borders, written as they come, one safetensors file a shard."""
 
 import contextlib
+import errno
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 
 from latte import manifest, storage
 from latte.decoders import Chunk, End, Source, decode_all
-from latte.errors import UserError
+from latte.errors import StorageError, UserError
 from latte.progress import progress
 
 # Frames (N, S, S, 3) uint8 -> mean and log-variance, (N, C, h, w) float32 each.
@@ -98,7 +99,7 @@ def encode_all(shards: Sequence[PlannedShard], settings: Settings, encode: Encod
     )
     meter = _Meter(len(videos))
     uploading: Future[manifest.Shard] | None = None
-    with contextlib.closing(events), meter.bar, ThreadPoolExecutor(1, "upload") as uploader:
+    with _disk_errors(), contextlib.closing(events), meter.bar, ThreadPoolExecutor(1, "upload") as uploader:
         done = 0
         for shard in shards:
             writer = ShardWriter(shard, settings, encode)
@@ -115,6 +116,16 @@ def encode_all(shards: Sequence[PlannedShard], settings: Settings, encode: Encod
         if uploading is not None:
             published.append(uploading.result())
     return published
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StorageError(f"{tempfile.gettempdir()}: no space left on the disk; set TMPDIR to another") from None
 
 
 def _fill(writer: "ShardWriter", events: Iterator[Chunk | End], first: int, meter: "_Meter") -> None:

@@ -72,12 +72,16 @@ def run(config: ConvertConfig) -> manifest.Manifest:
     with ThreadPoolExecutor(1, thread_name_prefix="sha256") as pool:
         # Hashing the source takes about as long as writing the target: both at once where nothing waits for the hash.
         digest = pool.submit(_digest, source)
+        if config.sha256 is not None and digest.result() != config.sha256.lower():
+            raise UserError(
+                f"{config.source}: its SHA-256 is {digest.result()}, the config's sha256 says {config.sha256}; "
+                "the download is damaged or of another version"
+            )
         if config.root is not None:
             uri, _ = _place(config, beside, digest.result())
             done = manifest.find(uri, "weights")
             if done is not None and config.target is None:
                 return done
-        _check_digest(config, digest, wait=config.sha256 is not None)
         tensors, facts = _prepare(config, source, beside)
         return _write(config, source, tensors, facts, beside, digest, started)
 
@@ -199,14 +203,6 @@ def _digest(source: Checkpoint) -> str:
             forget(data)
         digests.append(sha256.hexdigest())
     return digests[0] if len(digests) == 1 else manifest.fingerprint(source.layout, digests)
-
-
-def _check_digest(config: ConvertConfig, digest: "Future[str]", wait: bool) -> None:
-    if wait and digest.result() != str(config.sha256).lower():
-        raise UserError(
-            f"{config.source}: its SHA-256 is {digest.result()}, the config's sha256 says {config.sha256}; "
-            "the download is damaged or of another version"
-        )
 
 
 def _grouped(left_out: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -32,8 +32,8 @@ def _generate(
     common = {"root": root, "name": label, "settings": settings, "step": step, "checkpoint": checkpoint, "vae": vae}
     plan = _named(sample_plan(**common), f"sample {label}: plan")
     common["plan"] = plan.outputs["plan"]
-    with dsl.ParallelFor(items=plan.outputs["tasks"], parallelism=PARALLELISM) as task:
-        part = sample_shards(**common, task=task, num_tasks=plan.outputs["num_tasks"])
+    with dsl.ParallelFor(items=plan.outputs["Output"], parallelism=PARALLELISM) as task:
+        part = sample_shards(**common, task=task)
         _named(part, f"sample {label}: shards")
     merged = _named(sample_merge(**common, parts=dsl.Collected(part.output)), f"sample {label}: merge")
     return merged.outputs["videos"]
@@ -78,8 +78,8 @@ def train_and_evaluate(
     common = {"root": root, "name": name, "settings": encode, "vae": weights}
     plan = _named(encode_plan(**common), "encode: plan")
     common["plan"] = plan.outputs["plan"]
-    with dsl.ParallelFor(items=plan.outputs["tasks"], parallelism=PARALLELISM) as task:
-        part = _named(encode_shards(**common, task=task, num_tasks=plan.outputs["num_tasks"]), "encode: shards")
+    with dsl.ParallelFor(items=plan.outputs["Output"], parallelism=PARALLELISM) as task:
+        part = _named(encode_shards(**common, task=task), "encode: shards")
     merged = _named(encode_merge(**common, parts=dsl.Collected(part.output)), "encode: merge")
     latents = merged.outputs["latents"]
 

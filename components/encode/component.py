@@ -1,7 +1,5 @@
 """Encode: a dataset's videos become latents. Plan, shards (fanned out), merge."""
 
-from typing import NamedTuple
-
 from kfp import dsl
 
 from components.image import IMAGE
@@ -14,7 +12,7 @@ def encode_plan(
     settings: dict,
     vae: dsl.Input[dsl.Model],
     plan: dsl.Output[dsl.Artifact],
-) -> NamedTuple("Outputs", [("tasks", list), ("num_tasks", int)]):  # type: ignore[valid-type]
+) -> list[str]:
     """List the dataset and plan which videos are encoded into which shard; at most 32 tasks.
 
     Args:
@@ -25,15 +23,14 @@ def encode_plan(
         plan: Manifest of the plan.
 
     Returns:
-        tasks: Numbers of the tasks to fan out over.
-        num_tasks: How many they are.
+        The tasks to fan out over, "0/2" for the first of two.
     """
     from components.runtime import run_step
 
     wired = {"root": root, "name": name, "vae": vae.path}
     done = run_step("encode: plan", "encode", "EncodeConfig", settings, wired, function="plan", output=plan)
     count = int(done.metrics["num_tasks"])
-    return (list(range(count)), count)
+    return [f"{task}/{count}" for task in range(count)]
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -43,8 +40,7 @@ def encode_shards(
     settings: dict,
     vae: dsl.Input[dsl.Model],
     plan: dsl.Input[dsl.Artifact],
-    task: int,
-    num_tasks: int,
+    task: str,
 ) -> int:
     """Encode one task's range of shards; shards that are published already are skipped.
 
@@ -54,8 +50,7 @@ def encode_shards(
         settings: Keys of latte.steps.encode.EncodeConfig, the same as for the plan.
         vae: Manifest of the autoencoder's weights.
         plan: Manifest of the plan.
-        task: Number of this task.
-        num_tasks: How many tasks there are.
+        task: Which task of how many, counted from 0, for example "0/2".
 
     Returns:
         Number of shards that this task answers for.
@@ -63,8 +58,9 @@ def encode_shards(
     from components.runtime import run_step
 
     wired = {"root": root, "name": name, "vae": vae.path}
-    arguments = {"plan_uri": plan.path, "task": int(task), "num_tasks": int(num_tasks)}
-    label = f"encode: shards {int(task) + 1} of {int(num_tasks)}"
+    number, _, count = task.partition("/")
+    arguments = {"plan_uri": plan.path, "task": int(number), "num_tasks": int(count)}
+    label = f"encode: shards {int(number) + 1} of {count}"
     done = run_step(label, "encode", "EncodeConfig", settings, wired, "encode_shards", arguments)
     return len(done.shards)
 

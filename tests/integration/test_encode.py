@@ -213,6 +213,49 @@ def test_too_many_rejects_end_the_step_with_a_table(vae: str, videos: Path, tmp_
     assert encode.run(settings.model_copy(update={"max_reject_share": 0.1})).counts["videos"] == 9
 
 
+def mutated(data: bytes, draw: random.Random) -> bytes:
+    """A damaged copy: bytes changed, a piece left out, doubled or cut off at the end."""
+    damaged = bytearray(data)
+    kind = draw.choice(["flip", "flip", "drop", "double", "cut", "zero"])
+    start = draw.randrange(len(data))
+    stop = min(len(data), start + draw.randrange(1, 400))
+    if kind == "flip":
+        for _ in range(draw.randrange(1, 40)):
+            damaged[draw.randrange(len(data))] = draw.randrange(256)
+    elif kind == "drop":
+        del damaged[start:stop]
+    elif kind == "double":
+        damaged[start:start] = damaged[start:stop]
+    elif kind == "cut":
+        del damaged[start:]
+    else:
+        damaged[start:stop] = bytes(stop - start)
+    return bytes(damaged)
+
+
+def test_damaged_videos_are_listed_or_decoded_and_good_ones_encoded(vae: str, tmp_path: Path) -> None:
+    draw = random.Random(1)
+    folder = tmp_path / "videos"
+    kinds = [("mp4", "libx264"), ("webm", "libvpx-vp9"), ("avi", "mpeg4"), ("mkv", "ffv1"), ("mov", "libx264")]
+    for number in range(20):
+        ending, codec = kinds[number % len(kinds)]
+        pixels = "bgr0" if codec == "ffv1" else "yuv420p"
+        video_files.write(folder / f"good{number}.{ending}", video_files.moving(10, seed=number), codec, pixels)
+    good = sorted(folder.iterdir())
+    for number in range(scaled(500)):
+        source = draw.choice(good)
+        (folder / f"bad{number}{source.suffix}").write_bytes(mutated(source.read_bytes(), draw))
+    settings = config((tmp_path / "root").as_uri(), vae, folder, num_tasks=1, max_reject_share=1.0, decode_limit_s=20.0)
+    done = encode.run(settings)
+    encoded_ids = {entry.id for entry in LatentClips(done, tmp_path / "cache").videos}
+    rejected = {reject.item: reject.reason for reject in done.rejects}
+    assert {path.name for path in good} <= encoded_ids
+    assert encoded_ids | set(rejected) == {path.name for path in folder.iterdir()}
+    assert not encoded_ids & set(rejected)
+    assert rejected
+    assert all(reason and "\n" not in reason for reason in rejected.values())
+
+
 @pytest.fixture
 def command(vae: str, videos: Path, tmp_path: Path) -> list[str]:
     settings = config((tmp_path / "root").as_uri(), vae, videos, shard_mb=0.004)

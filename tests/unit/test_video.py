@@ -141,7 +141,9 @@ def test_rotated_videos_stand_upright(tmp_path: Path) -> None:
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-display_rotation", str(degrees), "-i", source]
         subprocess.run([*command, "-c", "copy", rotated], check=True)
         ((got, _),) = decode(rotated)
-        assert np.abs(np.rot90(lying, turns, axes=(1, 2)).astype(int) - got).mean() < 3, degrees
+        assert np.abs(np.rot90(lying, turns, axes=(1, 2)).astype(int) - got).mean() < 10, (
+            degrees
+        )  # colours are sampled coarsely
 
 
 def test_frames_of_a_folder_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:

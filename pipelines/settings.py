@@ -53,6 +53,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> PipelineConfig:
         filled: dict[str, Any] = {"root": settings.root or "file:///", "name": settings.name}
         filled |= dict.fromkeys(wired, "file:///later")
         filled |= {key: ["file:///later"] for key in _WIRED_LISTS.get(section, ())}
+        _refuse_null(f"{path}: {section}", getattr(settings, section))
         step = build_config(module, class_name, getattr(settings, section), filled, source=f"{path}: {section}")
         _check_inputs(f"{path}: {section}", step)
     return settings
@@ -61,6 +62,15 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> PipelineConfig:
 def parameters(settings: PipelineConfig, root: str) -> dict[str, Any]:
     """The arguments of the pipeline function."""
     return {**settings.model_dump(exclude={"root"}), "root": root}
+
+
+def _refuse_null(source: str, values: dict[str, Any]) -> None:
+    """KFP's parameters know no null."""
+    for key, value in values.items():
+        if value is None:
+            raise UserError(f"{source}.{key}: null cannot be passed on by KFP; leave the key out or name a preset")
+        if isinstance(value, dict):
+            _refuse_null(f"{source}.{key}", value)
 
 
 def _check_inputs(source: str, step: config.Config) -> None:

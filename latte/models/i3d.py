@@ -2,14 +2,100 @@
 
 Parameters have the names and shapes of the PyTorch port that FVD scorers use (`Mixed_3b.b1a.conv3d.weight`, …), so that
 its weights need no renaming. Batch normalisation is always that of evaluation and is folded into the convolutions.
+
+A convolution over time and space is computed as convolutions over space alone: frames are mixed into fewer frames than
+kernel taps times output frames, each is convolved by a mix of the taps, and the results are mixed into output frames
+(Toom 1963, Cook 1966; in neural networks Lavin & Gray 2016). With three taps that is half the multiplications.
 """
 
+from typing import NamedTuple
+
 import mindspore as ms
+import numpy as np
 from mindspore import nn, ops
 
 from latte.models.layers import parameter
 
 _BATCH_NORM_EPSILON = 1e-5
+
+# Where the polynomials of Toom's method are evaluated, by their number; infinity comes on top. Small and with both
+# signs, which keeps the rounding error near float32's own.
+_POINTS = {3: (0, 1, -1), 4: (0, 1, -1, 2), 5: (0, 1, -1, 2, -0.5), 6: (0, 1, -1, 2, -0.5, 0.5)}
+
+
+class _Mixing(NamedTuple):
+    """How to convolve over time: P spatial convolutions on groups of mixed frames.
+
+    Attributes:
+        frames: (P groups, T), mixes the input frames.
+        taps: (P, kernel), mixes the kernel's taps.
+        outputs: (T / stride, P groups), mixes the results.
+    """
+
+    frames: np.ndarray
+    taps: np.ndarray
+    outputs: np.ndarray
+
+
+def _toom(outputs: int, taps: int) -> _Mixing:
+    """Correlation y[i] = sum_k g[k] d[i + k] of `outputs` values by outputs + taps - 1 multiplications.
+
+    It is the transpose of multiplying polynomials by their values at points.
+    """
+    points = _POINTS[outputs + taps - 2]
+
+    def values(count: int) -> np.ndarray:
+        at_infinity = [[0.0] * (count - 1) + [1.0]]
+        return np.array([[float(point) ** power for power in range(count)] for point in points] + at_infinity)
+
+    return _Mixing(np.linalg.inv(values(outputs + taps - 1)).T, values(taps), values(outputs).T)
+
+
+def mixing(num_frames: int, kernel: int, stride: int) -> _Mixing:
+    """The mixing for "same" padding as TensorFlow has it: an odd missing frame is added at the end.
+
+    A stride of 2 splits the input into even and odd frames and the kernel into the taps that meet them.
+    """
+    num_outputs = -(-num_frames // stride)
+    before = max((num_outputs - 1) * stride + kernel - num_frames, 0) // 2
+    per_group = 4 if num_outputs > 2 else 2
+    groups = -(-num_outputs // per_group)
+    parts = []
+    for phase in range(stride):
+        taps = list(range(phase, kernel, stride))
+        toom = _toom(per_group, len(taps))
+        count = len(toom.taps)
+        frames = np.zeros((count, groups, num_frames))
+        outputs = np.zeros((num_outputs, count, groups))
+        for group in range(groups):
+            for i in range(count):
+                frame = (per_group * group + i) * stride + phase - before
+                if 0 <= frame < num_frames:
+                    frames[:, group, frame] = toom.frames[:, i]
+            for i in range(min(per_group, num_outputs - per_group * group)):
+                outputs[per_group * group + i, :, group] = toom.outputs[i]
+        spread = np.zeros((count, kernel))
+        spread[:, taps] = toom.taps
+        parts.append(_Mixing(frames.reshape(-1, num_frames), spread, outputs.reshape(num_outputs, -1)))
+    return _Mixing(
+        np.concatenate([part.frames for part in parts]),
+        np.concatenate([part.taps for part in parts]),
+        np.concatenate([part.outputs for part in parts], axis=1),
+    )
+
+
+@ops.constexpr
+def _mixing_tensors(num_frames: int, kernel: int, stride: int) -> tuple[ms.Tensor, ...]:
+    return tuple(ms.Tensor(part.astype(np.float32)) for part in mixing(num_frames, kernel, stride))
+
+
+@ops.constexpr
+def _window(num_frames: int, kernel: int, stride: int) -> tuple[ms.Tensor, ...]:
+    """Which frame the k-th of a pooling window is, for each output; beyond the border the border's frame stands in."""
+    num_outputs = -(-num_frames // stride)
+    before = max((num_outputs - 1) * stride + kernel - num_frames, 0) // 2
+    first = np.arange(num_outputs) * stride - before
+    return tuple(ms.Tensor(np.clip(first + k, 0, num_frames - 1).astype(np.int32)) for k in range(kernel))
 
 
 class _Weight(nn.Cell):
@@ -45,13 +131,62 @@ class _Unit(nn.Cell):
         super().__init__()
         self.conv3d = _Weight(channels_in, channels_out, kernel, has_bias=False)
         self.bn = _Statistics(channels_out)
-        self._convolve = ops.Conv3D(channels_out, kernel, pad_mode="same", stride=stride)
+        self._sizes = (channels_in, channels_out, kernel, stride)
+        self._convolve = ops.Conv2D(channels_out, kernel, pad_mode="same", stride=stride)
+        self._matmul = ops.MatMul()
+        self._concat = ops.Concat(axis=0)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """Clips (N, in, T, H, W) -> (N, out, T / stride, H / stride, W / stride)."""
+        """Frames (T, N, in, H, W) -> (T / stride, N, out, H / stride, W / stride)."""
+        channels_in, channels_out, kernel, stride = self._sizes
+        num_frames, count, _, height, width = x.shape
         scale, shift = self.bn.folded()
-        weight = self.conv3d.weight * scale.reshape(-1, 1, 1, 1, 1)
-        return ops.relu(self._convolve(x, weight) + shift.reshape(1, -1, 1, 1, 1))
+        weight = self.conv3d.weight * scale.reshape(-1, 1, 1, 1, 1)  # (out, in, k, k, k)
+        if kernel == 1:
+            y = self._convolve(
+                x.reshape(-1, channels_in, height, width), weight.reshape(channels_out, channels_in, 1, 1)
+            )
+        else:
+            mix_frames, mix_taps, mix_outputs = _mixing_tensors(num_frames, kernel, stride)
+            points = mix_taps.shape[0]
+            groups = mix_frames.shape[0] // points
+            mixed = self._matmul(mix_frames, x.reshape(num_frames, -1))  # (P groups, N in H W)
+            mixed = mixed.reshape(points * groups * count, channels_in, height, width)
+            taps = weight.transpose(2, 0, 1, 3, 4).reshape(kernel, -1)  # (k, out in k k)
+            taps = self._matmul(mix_taps, taps).reshape(points * channels_out, channels_in, kernel, kernel)
+            mixed, taps = ops.Split(0, points)(mixed), ops.Split(0, points)(taps)
+            results = [self._convolve(mixed[i], taps[i]) for i in range(points)]  # P times (groups N, out, H', W')
+            y = self._matmul(mix_outputs, self._concat(results).reshape(points * groups, -1))  # (T', N out H' W')
+        height, width = -(-height // stride), -(-width // stride)
+        y = y.reshape(-1, channels_out, height, width) + shift.reshape(1, -1, 1, 1)  # (T' N, out, H', W')
+        return ops.relu(y).reshape(-1, count, channels_out, height, width)
+
+
+class _MaxPool(nn.Cell):
+    """Maximum over windows of time, then of space, with "same" padding.
+
+    The published code pads with zeros; behind a ReLU that is the same as leaving the border out.
+    """
+
+    def __init__(self, kernel: tuple[int, int], stride: tuple[int, int]) -> None:
+        super().__init__()
+        self._time = (kernel[0], stride[0])
+        self._space = ops.MaxPool(kernel[1], stride[1], "same")
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Frames (T, N, C, H, W) -> (T / stride, N, C, H / stride, W / stride)."""
+        num_frames, count, channels, height, width = x.shape
+        x = self._space(x.reshape(-1, channels, height, width))  # (T N, C, H', W')
+        height, width = x.shape[2:]
+        kernel, stride = self._time
+        if kernel > 1:
+            x = x.reshape(num_frames, -1)
+            windows = _window(num_frames, kernel, stride)
+            best = ops.gather(x, windows[0], 0)  # (T', N C H' W')
+            for k in range(1, kernel):
+                best = ops.maximum(best, ops.gather(x, windows[k], 0))
+            x = best
+        return x.reshape(-1, count, channels, height, width)
 
 
 class _Mixed(nn.Cell):
@@ -68,17 +203,12 @@ class _Mixed(nn.Cell):
         self.b2a = _Unit(channels_in, channels[3], 1)
         self.b2b = _Unit(channels[3], channels[4], 3)
         self.b3b = _Unit(channels_in, channels[5], 1)
-        self._pool = _max_pool(3, 1)
-        self._concat = ops.Concat(axis=1)
+        self._pool = _MaxPool((3, 3), (1, 1))
+        self._concat = ops.Concat(axis=2)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """Clips (N, in, T, H, W) -> (N, sum of the branches, T, H, W)."""
+        """Frames (T, N, in, H, W) -> (T, N, sum of the branches, H, W)."""
         return self._concat((self.b0(x), self.b1b(self.b1a(x)), self.b2b(self.b2a(x)), self.b3b(self._pool(x))))
-
-
-def _max_pool(kernel: int | tuple[int, ...], stride: int | tuple[int, ...]) -> ops.MaxPool3D:
-    # The published code pads with zeros; behind a ReLU that is the same as leaving the border out.
-    return ops.MaxPool3D(kernel, stride, pad_mode="same")
 
 
 class _Logits(nn.Cell):
@@ -120,10 +250,10 @@ class I3D(nn.Cell):
         self.Mixed_5b = _Mixed(832, (256, 160, 320, 32, 128, 128))
         self.Mixed_5c = _Mixed(832, (384, 192, 384, 48, 128, 128))
         self.logits = _Logits(self.FEATURE_CHANNELS, self.NUM_CLASSES)
-        self._pool_2a = _max_pool((1, 3, 3), (1, 2, 2))
-        self._pool_3a = _max_pool((1, 3, 3), (1, 2, 2))
-        self._pool_4a = _max_pool(3, 2)
-        self._pool_5a = _max_pool(2, 2)
+        self._pool_2a = _MaxPool((1, 3), (1, 2))
+        self._pool_3a = _MaxPool((1, 3), (1, 2))
+        self._pool_4a = _MaxPool((3, 3), (2, 2))
+        self._pool_5a = _MaxPool((2, 2), (2, 2))
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Class scores before the softmax, averaged over time: what the published FVD takes as features.
@@ -155,10 +285,12 @@ class I3D(nn.Cell):
 
     @ms.jit
     def _features(self, x: ms.Tensor) -> ms.Tensor:
-        x = self._pool_2a(self.Conv3d_1a_7x7(x))  # (N, 64, T / 2, 56, 56)
-        x = self._pool_3a(self.Conv3d_2c_3x3(self.Conv3d_2b_1x1(x)))  # (N, 192, T / 2, 28, 28)
-        x = self._pool_4a(self.Mixed_3c(self.Mixed_3b(x)))  # (N, 480, T / 4, 14, 14)
-        x = self.Mixed_4f(self.Mixed_4e(self.Mixed_4d(self.Mixed_4c(self.Mixed_4b(x)))))  # (N, 832, T / 4, 14, 14)
-        x = self.Mixed_5c(self.Mixed_5b(self._pool_5a(x)))  # (N, 1024, T / 8, 7, 7)
-        x = x.mean(axis=(3, 4), keep_dims=True)  # (N, 1024, T / 8, 1, 1)
-        return (x[:, :, :-1] + x[:, :, 1:]) / 2  # (N, 1024, T / 8 - 1, 1, 1)
+        x = x.transpose(2, 0, 1, 3, 4)  # (T, N, 3, 224, 224)
+        x = self._pool_2a(self.Conv3d_1a_7x7(x))  # (T / 2, N, 64, 56, 56)
+        x = self._pool_3a(self.Conv3d_2c_3x3(self.Conv3d_2b_1x1(x)))  # (T / 2, N, 192, 28, 28)
+        x = self._pool_4a(self.Mixed_3c(self.Mixed_3b(x)))  # (T / 4, N, 480, 14, 14)
+        x = self.Mixed_4f(self.Mixed_4e(self.Mixed_4d(self.Mixed_4c(self.Mixed_4b(x)))))  # (T / 4, N, 832, 14, 14)
+        x = self.Mixed_5c(self.Mixed_5b(self._pool_5a(x)))  # (T / 8, N, 1024, 7, 7)
+        x = x.mean(axis=(3, 4), keep_dims=True)  # (T / 8, N, 1024, 1, 1)
+        x = (x[:-1] + x[1:]) / 2  # (T / 8 - 1, N, 1024, 1, 1)
+        return x.transpose(1, 2, 0, 3, 4)

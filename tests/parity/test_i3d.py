@@ -6,9 +6,10 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+import torch
 
 from latte import device
-from latte.models.i3d import I3D
+from latte.models.i3d import I3D, mixing
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -64,3 +65,22 @@ def test_logits_and_features_equal_the_published_ones(net):
 def test_other_shapes_are_refused(net, shape):
     with pytest.raises(ValueError, match="I3D takes"):
         net.features(ms.Tensor(np.zeros(shape, np.float32)))
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (7, 2)])
+@pytest.mark.parametrize("num_frames", [2, 3, 4, 8, 16, 17, 32])
+def test_mixing_is_a_convolution_over_time(num_frames, kernel, stride):
+    rng = np.random.default_rng(num_frames)
+    frames, taps = rng.standard_normal((num_frames, 5)), rng.standard_normal(kernel)
+    mixed = mixing(num_frames, kernel, stride)
+    groups = len(mixed.frames) // len(mixed.taps)
+    products = (mixed.frames @ frames) * np.repeat(mixed.taps @ taps, groups)[:, None]
+    ours = mixed.outputs @ products
+    # TensorFlow's "same" padding: an odd missing frame goes to the end.
+    missing = max((-(-num_frames // stride) - 1) * stride + kernel - num_frames, 0)
+    padded = np.pad(frames, ((missing // 2, missing - missing // 2), (0, 0)))
+    expected = torch.nn.functional.conv1d(
+        torch.from_numpy(padded.T[:, None]), torch.from_numpy(taps)[None, None], stride=stride
+    )
+    np.testing.assert_allclose(ours, expected[:, 0].numpy().T, atol=1e-10)
+    assert len(mixed.frames) <= kernel * max(2, len(ours))

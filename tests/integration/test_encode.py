@@ -233,6 +233,7 @@ def mutated(data: bytes, draw: random.Random) -> bytes:
     return bytes(damaged)
 
 
+@pytest.mark.soak
 def test_damaged_videos_are_listed_or_decoded_and_good_ones_encoded(vae: str, tmp_path: Path) -> None:
     draw = random.Random(1)
     folder = tmp_path / "videos"
@@ -264,6 +265,7 @@ def command(vae: str, videos: Path, tmp_path: Path) -> list[str]:
     return [*LATTE, "encode", "-c", str(path)]
 
 
+@pytest.mark.soak
 def test_killed_anywhere_it_ends_with_the_same_bytes(command: list[str], tmp_path: Path) -> None:
     root = tmp_path / "root"
     started = time.monotonic()

@@ -24,6 +24,7 @@ from latte.progress import progress
 
 PUBLISHED_METRIC = "fvd"
 RANDOM_METRIC = "frechet_random_i3d"
+_detectors: dict[str, Any] = {}
 
 
 class ScoreConfig(Config):
@@ -225,25 +226,31 @@ class _Detector:
 
     def __init__(self, weights: manifest.Shard, protocol: Protocol) -> None:
         self.sha256 = weights.sha256
-        self._uri = weights.uri
+        self._weights = weights
         self._pooled = protocol.features == "pool"
-        self._net: Any = None
 
     def __call__(self, clips: np.ndarray) -> np.ndarray:
         """Clips (N, 3, F, 224, 224) float32 in [-1, 1] -> features (N, D) float32."""
         import mindspore as ms
 
-        if self._net is None:
-            from latte import checkpoints, device
-            from latte.models.i3d import I3D
-
-            device.setup()
-            self._net = I3D()
-            checkpoints.load(self._net, self._uri)
-            self._net.set_train(False)
-        out = self._net.features(ms.Tensor(clips)) if self._pooled else self._net(ms.Tensor(clips))
-        out = out.asnumpy()
+        net = _loaded(self._weights)
+        out = (net.features if self._pooled else net)(ms.Tensor(clips)).asnumpy()
         return np.ascontiguousarray(out.mean(axis=(2, 3, 4)) if self._pooled else out)
+
+
+def _loaded(weights: manifest.Shard) -> Any:
+    """The network with these weights, kept for the next score of this process: compiling it takes seconds."""
+    if weights.sha256 not in _detectors:
+        from latte import checkpoints, device
+        from latte.models.i3d import I3D
+
+        device.setup()
+        net = I3D()
+        with storage.as_local_file(weights.uri, weights.sha256) as path:
+            checkpoints.load(net, str(path))
+        net.set_train(False)
+        _detectors[weights.sha256] = net
+    return _detectors[weights.sha256]
 
 
 def _collect(side: _Side, detect: _Detector, config: ScoreConfig, protocol: Protocol) -> manifest.Manifest:

@@ -1,0 +1,255 @@
+"""Encoding a dataset: the encode step (ours) beside a plain loop of decord, PIL and diffusers (peer), same weights.
+
+    python benchmarks/encode.py [--clips 60] [--image-size 64] [--repeats 3] [--json]
+
+Real clips of 16 frames become latents in files. Each side is a process of its own that loads, compiles and warms up,
+then waits for its turn; only one computes at a time, and medians are compared. Ours also decodes alone and encodes
+alone: its time over the slower of the two says how well they overlap. The peer does not hash, resume or survive a
+broken video.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MODEL: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "block_out_channels": [32, 64, 128, 128],
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "scaling_factor": 0.18215,
+}
+BATCH_FRAMES = 16
+
+
+def main() -> None:
+    """Measure and print; with --json the last line is one JSON object."""
+    parser = argparse.ArgumentParser(description="the encode step against a plain loop with diffusers")
+    parser.add_argument("--clips", type=int, default=60, help="clips of 16 frames")
+    parser.add_argument("--image-size", type=int, default=64, help="side of the frames")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of each side; medians are printed")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the peer's kernels")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        (_serve_ours if options.side == "ours" else _serve_peer)(options)
+        return
+
+    with tempfile.TemporaryDirectory(prefix="latte-bench-") as folder:
+        _prepare(Path(folder), options.clips)
+        sides = {side: _start(side, options, folder) for side in ("ours", "peer")}
+        for process in sides.values():
+            _read(process)
+        turns: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
+        for _ in range(options.repeats):
+            for side, process in sides.items():
+                print("go", file=process.stdin, flush=True)
+                turns[side].append(_read(process))
+        for process in sides.values():
+            process.communicate()
+    values = [np.array(turns[side][-1]["values"]) for side in ("ours", "peer")]
+    if not np.allclose(*values, rtol=1e-2, atol=1e-3):
+        raise SystemExit(f"the sides disagree: {values}")
+    ours_s, peer_s, decode_s, encode_s = (
+        statistics.median(turn[key] for turn in turns[side])
+        for side, key in (("ours", "seconds"), ("peer", "seconds"), ("ours", "decode_s"), ("ours", "encode_s"))
+    )
+    result = {
+        "benchmark": "encode",
+        "peer": "plain loop: decord, PIL, diffusers",
+        "ours_s": round(ours_s, 4),
+        "peer_s": round(peer_s, 4),
+        "ratio": round(peer_s / ours_s, 3),
+        "peak_bytes": turns["ours"][-1]["peak_bytes"],
+        "peer_peak_bytes": turns["peer"][-1]["peak_bytes"],
+        "clips": options.clips,
+        "decode_alone_s": round(decode_s, 4),
+        "encode_alone_s": round(encode_s, 4),
+        "over_slowest_stage": round(ours_s / max(decode_s, encode_s), 3),
+    }
+    for key, value in result.items():
+        print(f"  {key:<20} {value}")
+    if options.json:
+        print(json.dumps(result))
+
+
+def _prepare(folder: Path, clips: int) -> None:
+    """Real clips, and one set of weights for both sides."""
+    from diffusers import AutoencoderKL
+    from safetensors.torch import save_file
+
+    from latte import manifest, storage
+    from pipelines.demo.data import cut_demo_clips
+
+    cut_demo_clips(folder / "all")
+    found = sorted((folder / "all").rglob("*.mp4"))
+    if len(found) < clips:
+        raise SystemExit(f"--clips {clips}: there are {len(found)}")
+    (folder / "videos").mkdir()
+    for number, path in enumerate(found[:: len(found) // clips][:clips]):
+        path.rename(folder / "videos" / f"{number:05d}.mp4")
+    blocks = len(MODEL["block_out_channels"])
+    net = AutoencoderKL(
+        **MODEL, down_block_types=["DownEncoderBlock2D"] * blocks, up_block_types=["UpDecoderBlock2D"] * blocks
+    )
+    net.save_pretrained(folder / "peer")
+    uri = (folder / "vae").as_uri()
+    (folder / "vae").mkdir()
+    path = folder / "vae" / "model.safetensors"
+    save_file(net.state_dict(), path)
+    shard = manifest.Shard(uri=path.as_uri(), bytes=path.stat().st_size, sha256=storage.sha256_file(path))
+    facts = {"kind": "vae", "model": MODEL}
+    manifest.finish(
+        manifest.Manifest(kind="weights", name="vae", uri=uri, fingerprint="0", shards=[shard], config=facts)
+    )
+
+
+def _start(side: str, options: argparse.Namespace, folder: str) -> subprocess.Popen[str]:
+    command = [sys.executable, __file__, "--side", side, "--folder", folder, "--threads", str(options.threads)]
+    command += ["--image-size", str(options.image_size), "--clips", str(options.clips)]
+    env = {**os.environ, "GLOG_v": "3", "PYTHONWARNINGS": "ignore"}
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+
+
+def _read(process: subprocess.Popen[str]) -> dict[str, Any]:
+    for line in process.stdout or ():
+        if line.startswith("{"):
+            answer: dict[str, Any] = json.loads(line)
+            return answer
+    raise SystemExit(f"a side ended with exit code {process.wait()}")
+
+
+def _turns() -> Any:
+    """Says that this side is warm, then waits for each turn."""
+    print("{}", flush=True)
+    for _ in sys.stdin:
+        yield
+
+
+def _answer(decoders_bytes: int = 0, **facts: Any) -> None:
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + decoders_bytes
+    print(json.dumps({**facts, "peak_bytes": peak_bytes}), flush=True)
+
+
+def _decoders_peak_bytes() -> int:
+    """Most memory that this process's decoders held, all together; their own count would begin with ours."""
+    total_kib = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"latte.decoding\0{os.getpid()}\0" in (folder / "cmdline").read_text():
+                total_kib += int((folder / "status").read_text().split("VmHWM:")[1].split()[0])
+    return total_kib * 1024
+
+
+def _serve_ours(options: argparse.Namespace) -> None:
+    from latte import encode_plan, encoding, manifest, storage
+    from latte.decoders import Chunk, Source, decode_all
+    from latte.latents import LatentClips
+    from latte.steps import encode
+
+    folder = Path(options.folder)
+    size = options.image_size
+    vae = manifest.read(folder / "vae" / "manifest.json")
+    network = encoding.load_encoder(vae, BATCH_FRAMES, size)
+    blank = np.zeros((BATCH_FRAMES, size, size, 3), np.uint8)
+    network(blank)
+    config = encode.EncodeConfig(
+        root=(folder / "root").as_uri(),
+        name="bench",
+        dataset={"videos": str(folder / "videos")},
+        vae=str(folder / "vae" / "manifest.json"),
+        image_size=size,
+        num_tasks=4,
+    )
+    latent = size // 2 ** (len(MODEL["block_out_channels"]) - 1)
+    settings = encoding.Settings(size, BATCH_FRAMES, "float16", (2, 4, latent, latent), None, 2, 300.0)
+    for _ in _turns():
+        shutil.rmtree(folder / "root", ignore_errors=True)
+        with contextlib.redirect_stderr(io.StringIO()):
+            started = time.perf_counter()
+            planned = encode.plan(config)
+            plan = encode_plan.read(planned.shard(encode_plan.PLAN).uri)
+            shards = encode_plan.task_shards(plan, planned.uri.split("/catalogs/")[0], 0, 1, hashed=True)
+            encoding.encode_all(shards, settings, network)
+            done = encode.merge(config, storage.join(planned.uri, "manifest.json"))
+            seconds = time.perf_counter() - started
+
+        started = time.perf_counter()
+        sources = [Source(video.uri, video.sha256) for shard in shards for video in shard.videos]
+        frames = decoders_bytes = 0
+        decode_s = 0.0
+        for event in decode_all(sources, size):
+            if isinstance(event, Chunk):
+                frames += len(event.frames)
+            elif event.index == len(sources) - 1:
+                decode_s = time.perf_counter() - started
+                decoders_bytes = _decoders_peak_bytes()
+        started = time.perf_counter()
+        for _ in range(-(-frames // BATCH_FRAMES)):
+            network(blank)
+        encode_s = time.perf_counter() - started
+
+        clips = LatentClips(done, folder)
+        values = [float(clips.clip(i, 0, 1, 16)[0].mean()) for i in range(len(clips.videos))]
+        _answer(decoders_bytes, seconds=seconds, decode_s=decode_s, encode_s=encode_s, values=values)
+
+
+def _serve_peer(options: argparse.Namespace) -> None:
+    import decord
+    import torch
+    from diffusers import AutoencoderKL
+    from PIL import Image
+    from safetensors.torch import save_file
+
+    torch.set_num_threads(options.threads)
+    folder = Path(options.folder)
+    size = options.image_size
+    net = AutoencoderKL.from_pretrained(folder / "peer").eval()
+
+    def transform(pixels: np.ndarray) -> np.ndarray:
+        frame = Image.fromarray(pixels)
+        while min(frame.size) >= 2 * size:
+            frame = frame.resize((frame.width // 2, frame.height // 2), Image.Resampling.BOX)
+        scale = size / min(frame.size)
+        frame = frame.resize((round(frame.width * scale), round(frame.height * scale)), Image.Resampling.BICUBIC)
+        left, top = (frame.width - size) // 2, (frame.height - size) // 2
+        return np.asarray(frame)[top : top + size, left : left + size]
+
+    with torch.inference_mode():
+        net.encode(torch.zeros(BATCH_FRAMES, 3, size, size))
+        for _ in _turns():
+            values = []
+            started = time.perf_counter()
+            for path in sorted((folder / "videos").iterdir()):
+                reader = decord.VideoReader(str(path))
+                parts = []
+                for start in range(0, len(reader), BATCH_FRAMES):
+                    batch = reader.get_batch(range(start, min(start + BATCH_FRAMES, len(reader)))).asnumpy()
+                    frames = torch.from_numpy(np.stack([transform(frame) for frame in batch]))  # (n, S, S, 3)
+                    posterior = net.encode(frames.permute(0, 3, 1, 2).float() / 127.5 - 1).latent_dist
+                    parts.append(torch.stack([posterior.mean, posterior.logvar], 1).half())  # (n, 2, C, h, w)
+                latents = torch.cat(parts)
+                save_file({"latents": latents}, folder / "peer" / f"{path.stem}.safetensors")
+                values.append(float(latents[:, 0].float().mean()))
+            _answer(seconds=time.perf_counter() - started, values=values)
+
+
+if __name__ == "__main__":
+    main()

@@ -23,6 +23,8 @@ from latte.decoding import Task, line_of
 from latte.errors import LatteError, UserError
 
 DECODE_LIMIT_S = 300.0
+# Added to a video's time for every frame it gives, so that long videos may take long and none may drip for ever.
+_PER_FRAME_S = 0.1
 _START_LIMIT_S = 120.0
 # A thread may be in the middle of a download; it ends with that or with this process.
 _STOP_LIMIT_S = 5.0
@@ -73,7 +75,8 @@ def decode_all(
         sources: the videos.
         image_size: side of the square frames.
         workers: processes; each decodes every `workers`-th video.
-        limit_s: seconds that decoding one video may take; waiting for the caller does not count.
+        limit_s: seconds that decoding one video may take, and 0.1 more for each frame it gives; waiting for the
+            caller does not count.
         chunk_frames: frames in a chunk.
         max_frames: frames of each video that are wanted at most.
 
@@ -197,7 +200,7 @@ class Decoder:
                 if header["kind"] == "frames":
                     count = header["count"]
                     data = self._take(count * size * size * 3, began + left_s)
-                    left_s -= time.monotonic() - began
+                    left_s += count * _PER_FRAME_S - (time.monotonic() - began)
                     yield Chunk(index, np.frombuffer(data, np.uint8).reshape(count, size, size, 3))
                 elif header["kind"] == "end":
                     whole = True
@@ -206,7 +209,7 @@ class Decoder:
                     whole = True
                     yield End(index, 0, None, header["reason"])
         except TimeoutError:
-            yield End(index, 0, None, f"decoding took longer than {limit_s:g} s")
+            yield End(index, 0, None, f"decoding took longer than {limit_s:g} s and 0.1 s a frame")
         except _DiedError:
             yield End(index, 0, None, f"its decoder {self._death()}")
         except _StoppedError:

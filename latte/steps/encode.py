@@ -34,7 +34,7 @@ class EncodeConfig(Config):
     shard_mb: float = Field(default=256, gt=0, description="megabytes of source video in a shard, about")
     num_tasks: int = Field(default=8, gt=0, le=MAX_TASKS, description="tasks that encoding is fanned out over, at most")
     decode_workers: int = Field(default=2, gt=0, description="processes that decode, per task")
-    decode_limit_s: float = Field(default=300, gt=0, description="seconds that decoding one video may take")
+    decode_limit_s: float = Field(default=300, gt=0, description="seconds for decoding a video, besides 0.1 s a frame")
     max_reject_share: float = Field(default=0.5, ge=0, le=1, description="larger shares of rejected videos are fatal")
 
 

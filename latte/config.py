@@ -91,4 +91,6 @@ def _explain(cls: type[Config], error: Any) -> str:
         return f"unknown key {key}" + (f" (known: {known})" if known else "")
     if error["type"] == "missing":
         return f"missing key {key}"
-    return f"{key}: {error['msg'].removeprefix('Value error, ')} (got {error['input']!r})"
+    message = error["msg"].removeprefix("Value error, ")
+    # A rule between keys names them itself; its input is the whole config.
+    return f"{key}: {message} (got {error['input']!r})" if error["loc"] else message

@@ -3,18 +3,16 @@
 Nothing here builds a network: Latte-XL/2 would take 2.7 GB.
 """
 
+import math
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from latte.checkpoints.stored import Refusal, show
-from latte.config import Config, build
-
-if TYPE_CHECKING:
-    from latte.models.autoencoder_kl import AutoencoderKLConfig
+from latte.config import build
+from latte.models.configs import LATTE_SIZES, AutoencoderKLConfig, ClipTextConfig, LatteConfig
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -33,40 +31,9 @@ _I3D_MIXED = {
 _I3D_CLASSES = 400
 
 
-# Published sizes of Latte (Ma et al. 2024, table 1). name: hidden_size, depth, num_heads
-_LATTE_SIZES = {"XL": (1152, 28, 16), "L": (1024, 24, 16), "B": (768, 12, 12), "S": (384, 12, 6)}
 _TEXT_CHANNELS = 77 * 768  # tokens and channels of CLIP's text embedding
 _TIMESTEP_CHANNELS = 256
-
-
-class LatteShape(Config):
-    """Settings of a Latte, in the names of `latte.models.latte.LatteConfig`, without the network behind them."""
-
-    input_size: int = Field(gt=0)
-    patch_size: int = Field(gt=0)
-    in_channels: int = Field(gt=0)
-    hidden_size: int = Field(gt=0)
-    depth: int = Field(gt=0)
-    num_heads: int = Field(gt=0)
-    mlp_ratio: float = Field(gt=0)
-    num_frames: int = Field(gt=0)
-    num_classes: int = Field(default=1000, gt=0)
-    class_dropout_prob: float = Field(default=0.1, ge=0, le=1)
-    learn_sigma: bool = True
-    condition: Literal["none", "class", "text"] = "none"
-
-
-class ClipShape(Config):
-    """Settings of a CLIP text encoder, in transformers' names; the defaults are those of ViT-L/14."""
-
-    vocab_size: int = Field(default=49408, gt=0)
-    hidden_size: int = Field(default=768, gt=0)
-    intermediate_size: int = Field(default=3072, gt=0)
-    num_hidden_layers: int = Field(default=12, gt=0)
-    num_attention_heads: int = Field(default=12, gt=0)
-    max_position_embeddings: int = Field(default=77, gt=0)
-    hidden_act: Literal["quick_gelu"] = "quick_gelu"
-    layer_norm_eps: float = Field(default=1e-5, gt=0)
+_FIXED = ("pos_embed", "temp_embed")
 
 
 def describe(kind: str, found: Shapes, given: Mapping[str, Any], source: str) -> tuple[dict[str, Any], Shapes]:
@@ -85,8 +52,6 @@ def describe(kind: str, found: Shapes, given: Mapping[str, Any], source: str) ->
     if kind == "latte":
         return _describe_latte(found, given, source)
     if kind == "vae":
-        from latte.models.autoencoder_kl import AutoencoderKLConfig
-
         told = _tell_vae(found)
         _check_agreement(told, given)
         vae = AutoencoderKLConfig.from_published({**told, **given}, source)
@@ -95,9 +60,7 @@ def describe(kind: str, found: Shapes, given: Mapping[str, Any], source: str) ->
         told = _tell_clip(found)
         heads = told["hidden_size"] // 64  # a guess: every published CLIP has heads of 64 channels
         _check_agreement(told, given)
-        clip = build(ClipShape, {"num_attention_heads": heads, **told, **given}, source)
-        if clip.hidden_size % clip.num_attention_heads:
-            raise Refusal(f"num_attention_heads {clip.num_attention_heads} does not divide {clip.hidden_size} channels")
+        clip = build(ClipTextConfig, {"num_attention_heads": heads, **told, **given}, source)
         return clip.model_dump(mode="json"), clip_shapes(clip)
     if given:
         raise Refusal(f"model: I3D has no settings, found {', '.join(map(str, given))}")
@@ -149,44 +112,31 @@ def _describe_latte(found: Shapes, given: Mapping[str, Any], source: str) -> tup
         told["condition"] = "text"
     given = dict(given)
     if "preset" in given:
-        given = {**_latte_preset(str(given.pop("preset"))), **given}
+        given = {**LatteConfig.preset(str(given.pop("preset"))).sizes, **given}
     _check_agreement(told, given)
     settings = {**told, **given}
     # Heads leave no trace in the shapes; the published sizes are told apart by width and depth.
-    heads = [size[2] for size in _LATTE_SIZES.values() if size[:2] == (hidden, told["depth"])]
+    heads = [size[2] for size in LATTE_SIZES.values() if size[:2] == (hidden, told["depth"])]
     if "num_heads" not in settings:
         if not heads:
             raise Refusal("not one of the published sizes: say how many heads it has with model.num_heads=N")
         settings["num_heads"] = heads[0]
-    config = build(LatteShape, settings, source)
-    if config.hidden_size % config.num_heads:
-        raise Refusal(f"model.num_heads {config.num_heads} does not divide hidden_size {config.hidden_size}")
+    config = build(LatteConfig, settings, source)
     return config.model_dump(mode="json"), latte_shapes(config)
 
 
-def _latte_preset(name: str) -> dict[str, int]:
-    match = re.fullmatch(r"Latte-(XL|L|B|S)/([248])", name)
-    if not match:
-        raise Refusal(f"model.preset {name!r} is unknown; known: Latte-XL, -L, -B and -S, each /2, /4 and /8")
-    hidden, depth, heads = _LATTE_SIZES[match[1]]
-    return {"hidden_size": hidden, "depth": depth, "num_heads": heads, "patch_size": int(match[2])}
-
-
-def latte_shapes(config: LatteShape) -> Shapes:
+def latte_shapes(config: LatteConfig) -> Shapes:
     """Tensors of Latte (Ma et al. 2024, variant 1), position embeddings included."""
     width, patch = config.hidden_size, config.patch_size
     inner = int(width * config.mlp_ratio)
-    out_channels = config.in_channels * (2 if config.learn_sigma else 1)
     shapes: Shapes = {
-        "pos_embed": (1, (config.input_size // patch) ** 2, width),
+        "pos_embed": (1, config.num_patches, width),
         "temp_embed": (1, config.num_frames, width),
         "x_embedder.proj.weight": (width, config.in_channels, patch, patch),
         "x_embedder.proj.bias": (width,),
     }
     if config.condition == "class":
-        # The null class of classifier-free guidance has a row where labels are dropped in training.
-        rows = config.num_classes + (1 if config.class_dropout_prob > 0 else 0)
-        shapes["y_embedder.embedding_table.weight"] = (rows, width)
+        shapes["y_embedder.embedding_table.weight"] = (config.label_rows, width)
 
     def linear(name: str, width_in: int, width_out: int) -> None:
         shapes[f"{name}.weight"] = (width_out, width_in)
@@ -202,9 +152,15 @@ def latte_shapes(config: LatteShape) -> Shapes:
         linear(f"blocks.{i}.mlp.fc1", width, inner)
         linear(f"blocks.{i}.mlp.fc2", inner, width)
         linear(f"blocks.{i}.adaLN_modulation.1", width, 6 * width)
-    linear("final_layer.linear", width, patch * patch * out_channels)
+    linear("final_layer.linear", width, patch * patch * config.out_channels)
     linear("final_layer.adaLN_modulation.1", width, 2 * width)
     return shapes
+
+
+def num_latte_parameters(config: LatteConfig, trained_only: bool = False) -> int:
+    """Numbers in a checkpoint of this config; `trained_only` leaves out the fixed position features."""
+    shapes = latte_shapes(config)
+    return sum(math.prod(shape) for name, shape in shapes.items() if not (trained_only and name in _FIXED))
 
 
 def latte_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,7 +190,7 @@ def _tell_clip(found: Shapes) -> dict[str, Any]:
     }
 
 
-def vae_shapes(config: "AutoencoderKLConfig") -> Shapes:
+def vae_shapes(config: AutoencoderKLConfig) -> Shapes:
     """Tensors of diffusers' AutoencoderKL (Rombach et al. 2022)."""
     shapes: Shapes = {}
     widths, latent = config.block_out_channels, config.latent_channels
@@ -287,7 +243,7 @@ def vae_shapes(config: "AutoencoderKLConfig") -> Shapes:
     return shapes
 
 
-def clip_shapes(config: ClipShape) -> Shapes:
+def clip_shapes(config: ClipTextConfig) -> Shapes:
     """Tensors of a CLIP text encoder (Radford et al. 2021), without the projection to the joint space."""
     width, inner = config.hidden_size, config.intermediate_size
     shapes: Shapes = {

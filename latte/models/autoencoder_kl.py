@@ -5,110 +5,21 @@ shapes of the published `diffusers` checkpoints (sd-vae-ft-mse, sd-vae-ft-ema; a
 `to_out.0`), so that weights need no renaming.
 """
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
-from pydantic import Field, model_validator
 
 from latte import device
-from latte.config import Config, build
 from latte.errors import UserError
 from latte.models import layers
+from latte.models.configs import AutoencoderKLConfig
 from latte.models.layers import Linear, parameter
 
 _NORM_EPSILON = 1e-6
 _LOGVAR_RANGE = (-30.0, 20.0)
-# Keys of a published config.json that say what this class is anyway, or how the file came about. Values that would
-# make another network are refused.
-_FIXED_KEYS: dict[str, Any] = {
-    "_class_name": "AutoencoderKL",
-    "act_fn": "silu",
-    "mid_block_add_attention": True,
-    "use_quant_conv": True,
-    "use_post_quant_conv": True,
-    "shift_factor": None,
-    "latents_mean": None,
-    "latents_std": None,
-}
-_IGNORED_KEYS = {"_diffusers_version", "_name_or_path", "_commit_hash", "force_upcast", "_use_default_values"}
-_BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
-
-
-class AutoencoderKLConfig(Config):
-    """Sizes of an autoencoder, in the names of the published config.json; the defaults are sd-vae-ft-mse's."""
-
-    in_channels: int = Field(default=3, gt=0, description="channels of the images that go in")
-    out_channels: int = Field(default=3, gt=0, description="channels of the images that come out")
-    block_out_channels: tuple[int, ...] = Field(
-        default=(128, 256, 512, 512), min_length=1, description="channels at each resolution, the finest first"
-    )
-    layers_per_block: int = Field(default=2, gt=0, description="residual blocks per resolution (decoder: one more)")
-    latent_channels: int = Field(default=4, gt=0, description="channels of the latents")
-    norm_num_groups: int = Field(default=32, gt=0, description="groups of the group normalisation")
-    scaling_factor: float = Field(default=0.18215, gt=0, description="latents are multiplied by it before diffusion")
-    sample_size: int | None = Field(default=None, gt=0, description="side in pixels that the weights were trained on")
-
-    @model_validator(mode="after")
-    def _fits(self) -> "AutoencoderKLConfig":
-        for channels in self.block_out_channels:
-            if channels <= 0 or channels % self.norm_num_groups:
-                raise ValueError(
-                    f"block_out_channels {channels} cannot be split into norm_num_groups {self.norm_num_groups}"
-                )
-        return self
-
-    @property
-    def downsampling(self) -> int:
-        """Pixels per latent along each side."""
-        return 2 ** (len(self.block_out_channels) - 1)
-
-    @classmethod
-    def from_json(cls, path: str | Path) -> "AutoencoderKLConfig":
-        """Read a published config.json.
-
-        Raises:
-            UserError: no such file, not JSON, an unknown key, or a key that asks for another network.
-        """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: {getattr(error, 'strerror', None) or 'not JSON'}") from None
-        if not isinstance(values, dict):
-            raise UserError(f"{path}: expected a JSON object, found a {type(values).__name__}")
-        return cls.from_published(values, str(path))
-
-    @classmethod
-    def from_published(cls, values: dict[str, Any], source: str) -> "AutoencoderKLConfig":
-        """Build from the content of a published config.json; `source` is named in errors.
-
-        Raises:
-            UserError: an unknown key, a bad value, or a key that asks for another network.
-        """
-        rest = {}
-        for key, value in values.items():
-            if key in _FIXED_KEYS:
-                if value != _FIXED_KEYS[key]:
-                    raise UserError(f"{source}: {key}: only {_FIXED_KEYS[key]!r} is supported (got {value!r})")
-            elif key in _BLOCK_TYPES:
-                if not isinstance(value, list) or set(value) != {_BLOCK_TYPES[key]}:
-                    raise UserError(f"{source}: {key}: only {_BLOCK_TYPES[key]} is supported (got {value!r})")
-            elif key not in _IGNORED_KEYS:
-                rest[key] = value
-        sample_size = rest.get("sample_size")
-        if isinstance(sample_size, list) and sample_size:
-            rest["sample_size"] = max(sample_size)
-        return build(cls, rest, source)
-
-    def to_published(self) -> dict[str, Any]:
-        """The content of a config.json that `diffusers` reads too."""
-        blocks = {key: [name] * len(self.block_out_channels) for key, name in _BLOCK_TYPES.items()}
-        own = {key: value for key, value in self.model_dump(mode="json").items() if value is not None}
-        return {"_class_name": "AutoencoderKL", "act_fn": "silu", **blocks, **own}
 
 
 class AutoencoderKL(nn.Cell):

@@ -7,16 +7,15 @@ checkpoint (`text_model.encoder.layers.0.self_attn.q_proj.weight`, …), so that
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
-from pydantic import Field, model_validator
 
-from latte.config import Config
 from latte.errors import UserError
 from latte.models import layers
+from latte.models.configs import ClipTextConfig
 from latte.models.layers import Embedding, Linear, parameter
 
 if TYPE_CHECKING:
@@ -28,27 +27,6 @@ _END_OF_WORD = "</w>"
 # How CLIP's byte pair encoding splits text before it merges: contractions, words, single digits, runs of other signs.
 _SPLIT = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 _MASKED = -1e9
-
-
-class ClipTextConfig(Config):
-    """Sizes of a CLIP text encoder, in the published config.json's names; the defaults are ViT-L/14's."""
-
-    vocab_size: int = Field(default=49408, gt=0, description="tokens that there are")
-    hidden_size: int = Field(default=768, gt=0, description="channels of a token")
-    intermediate_size: int = Field(default=3072, gt=0, description="channels inside the MLPs")
-    num_hidden_layers: int = Field(default=12, gt=0, description="transformer blocks")
-    num_attention_heads: int = Field(default=12, gt=0, description="heads of the attention")
-    max_position_embeddings: int = Field(default=77, gt=1, description="tokens of a text, start and end included")
-    hidden_act: Literal["quick_gelu"] = Field(default="quick_gelu", description="x * sigmoid(1.702 x)")
-    layer_norm_eps: float = Field(default=1e-5, gt=0, description="epsilon of the layer normalisation")
-
-    @model_validator(mode="after")
-    def _fits(self) -> "ClipTextConfig":
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} cannot be split into num_attention_heads {self.num_attention_heads}"
-            )
-        return self
 
 
 class ClipTextModel(nn.Cell):

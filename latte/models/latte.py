@@ -20,125 +20,19 @@ Trained parameters in millions, for condition none, as in the paper (position fe
 """
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
-from pydantic import Field, model_validator
 
 from latte import device
-from latte.config import Config
-from latte.errors import UserError
 from latte.models import layers
-
-# name: (hidden_size, depth, num_heads)
-_SIZES = {"XL": (1152, 28, 16), "L": (1024, 24, 16), "B": (768, 12, 12), "S": (384, 12, 6)}
-_PATCHES = (2, 4, 8)
-PRESETS = tuple(f"Latte-{size}/{patch}" for size in _SIZES for patch in _PATCHES)
+from latte.models.configs import LatteConfig
 
 TEXT_TOKENS, TEXT_CHANNELS = 77, 768  # CLIP ViT-L/14's text encoder
 _FREQUENCIES = 256
 _FIXED = ("pos_embed", "temp_embed")
-
-
-class LatteConfig(Config):
-    """What a Latte is built from; names and defaults are those of the published code."""
-
-    input_size: int = Field(default=32, gt=0, description="height and width of the latents")
-    patch_size: int = Field(default=2, gt=0, description="height and width of a patch, in latents")
-    in_channels: int = Field(default=4, gt=0, description="channels of the latents")
-    hidden_size: int = Field(default=1152, gt=0, description="channels of a token")
-    depth: int = Field(default=28, gt=0, description="blocks in all; every second one attends over time")
-    num_heads: int = Field(default=16, gt=0, description="attention heads")
-    mlp_ratio: float = Field(default=4.0, gt=0, description="hidden channels of the MLP over hidden_size")
-    num_frames: int = Field(default=16, gt=0, description="frames of a clip")
-    num_classes: int = Field(default=1000, ge=0, description="classes; the label num_classes means none of them")
-    class_dropout_prob: float = Field(default=0.1, ge=0, le=1, description="share of labels dropped in training")
-    learn_sigma: bool = Field(default=True, description="predict the variance too: twice the channels come out")
-    condition: Literal["none", "class", "text"] = Field(default="none", description="what the video is to show")
-
-    @model_validator(mode="after")
-    def _fits(self) -> "LatteConfig":
-        if self.input_size % self.patch_size:
-            raise ValueError(f"input_size {self.input_size} is not divisible by patch_size {self.patch_size}")
-        if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}")
-        if self.hidden_size % 4:
-            raise ValueError(f"hidden_size {self.hidden_size} is not divisible by 4, which position features need")
-        if self.depth % 2:
-            raise ValueError(f"depth {self.depth} is odd; blocks come in pairs, space and time")
-        if self.condition == "class" and self.num_classes < 1:
-            raise ValueError("num_classes 0 leaves nothing to condition on; set condition none")
-        return self
-
-    @classmethod
-    def preset(cls, name: str, **overrides: Any) -> "LatteConfig":
-        """One of the 12 published sizes, for example "Latte-XL/2"; `overrides` replace single keys.
-
-        Raises:
-            UserError: no such preset.
-            pydantic.ValidationError: an override is unknown or does not fit.
-        """
-        if name not in PRESETS:
-            raise UserError(f"preset {name!r} is unknown; known: {', '.join(PRESETS)}")
-        size, patch = name.removeprefix("Latte-").split("/")
-        hidden_size, depth, num_heads = _SIZES[size]
-        values = {"hidden_size": hidden_size, "depth": depth, "num_heads": num_heads, "patch_size": int(patch)}
-        return cls(**{**values, **overrides})
-
-    @property
-    def out_channels(self) -> int:
-        """Channels that come out: noise, and the variance's interpolation where it is learned."""
-        return self.in_channels * (2 if self.learn_sigma else 1)
-
-    @property
-    def num_patches(self) -> int:
-        """Patches of one frame."""
-        return (self.input_size // self.patch_size) ** 2
-
-
-def parameter_shapes(config: LatteConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a published checkpoint of this config, without building the network."""
-    width, patch = config.hidden_size, config.patch_size
-    mlp = int(width * config.mlp_ratio)
-    shapes: dict[str, tuple[int, ...]] = {
-        "pos_embed": (1, config.num_patches, width),
-        "temp_embed": (1, config.num_frames, width),
-        "x_embedder.proj.weight": (width, config.in_channels, patch, patch),
-        "x_embedder.proj.bias": (width,),
-    }
-
-    def linear(name: str, out_features: int, in_features: int) -> None:
-        shapes[f"{name}.weight"] = (out_features, in_features)
-        shapes[f"{name}.bias"] = (out_features,)
-
-    linear("t_embedder.mlp.0", width, _FREQUENCIES)
-    linear("t_embedder.mlp.2", width, width)
-    if config.condition == "class":
-        shapes["y_embedder.embedding_table.weight"] = (_label_rows(config), width)
-    if config.condition == "text":
-        linear("text_embedding_projection.1", width, TEXT_TOKENS * TEXT_CHANNELS)
-    for i in range(config.depth):
-        linear(f"blocks.{i}.attn.qkv", 3 * width, width)
-        linear(f"blocks.{i}.attn.proj", width, width)
-        linear(f"blocks.{i}.mlp.fc1", mlp, width)
-        linear(f"blocks.{i}.mlp.fc2", width, mlp)
-        linear(f"blocks.{i}.adaLN_modulation.1", 6 * width, width)
-    linear("final_layer.linear", patch * patch * config.out_channels, width)
-    linear("final_layer.adaLN_modulation.1", 2 * width, width)
-    return shapes
-
-
-def num_parameters(config: LatteConfig, trained_only: bool = False) -> int:
-    """Numbers in a checkpoint of this config; `trained_only` leaves out the fixed position features."""
-    shapes = parameter_shapes(config)
-    return sum(math.prod(shape) for name, shape in shapes.items() if not (trained_only and name in _FIXED))
-
-
-def _label_rows(config: LatteConfig) -> int:
-    """The null label has a row only where labels are dropped, as published."""
-    return config.num_classes + (1 if config.class_dropout_prob > 0 else 0)
 
 
 class PatchEmbed(nn.Cell):
@@ -190,7 +84,7 @@ class LabelEmbedder(nn.Cell):
 
     def __init__(self, config: LatteConfig) -> None:
         super().__init__()
-        self.embedding_table = layers.Embedding(_label_rows(config), config.hidden_size)
+        self.embedding_table = layers.Embedding(config.label_rows, config.hidden_size)
 
     def construct(self, y: ms.Tensor) -> ms.Tensor:
         """Map y (N,) whole numbers -> (N, D)."""

@@ -18,6 +18,7 @@ from latte.checkpoints import architectures, names, open_checkpoint, store
 from latte.checkpoints.stored import Checkpoint, Refusal, forget
 from latte.config import Config
 from latte.errors import UserError
+from latte.models.configs import ClipTextConfig
 
 RANDOM = "random"
 _HASH_BYTES = 8 << 20
@@ -190,7 +191,7 @@ def _settings_beside(config: ConvertConfig) -> dict[str, Any]:
         return values
     # A whole CLIP keeps the text encoder's settings in a section; most of them are about training or generation.
     values = values["text_config"] if isinstance(values.get("text_config"), dict) else values
-    return {key: values[key] for key in architectures.ClipShape.model_fields if key in values}
+    return {key: values[key] for key in ClipTextConfig.model_fields if key in values}
 
 
 def _digest(source: Checkpoint) -> str:

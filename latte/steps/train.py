@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from latte import manifest, storage
 from latte.config import Config
 from latte.errors import UserError
+from latte.models.configs import LatteConfig
 
 
 class TrainConfig(Config):
@@ -54,6 +55,9 @@ class TrainConfig(Config):
     def _fits(self) -> "TrainConfig":
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size {self.batch_size} is not divisible by accumulation {self.accumulation}")
+        unknown = sorted(set(self.model) - set(LatteConfig.model_fields) - {"preset"})
+        if unknown:
+            raise ValueError(f"unknown key model.{unknown[0]} (known: preset, {', '.join(LatteConfig.model_fields)})")
         return self
 
 

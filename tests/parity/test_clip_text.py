@@ -68,13 +68,11 @@ def test_one_layer_of_the_published_size():
     np.testing.assert_allclose(own.encode(tokens).asnumpy(), expected, atol=1e-4, rtol=0)
 
 
-def test_defaults_are_those_of_the_converter():
-    from latte.checkpoints.architectures import ClipShape, clip_shapes
+def test_parameters_are_those_that_the_converter_expects():
+    from latte.checkpoints.architectures import clip_shapes
 
-    assert ClipShape().model_dump() == ClipTextConfig().model_dump()
-    shapes = clip_shapes(ClipShape(**SMALL.model_dump()))
     own = {name: tuple(param.shape) for name, param in ClipTextModel(SMALL).parameters_and_names()}
-    assert own == {name: tuple(shape) for name, shape in shapes.items()}
+    assert own == clip_shapes(SMALL)
 
 
 def test_tokens_that_do_not_fit_are_refused():

@@ -9,11 +9,13 @@ import pytest
 from mindspore import ops
 
 from latte import device, optim
+from latte.checkpoints.architectures import latte_shapes, num_latte_parameters
 from latte.diffusion import Diffusion
 from latte.errors import UserError
 from latte.models import latte as module
 from latte.models import layers
-from latte.models.latte import PRESETS, Latte, LatteConfig, num_parameters, parameter_shapes
+from latte.models.configs import PRESETS
+from latte.models.latte import Latte, LatteConfig
 
 TINY = {"input_size": 4, "hidden_size": 16, "depth": 2, "num_heads": 2, "num_frames": 2, "num_classes": 3}
 RNG = np.random.default_rng(0)
@@ -33,16 +35,16 @@ def test_table_of_parameters_in_the_docstring():
     assert set(rows) == set(PRESETS)
     assert len(PRESETS) == 12
     for name, millions in rows.items():
-        assert f"{num_parameters(LatteConfig.preset(name), trained_only=True) / 1e6:.2f}" == millions, name
+        assert f"{num_latte_parameters(LatteConfig.preset(name), trained_only=True) / 1e6:.2f}" == millions, name
 
 
 @pytest.mark.parametrize("condition", ["none", "class"])
 def test_counting_formula_against_a_real_network(condition):
     config = LatteConfig.preset("Latte-S/2", condition=condition)
     net = Latte(config)
-    assert {p.name: tuple(p.shape) for p in net.get_parameters()} == parameter_shapes(config)
-    assert sum(p.size for p in net.get_parameters()) == num_parameters(config)
-    assert sum(p.size for p in net.trainable_params()) == num_parameters(config, trained_only=True)
+    assert {p.name: tuple(p.shape) for p in net.get_parameters()} == latte_shapes(config)
+    assert sum(p.size for p in net.get_parameters()) == num_latte_parameters(config)
+    assert sum(p.size for p in net.trainable_params()) == num_latte_parameters(config, trained_only=True)
 
 
 @pytest.mark.parametrize(

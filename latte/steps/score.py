@@ -38,7 +38,9 @@ class ScoreConfig(Config):
     protocol: str | dict[str, Any] = Field(
         default="latte-2048", description="preset of configs/fvd, a YAML file, or fields of the protocol"
     )
-    batch_size: int = Field(default=4, gt=0, description="clips that go through the detector together")
+    batch_size: int = Field(
+        default=2, gt=0, description="clips that go through the detector together, about 0.6 GB each"
+    )
     clips_per_shard: int = Field(default=64, gt=0, description="clips per published features object")
     workers: int = Field(default=2, gt=0, description="threads that read and resize clips ahead of the detector")
 

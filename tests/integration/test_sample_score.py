@@ -254,6 +254,21 @@ def test_real_features_are_shared_between_scores_without_starting_mindspore(
     assert value > scored.metrics["frechet_random_i3d"]
 
 
+def test_a_set_and_its_score_in_s3_are_those_of_a_folder(
+    world: SimpleNamespace, whole: manifest.Manifest, s3_root: str
+) -> None:
+    videos = sample.run(sampling(world, s3_root, num_videos=2))
+    in_folder = files(whole)
+    in_s3 = files(videos)
+    assert len(in_s3) == 4
+    assert in_s3 == {name: in_folder[name] for name in in_s3}
+    values = [
+        score.run(scoring(world, given, root, protocol={**PROTOCOL, "num_clips": 2})).metrics
+        for given, root in ((videos, s3_root), (whole, whole.uri.rsplit("/videos/", 1)[0]))
+    ]
+    assert values[0] == values[1]
+
+
 def test_a_damaged_side_is_refused(world: SimpleNamespace, whole: manifest.Manifest, tmp_path: Path) -> None:
     copy = tmp_path / "set"
     shutil.copytree(storage.local_path(whole.uri), copy)

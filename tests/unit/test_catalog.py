@@ -203,3 +203,16 @@ def test_natural_order_compares_any_names(names: list[str]) -> None:
 
 def test_natural_order_goes_by_value() -> None:
     assert sorted(["f10", "f2", "f1b", "f01a", "²"], key=natural_key) == ["f01a", "f1b", "f2", "f10", "²"]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "configs/datasets").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_presets_of_datasets_are_settings_of_the_encode_step(path: Path) -> None:
+    from latte.config import load
+    from latte.steps.encode import EncodeConfig
+
+    config = load(EncodeConfig, path, ["root=file:///data", "vae=file:///vae.json"])
+    assert config.name == path.stem
+    with pytest.raises(UserError, match="no such folder"):
+        scan(config.dataset)

@@ -1,8 +1,10 @@
 """Generated sets and their scores, with tiny networks: who made a set, and how often it was stopped, does not show."""
 
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -178,6 +180,24 @@ def test_an_interrupted_and_a_grown_set_are_the_same_set(
     assert sample.sample_shards(config, plan_uri, 0, 1).counts["generated"] == 6
     assert files(sample.merge(config, plan_uri)) == files(whole)
     assert sample.sample_shards(config, plan_uri, 0, 1).counts["generated"] == 0
+
+
+def test_a_killed_set_goes_on_where_it_was(world: SimpleNamespace, whole: manifest.Manifest, tmp_path: Path) -> None:
+    config = sampling(world, tmp_path.as_uri())
+    code = (
+        "import sys; from latte.steps import sample; sample.run(sample.SampleConfig.model_validate_json(sys.argv[1]))"
+    )
+    run = subprocess.Popen([sys.executable, "-c", code, config.model_dump_json()], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while run.poll() is None and time.monotonic() < deadline and not list(tmp_path.rglob("*.mkv.record.json")):
+        time.sleep(0.01)
+    run.kill()
+    assert run.wait() == -signal.SIGKILL
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.mkv.record.json")}
+    assert 1 <= len(kept) < 7
+    done = sample.run(config)
+    assert files(done) == files(whole)
+    assert all(path.stat().st_mtime_ns == modified for path, modified in kept.items())
 
 
 def test_seed_step_and_labels_change_the_videos(world: SimpleNamespace, whole: manifest.Manifest) -> None:

@@ -20,8 +20,12 @@ STEPS = {
     "train": ("train", "TrainConfig", "run", "Train or finetune a Latte on latents; goes on where it was stopped."),
     "sample": ("sample", "SampleConfig", "run", "Generate a set of videos from a checkpoint."),
     "score": ("score", "ScoreConfig", "run", "Measure the Fréchet video distance of a set to real videos."),
+    "promote": ("promote", "PromoteConfig", "run", "Promote a checkpoint whose score passes the gate, or roll back."),
     "report": ("report", "ReportConfig", "run", "Write one HTML page that shows a whole run."),
 }
+
+# command: keys of its config that are given as options, and what they do
+FLAGS = {"promote": {"rollback": "Go back to the model that was promoted before; needs only root and name."}}
 
 
 def guarded(function: Callable[[], Any]) -> Any:
@@ -99,13 +103,16 @@ def _add_step(name: str, module: str, function: str, text: str) -> None:
     @click.option("-c", "--config", "path", type=click.Path(path_type=Path), help="YAML config of the step.")
     @click.option("--manifest", "output", type=click.Path(path_type=Path), help="Also write the manifest to this file.")
     @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-    def command(path: Path | None, output: Path | None, overrides: tuple[str, ...]) -> None:
+    def command(path: Path | None, output: Path | None, overrides: tuple[str, ...], **flags: bool) -> None:
         def go() -> None:
             step = importlib.import_module(f"latte.steps.{module}")
-            _finish(getattr(step, function)(load(config_class(name), path, list(overrides))), output)
+            given = [*overrides, *(f"{key}=true" for key, on in flags.items() if on)]
+            _finish(getattr(step, function)(load(config_class(name), path, given)), output)
 
         guarded(go)
 
+    for key, what in FLAGS.get(name, {}).items():
+        click.option(f"--{key}", key, is_flag=True, help=what)(command)
     cli.add_command(_StepCommand(name, callback=command, params=_params(command), help=text, short_help=text))
 
 

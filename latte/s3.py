@@ -31,6 +31,10 @@ class ConflictError(Exception):
     """A conditional write found another version."""
 
 
+class UnsupportedError(StorageError):
+    """The store answered that it does not know this kind of request (501)."""
+
+
 @functools.cache
 def _client(_pid: int, *_environment: str | None) -> Any:
     import boto3.session
@@ -123,6 +127,8 @@ def _raise_for(error: Any, uri: str) -> None:
         raise UserError(f"{uri}: {_USER_CODES[code]}") from None
     if code in _MISSING_CODES:
         raise NotThereError(f"{uri}: no such object") from None
+    if code == "NotImplemented" or status == 501:
+        raise UnsupportedError(f"{uri}: the store does not support this request: {code}") from None
     if code in ("SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable") or status == 429 or status >= 500:
         raise _UnwellError(f"{code} ({status})") from error
     raise StorageError(

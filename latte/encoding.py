@@ -64,7 +64,8 @@ def load_encoder(vae: manifest.Manifest, batch_size: int, image_size: int) -> En
 
     from latte import checkpoints, device
     from latte.config import build
-    from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+    from latte.models.autoencoder_kl import AutoencoderKL
+    from latte.models.configs import AutoencoderKLConfig
 
     device.setup()
     net = AutoencoderKL(build(AutoencoderKLConfig, vae.config["model"], storage.join(vae.uri, "manifest.json")))

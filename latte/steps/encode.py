@@ -6,15 +6,16 @@ not encoded again; a killed job goes on with the shards that it lacks and ends w
 
 import time
 from collections import Counter
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from latte import encode_plan, manifest, storage
 from latte.catalog import DatasetConfig, scan
-from latte.config import Config
+from latte.config import Config, build
 from latte.decoding import TRANSFORM_VERSION
 from latte.errors import LatteError, UserError
+from latte.models.configs import AutoencoderKLConfig
 
 MAX_TASKS = 32
 
@@ -46,8 +47,8 @@ def plan(config: EncodeConfig) -> manifest.Manifest:
         StorageError: the store does not answer.
     """
     vae = manifest.read(config.vae, "weights")
-    place, fingerprint = _place(config, vae)
     _row_shape(config, vae)
+    place, fingerprint = _place(config, vae)
     catalog = scan(config.dataset)
     done = encode_plan.published(place)
     folder = _folder(config, place, catalog.digest)
@@ -164,7 +165,7 @@ def merge(config: EncodeConfig, plan_uri: str) -> manifest.Manifest:
                 "image_size": config.image_size,
                 "latent_channels": row_shape[1],
                 "latent_size": row_shape[2],
-                "scaling_factor": vae.config["model"]["scaling_factor"],
+                "scaling_factor": _model(vae).scaling_factor,
                 "dtype": config.dtype,
                 "min_frames": config.min_frames,
                 "max_frames": config.max_frames,
@@ -186,7 +187,7 @@ def run(config: EncodeConfig) -> manifest.Manifest:
 def _place(config: EncodeConfig, vae: manifest.Manifest) -> tuple[str, str]:
     """Where latents of this autoencoder and transform lie, and the fingerprint of both."""
     settings = config.model_dump(include={"image_size", "dtype", "max_frames"})
-    fingerprint = manifest.fingerprint("encode", TRANSFORM_VERSION, settings, _vae_digest(vae), vae.config["model"])
+    fingerprint = manifest.fingerprint("encode", TRANSFORM_VERSION, settings, _vae_digest(vae), _model(vae))
     return storage.join(config.root, "datasets", config.name, fingerprint[:16]), fingerprint
 
 
@@ -209,13 +210,18 @@ def _vae_digest(vae: manifest.Manifest) -> str:
 def _row_shape(config: EncodeConfig, vae: manifest.Manifest) -> tuple[int, int, int, int]:
     """Shape (2, C, h, w) of one frame's mean and log-variance."""
     if vae.config.get("kind", "vae") != "vae":
-        raise UserError(f"vae {config.vae}: weights of a {vae.config['kind']}, expected vae")
-    model: dict[str, Any] = vae.config["model"]
-    factor = 2 ** (len(model["block_out_channels"]) - 1)
-    if config.image_size % factor:
-        raise UserError(f"image_size {config.image_size}: not a multiple of {factor}, the autoencoder's downsampling")
-    size = config.image_size // factor
-    return 2, int(model["latent_channels"]), size, size
+        raise UserError(f"vae {config.vae}: weights of kind {vae.config['kind']}, expected vae")
+    model = _model(vae)
+    if config.image_size % model.downsampling:
+        raise UserError(
+            f"image_size {config.image_size}: not a multiple of {model.downsampling}, the autoencoder's downsampling"
+        )
+    size = config.image_size // model.downsampling
+    return 2, model.latent_channels, size, size
+
+
+def _model(vae: manifest.Manifest) -> AutoencoderKLConfig:
+    return build(AutoencoderKLConfig, vae.config.get("model", {}), storage.join(vae.uri, "manifest.json"))
 
 
 def _read_plan(config: EncodeConfig, vae: manifest.Manifest, uri: str) -> tuple[manifest.Manifest, str]:

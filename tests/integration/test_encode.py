@@ -198,6 +198,10 @@ def test_mistakes_are_told_before_any_work(vae: str, videos: Path, tmp_path: Pat
         encode.run(config(root, storage.join(encode.plan(config(root, vae, videos)).uri, "manifest.json"), videos))
     with pytest.raises(UserError, match="no such folder"):
         encode.run(config(root, vae, videos / "none"))
+    other = manifest.read(vae).model_copy(update={"uri": root, "config": {"kind": "i3d"}})
+    manifest.finish(other)
+    with pytest.raises(UserError, match="weights of kind i3d, expected vae"):
+        encode.run(config(root, storage.join(root, "manifest.json"), videos))
     with pytest.raises(UserError, match=r"unknown key dataset\.folder"):
         config(root, vae, videos, dataset={"folder": "x"})
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from latte import rng
 from latte.cli import guarded
@@ -24,7 +24,8 @@ from latte.progress import progress
 from pipelines.demo import data
 
 if TYPE_CHECKING:
-    from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+    from latte.models.autoencoder_kl import AutoencoderKL
+    from latte.models.configs import AutoencoderKLConfig
 
 CHANNELS = (16, 32, 64, 64)
 NUM_GROUPS = 8
@@ -40,58 +41,73 @@ EVALUATION_CHUNK = 16
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the training: squares of `size` pixels, `batch` of them in each of `steps` updates."""
+    """A part of the training: `batch` squares of `size` pixels in each of `steps` updates.
+
+    A varied stage draws from all squares and mirrors half of them; the other draws from the clips' own frames.
+    """
 
     size: int
     batch: int
     steps: int
+    varied: bool
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Frames (N, 64, 64, 3) uint8 of the parts that are trained on and held out, the latter by class."""
+    """Squares (N, 64, 64, 3) uint8.
+
+    Attributes:
+        train: the clips' own frames of the part that is trained on.
+        random: other squares of that part, placed and sized by chance.
+        held_out: the clips' own frames of the part that is held out, by class.
+    """
 
     train: np.ndarray
+    random: np.ndarray
     held_out: dict[str, np.ndarray]
 
 
 @click.command(context_settings={"show_default": True})
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for weights, config and card.")
-@click.option("--small-steps", default=1600, help="Updates on 32x32 squares, a quarter of the work of a whole frame.")
-@click.option("--whole-steps", default=700, help="Updates on whole 64x64 frames.")
+@click.option("--start", type=click.Path(path_type=Path), help="Weights of an earlier run to start from.")
+@click.option("--small-steps", default=800, help="Updates on 32x32 squares of anything in the videos.")
+@click.option("--whole-steps", default=800, help="Updates on whole frames of the clips, after those on squares.")
 @click.option("--save-every", default=400, help="Updates between two versions of the output.")
 @click.option("--seed", default=0, help="Fresh weights, crops, order and noise follow from it.")
-def main(output: Path, small_steps: int, whole_steps: int, save_every: int, seed: int) -> None:
+def main(output: Path, start: Path | None, small_steps: int, whole_steps: int, save_every: int, seed: int) -> None:
     """Train the demo's autoencoder and write it in the layout of a published one."""
-    stages = (Stage(32, 8, small_steps), Stage(64, 4, whole_steps))
-    guarded(lambda: train(output, stages, save_every, seed))
+    stages = (Stage(32, 8, small_steps, varied=True), Stage(64, 4, whole_steps, varied=False))
+    guarded(lambda: train(output, stages, save_every, seed, start))
 
 
-def train(output: Path, stages: tuple[Stage, ...], save_every: int, seed: int) -> dict[str, Any]:
+def train(
+    output: Path, stages: tuple[Stage, ...], save_every: int, seed: int, start: Path | None = None
+) -> dict[str, Any]:
     """Train through the stages and return the figures of the card.
 
     The loss is the mean absolute error, plus that of the differences of neighbouring pixels, which keeps edges sharp
     (Mathieu et al. 2016, "Deep multi-scale video prediction beyond mean square error"), plus a small KL divergence.
 
     Raises:
-        UserError: the clips' package is missing, or `output` cannot be written.
+        UserError: the clips' package is missing, `start` does not fit, or `output` cannot be written.
     """
     import mindspore as ms
     from mindspore import ops
 
-    from latte import device
-    from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+    from latte import checkpoints, device
+    from latte.models.autoencoder_kl import AutoencoderKL
+    from latte.models.configs import AutoencoderKLConfig
     from latte.optim import learning_rate_at, make_state, make_update, scalars
 
     device.setup(seed=seed)
     # The many elementwise operators of normalisation and its gradient, fused: an update takes half the time.
     ms.set_context(enable_graph_kernel=True)
-    # Operators one after the other; their own threads (OMP_NUM_THREADS) are faster than two operators at a time.
-    ms.runtime.dispatch_threads_num(1)
     config = AutoencoderKLConfig(
         block_out_channels=CHANNELS, layers_per_block=1, norm_num_groups=NUM_GROUPS, sample_size=data.IMAGE_SIZE
     )
     net, averaged = AutoencoderKL(config), AutoencoderKL(config)
+    if start is not None:
+        checkpoints.load(net, str(start))
     state = make_state(net)
     update = make_update(state, weight_decay=0.0)
     gradients = _make_gradients(net, state)
@@ -100,7 +116,7 @@ def train(output: Path, stages: tuple[Stage, ...], save_every: int, seed: int) -
     figures: dict[str, Any] = {}
     recent: list[float] = []
     started = time.monotonic()
-    bar = progress(_batches(frames.train, stages, config, seed), total=total, desc="train autoencoder", unit="step")
+    bar = progress(_batches(frames, stages, config, seed), total=total, desc="train autoencoder", unit="step")
     for step, (images, noise) in enumerate(bar, 1):
         recent.append(gradients(images, noise))
         bar.set_postfix(loss=f"{np.mean(recent[-20:]):.3f}", refresh=False)
@@ -109,7 +125,8 @@ def train(output: Path, stages: tuple[Stage, ...], save_every: int, seed: int) -
         if step % save_every == 0 or step == total:
             for own, average in zip(averaged.trainable_params(), state.ema, strict=True):
                 ops.assign(own, average)
-            figures = {"steps": step, "seed": seed, "stages": stages, "minutes": (time.monotonic() - started) / 60}
+            figures = {"steps": step, "seed": seed, "stages": stages, "start": start.name if start else None}
+            figures["minutes"] = (time.monotonic() - started) / 60
             figures |= {"loss": float(np.mean(recent[-100:])), **evaluate(averaged, frames)}
             write(output, averaged, config, frames, figures)
             bar.write(f"step {step}: loss {figures['loss']:.4f}, held-out PSNR {figures['psnr']:.2f} dB")
@@ -119,6 +136,7 @@ def train(output: Path, stages: tuple[Stage, ...], save_every: int, seed: int) -
 def load_frames(seed: int) -> Frames:
     """The clips' frames before coding; beside the clips' own squares, random ones of the training part."""
     train: list[np.ndarray] = []
+    varied: list[np.ndarray] = []
     held_out: dict[str, np.ndarray] = {}
     for source in data.SOURCES:
         frames, _ = data.read_source(source)
@@ -129,11 +147,11 @@ def load_frames(seed: int) -> Frames:
                 train += [data.crop(frames[index], *square) for square in source.crops]
                 for _ in range(RANDOM_CROPS_PER_FRAME):
                     left, top, side = random.random(), random.random(), random.uniform(0.6, 1.0)
-                    train.append(data.crop(frames[index], left, side, top=top))
+                    varied.append(data.crop(frames[index], left, side, top=top))
             for index in range(shot.held_out_start, shot.stop, source.frame_stride):
                 kept += [data.crop(frames[index], *square) for square in source.crops]
         held_out[source.label] = np.stack(kept)
-    return Frames(np.stack(train), held_out)
+    return Frames(np.stack(train), np.stack(varied), held_out)
 
 
 def to_network(frames: np.ndarray) -> np.ndarray:
@@ -154,7 +172,7 @@ def evaluate(net: "AutoencoderKL", frames: Frames) -> dict[str, Any]:
     for label, truth in frames.held_out.items():
         error = (reconstruct(net, truth).astype(np.float64) - truth) ** 2
         psnr[label] = float(np.mean(10 * np.log10(255**2 / error.mean(axis=(1, 2, 3)))))
-    mean, logvar = encode_in_chunks(net, to_network(frames.train[::8]), EVALUATION_CHUNK)
+    mean, logvar = encode_in_chunks(net, to_network(frames.train[::4]), EVALUATION_CHUNK)
     std = float(np.sqrt(np.mean(np.exp(logvar)) + np.var(mean)))
     return {"psnr": float(np.mean(list(psnr.values()))), "psnr_by_class": psnr, "latent_std": std}
 
@@ -175,7 +193,7 @@ def write(
     weights = {name: param.asnumpy() for name, param in net.parameters_and_names()}
     try:
         output.mkdir(parents=True, exist_ok=True)
-        save_file(weights, output / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+        (output / "diffusion_pytorch_model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
         (output / "config.json").write_text(json.dumps(scaled.to_published(), indent=2) + "\n")
         (output / "README.md").write_text(card(figures, sum(value.size for value in weights.values())))
         comparison(net, frames).save(output / "comparison.png")
@@ -194,7 +212,11 @@ def comparison(net: "AutoencoderKL", frames: Frames, columns_per_class: int = 4,
 
 def card(figures: dict[str, Any], parameters: int) -> str:
     """The README beside the weights."""
-    small, whole = figures["stages"]
+    options = f"--seed {figures['seed']}" + "".join(
+        f" --{name}-steps {stage.steps}" for name, stage in zip(("small", "whole"), figures["stages"], strict=True)
+    )
+    if figures["start"]:
+        options += f" --start {figures['start']}"
     psnr = "\n".join(f"| {label} | {value:.2f} |" for label, value in figures["psnr_by_class"].items())
     return f"""# The demo's autoencoder
 
@@ -205,9 +227,8 @@ for the demo and the tests only: it has seen three short videos and nothing else
   64x64 squares of them; the end of each shot is held out (`pipelines/demo/data.py`).
 - Loss: mean absolute error, {GRADIENT_LOSS_WEIGHT} times that of neighbouring pixels' differences, {KL_WEIGHT} times
   the KL divergence per latent. AdamW, learning rate {PEAK_LEARNING_RATE} falling by a cosine; EMA {EMA_DECAY}.
-- Made by `python -m pipelines.demo.train_autoencoder --output DIR --seed {figures["seed"]} --small-steps {small.steps}
-  --whole-steps {whole.steps}`, in MindSpore on a CPU; this is after {figures["steps"]} updates,
-  {figures["minutes"]:.0f} minutes on at most 2 cores that other work shared.
+- Made by `python -m pipelines.demo.train_autoencoder --output DIR {options}` in MindSpore on a CPU; these
+  are the weights after {figures["steps"]} updates, {figures["minutes"]:.0f} minutes on one busy core.
 - The training frames' latents have the standard deviation {figures["latent_std"]:.3f}; `scaling_factor` is 1 / that.
 
 PSNR of the reconstruction of held-out frames, 8 bits, mean over frames:
@@ -222,19 +243,20 @@ PSNR of the reconstruction of held-out frames, 8 bits, mean over frames:
 
 
 def _batches(
-    frames: np.ndarray, stages: tuple[Stage, ...], config: "AutoencoderKLConfig", seed: int
+    frames: Frames, stages: tuple[Stage, ...], config: "AutoencoderKLConfig", seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Images (B, 3, S, S) in [-1, 1] and noise (B, C, s, s) of every update, both float32."""
     counter = itertools.count()
     for stage in stages:
+        pool = np.concatenate([frames.train, frames.random]) if stage.varied else frames.train
+        room = data.IMAGE_SIZE - stage.size + 1
         for _ in range(stage.steps):
             random = rng.stream(seed, "autoencoder batch", next(counter))
-            room = frames.shape[1] - stage.size + 1
             squares = []
-            for index in random.integers(len(frames), size=stage.batch):
+            for index in random.integers(len(pool), size=stage.batch):
                 y, x = random.integers(room, size=2)
-                square = frames[index, y : y + stage.size, x : x + stage.size]
-                squares.append(square[:, ::-1] if random.random() < 0.5 else square)
+                square = pool[index, y : y + stage.size, x : x + stage.size]
+                squares.append(square[:, ::-1] if stage.varied and random.random() < 0.5 else square)
             side = stage.size // config.downsampling
             noise = random.standard_normal((stage.batch, config.latent_channels, side, side), np.float32)
             yield to_network(np.stack(squares)), noise

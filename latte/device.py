@@ -48,8 +48,9 @@ def _prepare() -> None:
     ms.set_context(mode=ms.PYNATIVE_MODE)
     ms.set_deterministic(True)
     if target() == "CPU":
-        # One thread hands out the work, the kernels keep theirs. Measured on 2 shared cores, training a small Latte, 7 of
-        # 8 pairs of runs were faster so, by up to two times: the default's idle threads spin. Last bits depend on it.
+        # One thread hands out the work, the kernels keep theirs. Measured on 2 shared cores, training a small Latte,
+        # 7 of 8 pairs of runs were faster so, by up to two times: the default's idle threads spin. Last bits depend on
+        # this number.
         ms.runtime.dispatch_threads_num(1)
 
 

@@ -29,7 +29,9 @@ class EncodeConfig(Config):
     vae: str = Field(description="manifest of the autoencoder's weights (file or URI)")
     image_size: int = Field(default=256, gt=0, description="side of the frames after scaling and cropping")
     dtype: Literal["float16", "float32"] = Field(default="float16", description="how latents are stored")
-    batch_size: int = Field(default=8, gt=0, description="frames that the autoencoder sees at once")
+    batch_size: int | None = Field(
+        default=None, gt=0, description="frames encoded at once; unset: as many pixels as 8 frames of 256x256, up to 32"
+    )
     min_frames: int = Field(default=1, gt=0, description="videos with fewer frames are left out, with a reason")
     max_frames: int | None = Field(default=None, gt=0, description="frames of each video that are encoded at most")
     shard_mb: float = Field(default=256, gt=0, description="megabytes of source video in a shard, about")
@@ -99,14 +101,14 @@ def encode_shards(config: EncodeConfig, plan_uri: str, task: int, num_tasks: int
 
         settings = encoding.Settings(
             image_size=config.image_size,
-            batch_size=config.batch_size,
+            batch_size=_batch_size(config),
             dtype=config.dtype,
             row_shape=_row_shape(config, vae),
             max_frames=config.max_frames,
             decode_workers=config.decode_workers,
             decode_limit_s=config.decode_limit_s,
         )
-        encode = encoding.load_encoder(vae, config.batch_size, config.image_size)
+        encode = encoding.load_encoder(vae, settings.batch_size, config.image_size)
         encoding.encode_all(todo, settings, encode)
     records = [record for shard in mine if (record := manifest.read_record(shard.uri)) is not None]
     part = manifest.Manifest(
@@ -201,6 +203,11 @@ def _folder(config: EncodeConfig, place: str, catalog_digest: str) -> str:
 
 def _final_fingerprint(config: EncodeConfig, fingerprint: str, catalog_digest: str) -> str:
     return manifest.fingerprint("latents", fingerprint, catalog_digest, config.min_frames)
+
+
+def _batch_size(config: EncodeConfig) -> int:
+    """Small frames need many at once to keep the cores busy, large ones few to stay within memory."""
+    return config.batch_size or max(1, min(32, 8 * 256**2 // config.image_size**2))
 
 
 def _vae_digest(vae: manifest.Manifest) -> str:

@@ -171,7 +171,8 @@ def _our_latte(size: dict[str, int], clips: int, train: bool, threads: int) -> T
     from mindspore import ops
 
     from latte import device, optim
-    from latte.models.latte import Latte, LatteConfig
+    from latte.models.configs import LatteConfig
+    from latte.models.latte import Latte
 
     device.setup(seed=0)
     net = Latte(LatteConfig(**size))
@@ -200,7 +201,7 @@ def _our_latte(size: dict[str, int], clips: int, train: bool, threads: int) -> T
     def accumulate(x: ms.Tensor, t: ms.Tensor, noise: ms.Tensor) -> ms.Tensor:
         loss, grads = grad_of(x, t, noise)
         for i in range(count):
-            loss = ops.depend(loss, ops.assign_add(sums[i], grads[i]))
+            loss = ops.depend(loss, ops.assign(sums[i], grads[i]))
         return loss
 
     update = optim.make_update(state, 0.0)
@@ -253,7 +254,8 @@ def _our_vae(case: str, threads: int) -> Turn:
     import mindspore as ms
 
     from latte import device
-    from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+    from latte.models.autoencoder_kl import AutoencoderKL
+    from latte.models.configs import AutoencoderKLConfig
 
     device.setup(seed=0)
     net = AutoencoderKL(AutoencoderKLConfig(**VAE))

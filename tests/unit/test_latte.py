@@ -193,7 +193,7 @@ def test_a_few_compiled_updates_lower_the_loss_of_one_batch():
     def accumulate(x0, t, noise, y):
         loss, grads = grad_of(x0, t, noise, y)
         for i in range(count):
-            loss = ops.depend(loss, ops.assign_add(sums[i], grads[i]))
+            loss = ops.depend(loss, ops.assign(sums[i], grads[i]))
         return loss
 
     update = optim.make_update(state, 0.0)

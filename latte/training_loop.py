@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # What a preset decides; the rest follows from the latents or from the user.
 _SIZE_KEYS = {"hidden_size", "depth", "num_heads", "patch_size"}
+# Tensors whose shape follows from the classes, the frames or the latents' size, not from the architecture.
+_MAY_DIFFER = ("y_embedder.", "text_embedding_projection.", "temp_embed", "pos_embed")
 
 
 def train(
@@ -89,7 +91,12 @@ def resolve_model(given: dict[str, Any], latents: manifest.Manifest) -> LatteCon
 
 
 def _load_start(net: nn.Cell, start: str) -> list[str]:
-    """Load what fits in name and shape; return the names of what was left at its fresh value."""
+    """Load weights of the same architecture; return the names of what was left at its fresh value.
+
+    Raises:
+        UserError: a tensor is of another architecture. Only what follows from the number of classes, the number of
+            frames and the latents' size may differ or be missing.
+    """
     given = checkpoints.read(start)
     own = {param.name: param for param in net.get_parameters()}
     unknown = sorted(set(given) - set(own))
@@ -98,11 +105,12 @@ def _load_start(net: nn.Cell, start: str) -> list[str]:
     fresh = []
     for name, param in own.items():
         if name in given and given[name].shape == tuple(param.shape):
-            param.set_data(ms.Tensor(np.ascontiguousarray(given[name], np.float32)))
-        else:
+            param.set_data(ms.Tensor(np.array(given[name], np.float32)))
+        elif name.startswith(_MAY_DIFFER):
             fresh.append(name)
-    if len(fresh) == len(own):
-        raise UserError(f"init_from {start}: no tensor has a shape of this model")
+        else:
+            found = f"has shape {given[name].shape}" if name in given else "is missing"
+            raise UserError(f"init_from {start}: tensor {name} {found}, this model has {tuple(param.shape)}")
     return fresh
 
 

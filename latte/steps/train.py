@@ -11,6 +11,7 @@ Where the weights come from, first rule that applies:
 """
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -61,6 +62,7 @@ class TrainConfig(Config):
         return self
 
 
+_STAT_THREADS = 16
 # These change how a run is watched, cached or stopped, not what it computes.
 _NOT_IN_FINGERPRINT = {
     "root", "name", "latents", "init_from", "log_every", "checkpoint_every", "keep_last", "keep_every", "cache_dir",
@@ -86,6 +88,7 @@ def run(config: TrainConfig) -> manifest.Manifest:
         return done
 
     started = time.monotonic()
+    _check_shards(latents)
     from latte.training_loop import train
 
     metrics, shards, facts = train(config, latents, uri, start)
@@ -103,6 +106,14 @@ def run(config: TrainConfig) -> manifest.Manifest:
             seconds=time.monotonic() - started,
         )
     )
+
+
+def _check_shards(latents: manifest.Manifest) -> None:
+    with ThreadPoolExecutor(_STAT_THREADS, thread_name_prefix="shards") as pool:
+        whole = list(pool.map(manifest.is_whole, latents.shards))
+    missing = [shard.uri for shard, there in zip(latents.shards, whole, strict=True) if not there]
+    if missing:
+        raise UserError(f"latents {latents.uri}: shard {missing[0]} ({len(missing)} in all) is missing or cut off")
 
 
 def _resolve_start(init_from: str | None) -> tuple[str | None, str | None]:

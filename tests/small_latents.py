@@ -1,0 +1,39 @@
+"""Latents of a few real clips, as the convert and encode steps leave them: 8x8 pixels, 4 channels, 20 frames."""
+
+from pathlib import Path
+
+import numpy as np
+
+from latte import storage
+from latte.config import build
+from latte.steps import convert, encode
+from pipelines.demo import data
+from tests import video_files
+
+AUTOENCODER = Path(__file__).parents[1] / "configs/demo/autoencoder/diffusion_pytorch_model.safetensors"
+FRAMES = 20
+
+
+def publish(folder: Path, clips_per_class: int = 5) -> str:
+    """Cut, convert and encode; returns the URI of the latents' manifest. Classes: bikes, carphone."""
+    for source in data.SOURCES:
+        if source.label not in ("bikes", "carphone"):
+            continue
+        frames, _ = data.read_source(source)
+        for number in range(clips_per_class):
+            shown = frames[number * 25 : number * 25 + FRAMES]
+            cropped = np.stack([data.crop(frame, 0.25 + 0.1 * number, 0.9) for frame in shown])  # (F, 64, 64, 3)
+            video_files.write(folder / "videos" / source.label / f"{number}.mp4", cropped)
+    root = storage.from_path(folder / "root")
+    weights = convert.run(
+        build(convert.ConvertConfig, {"kind": "vae", "source": str(AUTOENCODER), "root": root, "name": "vae"}, "test")
+    )
+    settings = {
+        "root": root,
+        "name": "few",
+        "vae": storage.join(weights.uri, "manifest.json"),
+        "image_size": 64,
+        "num_tasks": 1,
+        "dataset": {"videos": str(folder / "videos")},
+    }
+    return storage.join(encode.run(build(encode.EncodeConfig, settings, "test")).uri, "manifest.json")

@@ -1,4 +1,4 @@
-"""`latte-pipeline run | compile | demo-clips`: the pipeline from the command line."""
+"""`latte-pipeline run | compile | demo-clips`: the pipelines from the command line."""
 
 import os
 from pathlib import Path
@@ -7,6 +7,11 @@ import click
 
 from latte import __version__
 from latte.cli import guarded
+from pipelines.compiled import PIPELINES
+
+_PIPELINE = click.option(
+    "--pipeline", type=click.Choice(PIPELINES), default=PIPELINES[0], show_default=True, help="Which pipeline."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -16,6 +21,7 @@ def cli() -> None:
 
 
 @cli.command()
+@_PIPELINE
 @click.option(
     "-c", "--config", "path", required=True, type=click.Path(path_type=Path), help="YAML settings of the run."
 )
@@ -23,8 +29,15 @@ def cli() -> None:
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Folder of the run [default: runs/<name>].")
 @click.option("--port", type=int, help="Port of the run's own store [default: a free one].")
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
-def run(path: Path, root: str | None, run_dir: Path | None, port: int | None, overrides: tuple[str, ...]) -> None:
-    r"""Run the pipeline on this machine, through the same components and DAG as on a cluster.
+def run(
+    pipeline: str,
+    path: Path,
+    root: str | None,
+    run_dir: Path | None,
+    port: int | None,
+    overrides: tuple[str, ...],
+) -> None:
+    r"""Run a pipeline on this machine, through the same components and DAG as on a cluster.
 
     Without --root a SeaweedFS S3 server is started on loopback for the time of the run; its data stays in the run's
     folder. With --root s3://… your own store is used (AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY).
@@ -37,7 +50,7 @@ def run(path: Path, root: str | None, run_dir: Path | None, port: int | None, ov
     from pipelines import local, settings
 
     def go() -> None:
-        config = settings.load(path, overrides)
+        config = settings.load(path, overrides, pipeline)
         local.run(config, run_dir or Path("runs") / config.name, root or config.root, port)
 
     guarded(go)
@@ -49,9 +62,9 @@ def run(path: Path, root: str | None, run_dir: Path | None, port: int | None, ov
     "--output", type=click.Path(path_type=Path), default=Path(), help="Folder to write under [default: here]."
 )
 def compile(image: str | None, output: Path) -> None:
-    """Write the pipeline and the components as IR YAML, ready to be uploaded to Kubeflow Pipelines.
+    """Write the pipelines and the components as IR YAML, ready to be uploaded to Kubeflow Pipelines.
 
-    Writes pipelines/train_and_evaluate.yaml and components/<step>/<component>.yaml.
+    Writes pipelines/<pipeline>.yaml and components/<step>/<component>.yaml.
     """
     if image:
         os.environ["LATTE_IMAGE"] = image

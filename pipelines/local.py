@@ -16,23 +16,23 @@ import filelock
 from components.runtime import EVENTS_ENV
 from latte import storage
 from latte.errors import LatteError, UserError
-from pipelines import console, processes, settings, store
+from pipelines import compiled, console, processes, settings, store
 
 PROGRESS_INTERVAL_S = "2"
 POLITE_S = 20.0
 
 
-def run(config: settings.PipelineConfig, run_dir: Path, root: str | None = None, port: int | None = None) -> Path:
-    """Run `train_and_evaluate` to its end on this machine.
+def run(config: settings.AnyConfig, run_dir: Path, root: str | None = None, port: int | None = None) -> Path | None:
+    """Run a pipeline to its end on this machine.
 
     Args:
-        config: checked settings.
+        config: checked settings; their class says which pipeline.
         run_dir: the run's folder: log, KFP's small artifacts, report.html, and the store's data if it is the run's own.
         root: where the heavy data goes; None starts SeaweedFS inside `run_dir`, unless AWS_ENDPOINT_URL_S3 is set.
         port: port of that SeaweedFS; a free one when None.
 
     Returns:
-        Path of the report.
+        Path of the report, or None where the pipeline makes none.
 
     Raises:
         LatteError: a step failed; the error's exit code is the step's.
@@ -48,18 +48,17 @@ def run(config: settings.PipelineConfig, run_dir: Path, root: str | None = None,
         _single_run(run_dir),
         processes.tied_to_this_process(run_dir),
         _signals_end_the_run(run_dir),
-        _root(run_dir, root, config.name, port) as place,
+        _root(run_dir, root, config.prefix, port) as place,
     ):
         storage.check_root(place)
         return _run_pipeline(config, run_dir, place)
 
 
-def _run_pipeline(config: settings.PipelineConfig, run_dir: Path, root: str) -> Path:
+def _run_pipeline(config: settings.AnyConfig, run_dir: Path, root: str) -> Path | None:
     # KFP is slow to import, and a wrong setting or secret should be told at once.
     from kfp import local
 
-    from pipelines.train_and_evaluate import train_and_evaluate
-
+    pipeline = compiled.pipeline(config.pipeline)
     events = run_dir / "events.jsonl"
     events.unlink(missing_ok=True)
     started = time.monotonic()
@@ -77,7 +76,7 @@ def _run_pipeline(config: settings.PipelineConfig, run_dir: Path, root: str) -> 
             ):
                 warnings.simplefilter("ignore")
                 logging.captureWarnings(False)
-                train_and_evaluate(**settings.parameters(config, root))
+                pipeline(**settings.parameters(config, root))
         except RuntimeError as error:
             watcher.stop()
             failure = watcher.failure()
@@ -91,13 +90,27 @@ def _run_pipeline(config: settings.PipelineConfig, run_dir: Path, root: str) -> 
     report = _copy_report(run_dir, watcher.events)
     console.show(console.time_table(watcher.events))
     print(f"done in {time.monotonic() - started:.0f} s")
-    print(f"report: {report}")
+    for summary in _summaries(watcher.events, "promotion"):
+        print(f"promotion: {'promoted' if summary['promoted'] else 'not promoted'}: {summary['reason']}")
+    if report is None:
+        for kind in ("video_set", "score"):
+            print(f"{kind.replace('_', ' ')}: {_summaries(watcher.events, kind)[-1]['uri']}")
+    else:
+        print(f"report: {report}")
     return report
 
 
-def _copy_report(run_dir: Path, events: list[dict[str, Any]]) -> Path:
-    uri = next(event["summary"]["uri"] for event in reversed(events) if event["task"] == "report")
-    return storage.download(storage.join(uri, "report.html"), run_dir / "report.html")
+def _summaries(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """Summaries of the manifests of this kind that the run's tasks made or found."""
+    summaries = [event["summary"] for event in events if event["event"] == "finished"]
+    return [summary for summary in summaries if summary["kind"] == kind]
+
+
+def _copy_report(run_dir: Path, events: list[dict[str, Any]]) -> Path | None:
+    made = _summaries(events, "report")
+    if not made:
+        return None
+    return storage.download(storage.join(made[-1]["uri"], "report.html"), run_dir / "report.html")
 
 
 def _as_error(failure: dict[str, Any]) -> LatteError:
@@ -117,12 +130,12 @@ def _single_run(run_dir: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _root(run_dir: Path, root: str | None, name: str, port: int | None) -> Iterator[str]:
+def _root(run_dir: Path, root: str | None, prefix: str, port: int | None) -> Iterator[str]:
     if root is not None:
         yield root
         return
     with store.serve(run_dir / "store", port) as served, _environment(served.environment):
-        yield f"s3://{store.BUCKET}/{name}"
+        yield f"s3://{store.BUCKET}/{prefix}"
 
 
 @contextlib.contextmanager

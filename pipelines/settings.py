@@ -1,10 +1,10 @@
 """Settings of a pipeline run: a YAML file with a section a step, checked as a whole before anything is started."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from components.runtime import build_config
 from latte import config, storage
@@ -18,48 +18,121 @@ SECTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "train": ("train", "TrainConfig", ("latents",)),
     "sample": ("sample", "SampleConfig", ("checkpoint", "vae")),
     "score": ("score", "ScoreConfig", ("videos", "real", "detector")),
+    "promote": ("promote", "PromoteConfig", ("checkpoint", "score", "real", "detector")),
     "report": ("report", "ReportConfig", ("vae", "latents", "checkpoint")),
 }
 # Sections in which the pipeline fills in lists of manifests.
 _WIRED_LISTS = {"report": ("video_sets", "scores")}
 
 
-class PipelineConfig(config.Config):
-    """Parameters of `train_and_evaluate`; each section holds the keys of one step's config."""
+class _Common(config.Config):
+    """What every pipeline takes; each section holds the keys of one step's config."""
 
-    name: str = Field(description="name of the dataset, the training run and the report")
+    name: str = Field(description="name of the run, and of what it makes")
     root: str | None = Field(
         default=None, description="s3://bucket/prefix or file:///dir; None: a store of the run's own"
     )
     vae: dict[str, Any] = Field(description="ConvertConfig of the autoencoder")
     detector: dict[str, Any] = Field(description="ConvertConfig of the I3D that scores")
     encode: dict[str, Any] = Field(description="EncodeConfig: the dataset and how it is encoded")
-    train: dict[str, Any] = Field(default_factory=dict, description="TrainConfig")
-    sample: dict[str, Any] = Field(
-        default_factory=dict, description="SampleConfig, for the trained and untrained model"
-    )
+    sample: dict[str, Any] = Field(default_factory=dict, description="SampleConfig, for every set of the run")
     score: dict[str, Any] = Field(default_factory=dict, description="ScoreConfig")
+
+    @property
+    def prefix(self) -> str:
+        """Where in the bucket of a run's own store its data lies."""
+        return self.name
+
+
+class PipelineConfig(_Common):
+    """Parameters of `train_and_evaluate`; `name` names the dataset, the training run and the report."""
+
+    pipeline: ClassVar[str] = "train_and_evaluate"
+    train: dict[str, Any] = Field(default_factory=dict, description="TrainConfig")
     report: dict[str, Any] = Field(default_factory=dict, description="ReportConfig")
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> PipelineConfig:
-    """Read and check the settings; every section is checked against its step's config.
+class NightlyConfig(PipelineConfig):
+    """Parameters of `nightly_retrain`; `name` is also the model's name in the registry."""
+
+    pipeline: ClassVar[str] = "nightly_retrain"
+    promote: dict[str, Any] = Field(default_factory=dict, description="PromoteConfig: margin or tolerance")
+
+
+class BulkConfig(_Common):
+    """Parameters of `bulk_sample`; `name` names the video set and its score."""
+
+    pipeline: ClassVar[str] = "bulk_sample"
+    model: str = Field(default="", description="name of the model in the registry")
+    dataset: str = Field(description="name of the dataset that the score is against")
+    checkpoint: str = Field(default="", description="manifest of a checkpoint; empty: the promoted one of `model`")
+
+    @property
+    def prefix(self) -> str:
+        """Beside the dataset and the registry, which another pipeline has filled."""
+        return self.dataset
+
+    @model_validator(mode="after")
+    def _names_weights(self) -> "BulkConfig":
+        if not self.model and not self.checkpoint:
+            raise ValueError("name a model of the registry, or a checkpoint's manifest")
+        return self
+
+
+AnyConfig = PipelineConfig | NightlyConfig | BulkConfig
+PIPELINES: dict[str, type[AnyConfig]] = {cls.pipeline: cls for cls in (PipelineConfig, NightlyConfig, BulkConfig)}
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), pipeline: str = "train_and_evaluate") -> AnyConfig:
+    """Read and check the settings of a pipeline; every section is checked against its step's config.
 
     Raises:
         UserError: a key is unknown, missing or bad in any section, or a local file or folder named in it is missing.
     """
-    settings = config.load(PipelineConfig, path, overrides)
-    for section, (module, class_name, wired) in SECTIONS.items():
-        filled: dict[str, Any] = {"root": settings.root or "file:///", "name": settings.name}
-        filled |= dict.fromkeys(wired, "file:///later")
-        filled |= {key: ["file:///later"] for key in _WIRED_LISTS.get(section, ())}
-        _refuse_null(f"{path}: {section}", getattr(settings, section))
-        step = build_config(module, class_name, getattr(settings, section), filled, source=f"{path}: {section}")
+    settings: AnyConfig = config.load(PIPELINES[pipeline], path, overrides)
+    for section, step in _steps(settings, str(path)).items():
         _check_inputs(f"{path}: {section}", step)
     return settings
 
 
-def parameters(settings: PipelineConfig, root: str) -> dict[str, Any]:
+def load_remote(path: str | Path, overrides: Sequence[str] = (), pipeline: str = "train_and_evaluate") -> AnyConfig:
+    """Read and check settings for a cluster, whose files and folders need not be on this machine.
+
+    Raises:
+        UserError: a key is unknown, missing or bad in any section.
+    """
+    settings: AnyConfig = config.load(PIPELINES[pipeline], path, overrides)
+    _steps(settings, str(path))
+    return settings
+
+
+def check(cls: type[AnyConfig], values: Mapping[str, Any], source: str) -> AnyConfig:
+    """Settings from values; `source` is named in errors.
+
+    Raises:
+        UserError: a key is unknown, missing or bad in any section.
+    """
+    settings: AnyConfig = config.build(cls, values, source)
+    _steps(settings, source)
+    return settings
+
+
+def _steps(settings: AnyConfig, source: str) -> dict[str, config.Config]:
+    """The config of every step of the pipeline, checked."""
+    steps = {}
+    for section, (module, class_name, wired) in SECTIONS.items():
+        if section not in type(settings).model_fields:
+            continue
+        given = getattr(settings, section)
+        filled: dict[str, Any] = {"root": settings.root or "file:///", "name": settings.name}
+        filled |= dict.fromkeys(wired, "file:///later")
+        filled |= {key: ["file:///later"] for key in _WIRED_LISTS.get(section, ())}
+        _refuse_null(f"{source}: {section}", given)
+        steps[section] = build_config(module, class_name, given, filled, source=f"{source}: {section}")
+    return steps
+
+
+def parameters(settings: AnyConfig, root: str) -> dict[str, Any]:
     """The arguments of the pipeline function."""
     return {**settings.model_dump(exclude={"root"}), "root": root}
 

@@ -13,6 +13,7 @@ def train(
     latents: dsl.Input[dsl.Dataset],
     checkpoint: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    init_from: str = "",
 ) -> None:
     """Train a Latte on latents; goes on where an earlier try was stopped.
 
@@ -23,8 +24,10 @@ def train(
         latents: Manifest of the encoded dataset.
         checkpoint: Manifest of the run's checkpoints.
         metrics: Last loss, gradient norm and rate.
+        init_from: Manifest of a checkpoint to start from, in place of the settings' own; empty for those.
     """
     from components.runtime import run_step
 
     wired = {"root": root, "name": name, "latents": latents.path}
-    run_step("train", "train", "TrainConfig", settings, wired, output=checkpoint, metrics=metrics)
+    given = {**settings, "init_from": init_from} if init_from else settings
+    run_step("train", "train", "TrainConfig", given, wired, output=checkpoint, metrics=metrics)

@@ -97,7 +97,7 @@ def _make(
     from latte.latents import LatentClips
 
     started = time.monotonic()
-    labels = words.set_labels(sets)
+    labels = words.set_labels(sets, finetuned=bool(checkpoint.config["train"].get("init_from")))
     with tempfile.TemporaryDirectory(prefix="latte-latents-") as cache:
         # Without room for copies every clip is one ranged read; a dozen clips need no whole shards.
         clips = LatentClips(latents, cache, cache_bytes=0)

@@ -36,13 +36,19 @@ NOT_FVD = (
 )
 
 
+# Titles of the set that a run's weights made before their first update.
+_UNTRAINED, _BEFORE = "untrained", "before training"
 _BESIDE_THE_VALUE = ("interval_low", "interval_high", "unbiased_estimate", "clips")
 
 
-def set_labels(sets: Sequence[Manifest]) -> list[str]:
-    """A short title for each generated set, by the step of its checkpoint; names tell apart what steps do not."""
+def set_labels(sets: Sequence[Manifest], finetuned: bool = False) -> list[str]:
+    """A short title for each generated set, by the step of its checkpoint; names tell apart what steps do not.
+
+    Step 0 of a run that starts from given weights is not untrained, only before this training.
+    """
+    start = _BEFORE if finetuned else _UNTRAINED
     labels = [
-        "Generated, untrained" if not videos.config["step"] else f"Generated, {videos.config['step']:,} steps"
+        f"Generated, {start}" if not videos.config["step"] else f"Generated, {videos.config['step']:,} steps"
         for videos in sets
     ]
     trained = [label for label in labels if "steps" in label]
@@ -85,7 +91,7 @@ def board(metric: str, members: Sequence[tuple[Manifest, str]]) -> dict[str, Any
                 "clips": score.metrics.get("clips"),
                 "unbiased": score.metrics.get("unbiased_estimate"),
                 "notes": score.config.get("notes", []),
-                "tone": "muted" if "untrained" in label else "strong",
+                "tone": "muted" if any(start in label for start in (_UNTRAINED, _BEFORE)) else "strong",
             }
         )
     # Bars leave room on the right for the whisker's end.
@@ -122,7 +128,7 @@ def verdict(scores: Mapping[str, Any] | None) -> dict[str, str]:
         return {
             "tone": "open",
             "headline": f"{scores['short']} to real clips: {number(bars[0]['value'])}",
-            "sentence": "Lower is better. There is no score of the untrained model to hold it against.",
+            "sentence": "Lower is better. There is no score of the model before training to hold it against.",
         }
     after, before = trained["value"], untrained["value"]
     numbers = f"{number(before)} before training, {number(after)} after"

@@ -64,10 +64,16 @@ class Run:
         return True
 
 
-def start(run_dir: Path, *arguments: str, settings: dict | None = None, env: dict | None = None) -> Run:
+def start(
+    run_dir: Path,
+    *arguments: str,
+    settings: dict | None = None,
+    env: dict | None = None,
+    config: str = "configs/demo/pipeline.yaml",
+) -> Run:
     """Start `latte-pipeline run` on the demo's settings with overrides."""
     overrides = [f"{key}={json.dumps(value)}" for key, value in (settings or {}).items()]
-    command = [BIN / "latte-pipeline", "run", "-c", "configs/demo/pipeline.yaml", "--run-dir", run_dir]
+    command = [BIN / "latte-pipeline", "run", "-c", config, "--run-dir", run_dir]
     process = subprocess.Popen(
         [str(part) for part in (*command, *arguments, *overrides)],
         cwd=REPOSITORY,

@@ -1,0 +1,77 @@
+"""Promote: the gate before a model is used, and what is promoted now."""
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def promote(
+    root: str,
+    name: str,
+    settings: dict,
+    checkpoint: dsl.Input[dsl.Model],
+    score: dsl.Input[dsl.Artifact],
+    real: dsl.Input[dsl.Dataset],
+    detector: dsl.Input[dsl.Model],
+    promotion: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+) -> None:
+    """Promote the checkpoint if its score passes the gate; a model that does not pass is no failure.
+
+    Args:
+        root: Where everything is kept, s3://bucket/prefix or file:///dir.
+        name: Name of the model in the registry; its pointer is registry/<name>/current.json.
+        settings: Keys of latte.steps.promote.PromoteConfig: margin, tolerance.
+        checkpoint: Manifest of the candidate's training run.
+        score: Manifest of the candidate's score.
+        real: Manifest of the encoded dataset that the score is against.
+        detector: Manifest of the I3D weights.
+        promotion: Manifest of the decision.
+        metrics: promoted (1 or 0), the two values and the limit.
+    """
+    from components.runtime import run_step
+
+    wired = {
+        "root": root,
+        "name": name,
+        "checkpoint": checkpoint.path,
+        "score": score.path,
+        "real": real.path,
+        "detector": detector.path,
+    }
+    run_step("promote", "promote", "PromoteConfig", settings, wired, output=promotion, metrics=metrics)
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def promote_start(root: str, name: str) -> str:
+    """Look up where training goes on from.
+
+    Args:
+        root: Where everything is kept, s3://bucket/prefix or file:///dir.
+        name: Name of the model in the registry.
+
+    Returns:
+        URI of the promoted checkpoint's manifest, or nothing before the first promotion.
+    """
+    from components.runtime import run_step
+
+    wired = {"root": root, "name": name}
+    found = run_step("promoted", "promoted", "PromotedConfig", {}, wired, function="look_up")
+    return str(found.metrics["checkpoint"])
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def promote_checkpoint(root: str, name: str, uri: str, checkpoint: dsl.Output[dsl.Model]) -> None:
+    """Fetch the manifest of the promoted checkpoint, or of the one that is named.
+
+    Args:
+        root: Where everything is kept, s3://bucket/prefix or file:///dir.
+        name: Name of the model in the registry.
+        uri: Manifest of a checkpoint; empty for the promoted one.
+        checkpoint: Manifest of the checkpoint.
+    """
+    from components.runtime import run_step
+
+    wired = {"root": root, "name": name, "checkpoint": uri}
+    run_step("checkpoint", "promoted", "PromotedConfig", {}, wired, function="fetch", output=checkpoint)

@@ -1,0 +1,47 @@
+"""What is promoted: looked up once at the start of a run, so that every step of the run means the same checkpoint."""
+
+from pydantic import Field
+
+from latte import manifest, registry, storage
+from latte.config import Config
+from latte.errors import UserError
+
+
+class PromotedConfig(Config):
+    """Which checkpoint is meant."""
+
+    root: str = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
+    name: str = Field(description="name of the model in the registry")
+    checkpoint: str = Field(default="", description="manifest of a checkpoint; empty: the promoted one")
+
+
+def look_up(config: PromotedConfig) -> manifest.Manifest:
+    """Where training goes on from: metrics "checkpoint" (a manifest's URI, "" before the first promotion), "number".
+
+    Raises:
+        UserError: the pointer's content is not an entry of the registry.
+    """
+    current, _ = registry.read_current(config.root, config.name)
+    return manifest.Manifest(
+        kind="promoted",
+        name=config.name,
+        uri=registry.place(config.root, config.name),
+        fingerprint=manifest.fingerprint("promoted", current),
+        metrics={
+            "number": current.number if current is not None else 0,
+            "checkpoint": current.checkpoint if current is not None else "",
+        },
+    )
+
+
+def fetch(config: PromotedConfig) -> manifest.Manifest:
+    """The manifest of the checkpoint that is meant.
+
+    Raises:
+        UserError: there is no such manifest, or nothing is promoted under this name.
+    """
+    uri = config.checkpoint or look_up(config).metrics["checkpoint"]
+    if not uri:
+        pointer = storage.join(registry.place(config.root, config.name), "current.json")
+        raise UserError(f"{pointer}: nothing is promoted under {config.name} yet; promote first, or name a checkpoint")
+    return manifest.read(uri, "checkpoint")

@@ -1,0 +1,50 @@
+"""The DAG of an evaluation set: many videos from the promoted checkpoint, or from one that is named, and their score.
+
+    checkpoint ──────────────────────────────────────► sample: plan ─► shards … ─► merge ─┬─► score
+    convert vae, i3d ─► encode (found done) ──────────────────────────────────────────────┘
+
+The set grows in place: a larger `num_videos` generates only the new ones.
+"""
+
+from kfp import dsl
+
+from components.promote.component import promote_checkpoint
+from pipelines import parts
+
+
+@dsl.pipeline(
+    name="latte-bulk-sample",
+    description="Generate a set of videos from the promoted checkpoint or from one that is named, and score it.",
+)
+def bulk_sample(
+    root: str,
+    name: str,
+    model: str,
+    dataset: str,
+    vae: dict,
+    detector: dict,
+    encode: dict,
+    sample: dict,
+    score: dict,
+    checkpoint: str = "",
+) -> None:
+    """Each `dict` holds the keys of one step's config; see `latte STEP --help`.
+
+    Args:
+        root: Where everything is kept, s3://bucket/prefix or file:///dir.
+        name: Name of the video set and of its score.
+        model: Name of the model in the registry.
+        dataset: Name of the dataset that the score is against.
+        vae: Keys of ConvertConfig for the autoencoder.
+        detector: Keys of ConvertConfig for the I3D that scores.
+        encode: Keys of EncodeConfig of the dataset that the score is against.
+        sample: Keys of SampleConfig.
+        score: Keys of ScoreConfig.
+        checkpoint: Manifest of a checkpoint; empty for the promoted one.
+    """
+    chosen = parts.named(promote_checkpoint(root=root, name=model, uri=checkpoint), "checkpoint")
+    weights, i3d = parts.weights(root, vae, detector)
+    latents = parts.encode_dataset(root, dataset, encode, weights)
+    made = chosen.outputs["checkpoint"]
+    videos = parts.generate("bulk", root, name, sample, parts.NEWEST, made, weights)
+    parts.measure("bulk", root, name, score, videos, latents, i3d)

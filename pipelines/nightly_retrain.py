@@ -1,0 +1,84 @@
+"""The DAG of every night: encode what is new, train on from the promoted model, promote if the score is better.
+
+    promoted ───────────────────────────────────────────┐
+    convert vae, i3d ─► encode: plan ─► shards … ─► merge ─► train ─┬─► sample after ──► score ─┬─► promote (gate)
+                                                                    └─► sample before ─► score ─┴─► report
+
+"Before" is the promoted model: its videos are those of the night that promoted it and are not generated again. Only the
+last but one task moves the pointer; a failure at any step before leaves the promoted model as it was.
+"""
+
+from kfp import dsl
+
+from components.promote.component import promote as promote_step
+from components.promote.component import promote_start
+from components.report.component import report as report_step
+from components.train.component import train as train_step
+from pipelines import parts
+
+
+@dsl.pipeline(
+    name="latte-nightly-retrain",
+    description="Encode new videos, train on from the promoted model, score, promote if better, report.",
+)
+def nightly_retrain(
+    root: str,
+    name: str,
+    vae: dict,
+    detector: dict,
+    encode: dict,
+    train: dict,
+    sample: dict,
+    score: dict,
+    promote: dict,
+    report: dict,
+) -> None:
+    """Each `dict` holds the keys of one step's config; see `latte STEP --help`.
+
+    Args:
+        root: Where everything is kept, s3://bucket/prefix or file:///dir.
+        name: Name of the dataset, the training run, the videos, the scores, the report and the model in the registry.
+        vae: Keys of ConvertConfig for the autoencoder.
+        detector: Keys of ConvertConfig for the I3D that scores.
+        encode: Keys of EncodeConfig.
+        train: Keys of TrainConfig; its init_from counts only before the first promotion.
+        sample: Keys of SampleConfig.
+        score: Keys of ScoreConfig.
+        promote: Keys of PromoteConfig: margin or tolerance.
+        report: Keys of ReportConfig.
+    """
+    start = parts.named(promote_start(root=root, name=name), "promoted")
+    weights, i3d = parts.weights(root, vae, detector)
+    latents = parts.encode_dataset(root, name, encode, weights)
+    training = train_step(root=root, name=name, settings=train, latents=latents, init_from=start.output)
+    checkpoint = parts.named(training, "train").outputs["checkpoint"]
+
+    videos, scores = {}, {}
+    # One name for both: what "after" was last night is found under it as "before" tonight.
+    for label, step in (("after", parts.NEWEST), ("before", parts.START)):
+        videos[label] = parts.generate(label, root, name, sample, step, checkpoint, weights)
+        scores[label] = parts.measure(label, root, name, score, videos[label], latents, i3d)
+
+    gate = promote_step(
+        root=root,
+        name=name,
+        settings=promote,
+        checkpoint=checkpoint,
+        score=scores["after"],
+        real=latents,
+        detector=i3d,
+    )
+    parts.named(gate, "promote")
+    page = report_step(
+        root=root,
+        name=name,
+        settings=report,
+        vae=weights,
+        latents=latents,
+        checkpoint=checkpoint,
+        trained=videos["after"],
+        untrained=videos["before"],
+        trained_score=scores["after"],
+        untrained_score=scores["before"],
+    )
+    parts.named(page, "report").after(gate)

@@ -265,16 +265,9 @@ def _our_vae(case: str, threads: int) -> Turn:
         param.set_data(ms.Tensor(weights[param.name]))
     x = ms.Tensor(_images(case))
 
-    @ms.jit
-    def encode(x: ms.Tensor) -> ms.Tensor:
-        return net.encode(x)[0]
-
-    @ms.jit
-    def decode(x: ms.Tensor) -> ms.Tensor:
-        return net.decode(x)
-
-    run = encode if case == "vae-encode" else decode
-    return lambda: _digest(run(x).asnumpy())
+    if case == "vae-encode":
+        return lambda: _digest(net.encode(x)[0].asnumpy())
+    return lambda: _digest(net.decode(x).asnumpy())
 
 
 def _peer_vae(case: str, threads: int) -> Turn:

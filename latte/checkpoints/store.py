@@ -49,6 +49,7 @@ def save(tensors: Mapping[str, Tensor], target: str | Path) -> storage.Ref:
 def load_into(net: "nn.Cell", uri: str) -> None:
     """See `latte.checkpoints.load`."""
     import mindspore as ms
+    from mindspore import ops
 
     found = open_checkpoint(uri).tensors
     parameters = {parameter.name: parameter for parameter in net.get_parameters()}
@@ -59,7 +60,8 @@ def load_into(net: "nn.Cell", uri: str) -> None:
     )
     for name, parameter in parameters.items():
         tensor = found[name]
-        parameter.set_data(ms.Tensor(np.array(tensor.array())))  # a copy: MindSpore may keep the memory it is given
+        # A graph that was compiled before does not see set_data. A copy: MindSpore may keep the memory it is given.
+        ops.assign(parameter, ms.Tensor(np.array(tensor.array())))
         forget(tensor.storage.pieces[0])
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from mindspore import ops
 
 from latte import rng
+from latte.errors import UserError
 
 # On processors with AVX-512 the oneDNN inside MindSpore 2.9 computes convolutions by its unoptimised reference code, a
 # hundred times slower than with AVX2. oneDNN reads this before its first operator.
@@ -57,6 +58,55 @@ def _prepare() -> None:
 def stream(purpose: str, *index: int | str) -> np.random.Generator:
     """Random numbers for (the seed given to `setup`, purpose, index); the seed counts as 0 before one is given."""
     return rng.stream(ms.get_seed() or 0, purpose, *index)
+
+
+def join_workers() -> tuple[int, int]:
+    """Number of this process and how many train together; (0, 1) unless msrun started it.
+
+    The first call joins the others: through MCCL on CPUs, HCCL on Ascend. In msrun's scheduler it returns at the end.
+    """
+    if "MS_ROLE" not in os.environ:
+        return 0, 1
+    _prepare()
+    return _join()
+
+
+@cache
+def _join() -> tuple[int, int]:
+    from mindspore.communication import get_group_size, get_rank, init
+
+    init()
+    return get_rank(), get_group_size()
+
+
+def make_all_reduce() -> ops.AllReduce:
+    """The operator that sums a tensor over all workers; usable inside `ms.jit`, after `join_workers`."""
+    return ops.AllReduce()
+
+
+def share_cores(index: int, count: int) -> None:
+    """Keep process `index` of `count` on this machine to its share of a CPU's cores; call it before `setup`."""
+    cores = sorted(os.sched_getaffinity(0))
+    if target() == "CPU" and count <= len(cores):
+        os.sched_setaffinity(0, cores[index::count])
+
+
+def memory_bytes() -> int | None:
+    """Memory of the accelerator of this process, None on a CPU; untested on hardware."""
+    if target() == "CPU":
+        return None
+    return int(ms.hal.get_device_properties(0).total_memory)
+
+
+def compute_type(precision: str) -> ms.Type:
+    """The type that matrix products take for "fp32", "fp16" or "bf16".
+
+    Raises:
+        UserError: this device does not have it.
+    """
+    if precision == "bf16" and target() == "CPU":
+        raise UserError("precision=bf16: MindSpore's matrix products on a CPU do not take it; use fp32")
+    return {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}[precision]
 
 
 def attention(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, scale: float) -> ms.Tensor:

@@ -8,7 +8,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
+from latte import device
+
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+BUCKET_BYTES = 256 << 20
+_SCALE_DOUBLES_AFTER = 2000
 
 
 @dataclass(frozen=True)
@@ -46,16 +50,16 @@ def make_state(net: nn.Cell) -> OptimizerState:
     )
 
 
-def make_update(
-    state: OptimizerState, weight_decay: float, all_reduce_mean: Callable[[ms.Tensor], ms.Tensor] | None = None
-) -> Callable[..., ms.Tensor]:
-    """The compiled end of a step: average gradients over workers, clip, AdamW, EMA.
+def make_update(state: OptimizerState, weight_decay: float) -> Callable[..., float]:
+    """The compiled end of a step: clip, AdamW, EMA.
 
     AdamW is that of torch.optim.AdamW (Loshchilov & Hutter 2019): decoupled decay, moments corrected for their start.
     The correction is folded into step size and epsilon (`scalars`), so that the fused Adam kernel serves.
 
     Returns:
-        `update(step_size, epsilon, decay, ema_decay, max_norm) -> gradient norm before clipping`, all float32 scalars.
+        `update(step_size, epsilon, decay, ema_decay, max_norm, loss_scale=1.0) -> gradient norm before clipping`, all
+        float32 scalars. The gradients are those of the loss times `loss_scale`. Where the norm is NaN or infinite,
+        nothing is updated.
     """
     adam = ops.Adam()
     zero, beta1, beta2 = (ms.Tensor(value, ms.float32) for value in (0.0, BETA1, BETA2))
@@ -64,24 +68,21 @@ def make_update(
 
     # Graphs of their own: inside one graph MindSpore may let an in-place operator overtake another's reading.
     @ms.jit
+    def measure() -> ms.Tensor:
+        squares = zero
+        for i in range(count):
+            squares = squares + (sums[i] * sums[i]).sum()
+        return ops.sqrt(squares)
+
+    @ms.jit
     def shrink(decay: ms.Tensor) -> None:
         for i in range(count):
             ops.assign(params[i], params[i] * decay)
 
     @ms.jit
-    def descend(step_size: ms.Tensor, epsilon: ms.Tensor, max_norm: ms.Tensor) -> ms.Tensor:
-        grads: tuple[ms.Tensor, ...] = ()
-        squares = zero
+    def descend(step_size: ms.Tensor, epsilon: ms.Tensor, scale: ms.Tensor) -> None:
         for i in range(count):
-            grad = sums[i] if all_reduce_mean is None else all_reduce_mean(sums[i])
-            grads += (grad,)
-            squares = squares + (grad * grad).sum()
-        norm = ops.sqrt(squares)
-        # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6 as well.
-        scale = ops.minimum(max_norm / (norm + 1e-6), zero + 1.0)
-        for i in range(count):
-            adam(params[i], exp_avg[i], exp_avg_sq[i], zero, zero, step_size, beta1, beta2, epsilon, grads[i] * scale)
-        return norm
+            adam(params[i], exp_avg[i], exp_avg_sq[i], zero, zero, step_size, beta1, beta2, epsilon, sums[i] * scale)
 
     @ms.jit
     def average(ema_decay: ms.Tensor) -> None:
@@ -89,15 +90,87 @@ def make_update(
             ops.assign(ema[i], ema_decay * ema[i] + (1.0 - ema_decay) * params[i])
 
     def update(
-        step_size: ms.Tensor, epsilon: ms.Tensor, decay: ms.Tensor, ema_decay: ms.Tensor, max_norm: ms.Tensor
-    ) -> ms.Tensor:
+        step_size: ms.Tensor,
+        epsilon: ms.Tensor,
+        decay: ms.Tensor,
+        ema_decay: ms.Tensor,
+        max_norm: ms.Tensor,
+        loss_scale: float = 1.0,
+    ) -> float:
+        norm = float(measure()) / loss_scale
+        if not math.isfinite(norm):
+            return norm
         if weight_decay:
             shrink(decay)
-        norm = descend(step_size, epsilon, max_norm)
+        # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6 as well.
+        clip = min(float(max_norm) / (norm + 1e-6), 1.0)
+        descend(step_size, epsilon, ms.Tensor(clip / loss_scale, ms.float32))
         average(ema_decay)
         return norm
 
     return update
+
+
+def make_exchange(state: OptimizerState, workers: int) -> Callable[[np.ndarray], np.ndarray]:
+    """The compiled exchange between workers: gradients, and a few numbers beside them, become their averages.
+
+    Returns:
+        `exchange(numbers) -> averages of numbers`, float32 vectors; `state.grads` are averaged in place. All travels in
+        messages of at most `BUCKET_BYTES`, one where the network is small.
+    """
+    total = device.make_all_reduce()
+    sums, share = state.grads, 1.0 / workers
+    buckets: list[list[int]] = [[]]
+    filled = 0
+    for i, grad in enumerate(sums):
+        if filled and filled + 4 * grad.size > BUCKET_BYTES:
+            buckets.append([])
+            filled = 0
+        buckets[-1].append(i)
+        filled += 4 * grad.size
+
+    @ms.jit
+    def exchange(numbers: ms.Tensor) -> ms.Tensor:
+        averages = numbers
+        for n, bucket in enumerate(buckets):
+            parts = [sums[i].reshape(-1) for i in bucket]
+            if n == 0:
+                parts = [numbers, *parts]
+            flat = total(ops.cat(parts)) * share
+            at = 0
+            if n == 0:
+                averages = flat[: numbers.shape[0]]
+                at = numbers.shape[0]
+            for i in bucket:
+                ops.assign(sums[i], flat[at : at + sums[i].size].reshape(sums[i].shape))
+                at += sums[i].size
+        return averages
+
+    return lambda numbers: exchange(ms.Tensor(numbers.astype(np.float32))).asnumpy()
+
+
+@dataclass
+class LossScale:
+    """Dynamic loss scale of float16 training (Micikevicius et al. 2018): halved on overflow, doubled after calm.
+
+    Attributes:
+        value: factor on the loss; 1 where nothing is scaled.
+        good_steps: updates since the last change.
+        skipped: steps without an update so far.
+    """
+
+    value: float = 65536.0
+    good_steps: int = 0
+    skipped: int = 0
+
+    def note(self, finite: bool) -> None:
+        """Adapt after a step whose gradient norm was finite or was not."""
+        if not finite:
+            self.value, self.good_steps, self.skipped = max(1.0, self.value / 2), 0, self.skipped + 1
+            return
+        self.good_steps += 1
+        if self.good_steps == _SCALE_DOUBLES_AFTER:
+            self.value, self.good_steps = min(2.0**24, self.value * 2), 0
 
 
 def scalars(

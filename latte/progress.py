@@ -8,7 +8,13 @@ from typing import Any
 from tqdm import tqdm
 
 
-def progress(iterable: Iterable[Any] | None = None, total: int | None = None, desc: str = "", unit: str = "it") -> tqdm:
+def progress(
+    iterable: Iterable[Any] | None = None,
+    total: int | None = None,
+    desc: str = "",
+    unit: str = "it",
+    disable: bool = False,
+) -> tqdm:
     """A tqdm bar on standard error; where that is not a terminal (a pod's log) it prints about every 10 seconds.
 
     `LATTE_PROGRESS_INTERVAL_S` changes those 10 seconds.
@@ -16,6 +22,7 @@ def progress(iterable: Iterable[Any] | None = None, total: int | None = None, de
     interval_s = 0.1 if sys.stderr.isatty() else float(os.environ.get("LATTE_PROGRESS_INTERVAL_S", "10"))
     return tqdm(
         iterable,
+        disable=disable,
         total=total,
         desc=desc,
         unit=unit,

@@ -1,22 +1,28 @@
 """The training loop: batches in, updates, checkpoints and the loss log out. Entered through `latte.steps.train`."""
 
+import math
+import os
 import signal
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from latte import batches, checkpoints, device, manifest, optim
-from latte.checkpoints import resume
+from latte import batches, checkpoints, device, manifest, memory, optim
+from latte.checkpoints import architectures, resume
 from latte.config import build
 from latte.diffusion import Diffusion
 from latte.errors import LatteError, UserError
 from latte.latents import LatentClips
-from latte.models.latte import Latte, LatteConfig
+from latte.models import layers
+from latte.models.configs import LatteConfig
+from latte.models.latte import Latte
+from latte.previews import Previews
 from latte.progress import progress
 from latte.training_log import TrainingLog
 
@@ -30,17 +36,26 @@ _MAY_DIFFER = ("y_embedder.", "text_embedding_projection.", "temp_embed", "pos_e
 
 
 def train(
-    config: "TrainConfig", latents: manifest.Manifest, uri: str, start: str | None
+    config: "TrainConfig", latents: manifest.Manifest, uri: str, start: str | None, vae: manifest.Manifest | None = None
 ) -> tuple[dict[str, Any], list[manifest.Shard], dict[str, Any]]:
-    """Run to `config.steps` under `uri`; see `latte.steps.train.run`.
+    """Run to `config.steps` under `uri`; see `latte.steps.train.run`. Alone or as one of several workers.
 
     Returns:
         Last metrics, the kept checkpoints' model and EMA objects, and facts that whoever samples needs.
     """
     model_config = resolve_model(config.model, latents)
     device.setup(seed=config.seed)
+    group = Group(*device.join_workers())
+    compute_type = device.compute_type(config.precision)
+    _check_memory(config, model_config, group)
     net = Latte(model_config)
     net.set_train(True)
+    for _, cell in net.cells_and_names():
+        if isinstance(cell, layers.Affine):
+            cell.compute_type = compute_type
+    if config.recompute:
+        for block in net.blocks:
+            block.recompute()
     reinitialised = _load_start(net, start) if start else []
     state = optim.make_state(net)
     facts = {
@@ -54,11 +69,44 @@ def train(
         "vae": latents.inputs["vae"],
         "reinitialised": reinitialised,
     }
+    previews = None
+    if config.preview_every and group.leads:
+        previews = Previews(
+            uri,
+            model_config,
+            vae,
+            latents.config["scaling_factor"],
+            config.noise_schedule,
+            config.preview_clips,
+            config.preview_steps,
+            config.seed,
+        )
     with tempfile.TemporaryDirectory(prefix="latte-latents-") as cache:
         clips = LatentClips(latents, config.cache_dir or cache)
-        metrics = _loop(config, clips, model_config, net, state, uri)
+        metrics = _Loop(config, clips, model_config, net, state, uri, group, previews).run()
     shards = [c.shards[role] for c in resume.committed(uri) for role in ("model", "ema")]
     return metrics, shards, facts
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes that train together, and this one's number among them; the first one writes."""
+
+    rank: int
+    size: int
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes checkpoints, logs and previews."""
+        return self.rank == 0
+
+
+def _check_memory(config: "TrainConfig", model: LatteConfig, group: Group) -> None:
+    clips = config.batch_size // (config.accumulation * group.size)
+    shapes = architectures.latte_shapes(model)
+    parameters = sum(math.prod(shape) for name, shape in shapes.items() if name not in ("pos_embed", "temp_embed"))
+    need = memory.estimate(model, parameters, clips, group.size, config.recompute)
+    memory.check(need, int(os.environ.get("LATTE_WORKERS_PER_NODE", group.size)), device.memory_bytes())
 
 
 def resolve_model(given: dict[str, Any], latents: manifest.Manifest) -> LatteConfig:
@@ -114,72 +162,165 @@ def _load_start(net: nn.Cell, start: str) -> list[str]:
     return fresh
 
 
-def _loop(
-    config: "TrainConfig",
-    clips: LatentClips,
-    model_config: LatteConfig,
-    net: Latte,
-    state: optim.OptimizerState,
-    uri: str,
-) -> dict[str, Any]:
-    plan = batches.BatchPlan(
-        seed=config.seed,
-        batch_size=config.batch_size,
-        num_frames=model_config.num_frames,
-        frame_stride=config.frame_stride,
-        num_timesteps=1000,
-        scaling_factor=clips.scaling_factor,
-        num_classes=model_config.num_classes if model_config.condition == "class" else 0,
-        class_dropout_prob=model_config.class_dropout_prob,
-    )
-    usable = batches.usable_videos(clips, plan)
-    log = TrainingLog(uri)
-    first = _restore(uri, net, state, log)
-    if first is None:
-        first = 0
-        resume.publish(uri, 0, _copies(net, state, roles=("model", "ema")), {"log_lines": 0})
-    if first > config.steps:
-        raise UserError(f"steps={config.steps}, but the run {config.name} is at step {first} already; ask for more")
+class _Loop:
+    """One run of the loop: what it works on, and the steps it takes."""
 
-    accumulate = make_accumulate(net, Diffusion(noise_schedule=config.noise_schedule), state, config.accumulation)
-    update = optim.make_update(state, config.weight_decay)
-    part = config.batch_size // config.accumulation
-    items = [range(i * part, (i + 1) * part) for i in range(config.accumulation)]
-    writer = resume.BackgroundWriter(uri, config.keep_last, config.keep_every)
-    bar = progress(total=config.steps, desc="train", unit="step")
-    bar.update(first)
-    metrics: dict[str, Any] = dict(log.last)
-    started = time.monotonic()
-    with _PoliteStop() as stop:
-        for step, parts in enumerate(
-            batches.prefetched(clips, usable, plan, range(first, config.steps), items), start=first + 1
-        ):
-            losses = np.mean([_numbers(accumulate(*_tensors(batch, i > 0))) for i, batch in enumerate(parts)], axis=0)
-            rate = optim.learning_rate_at(
-                step, config.learning_rate, config.lr_schedule, config.warmup_steps, config.steps
-            )
-            limit = config.clip_grad_norm if step >= config.clip_start_step else None
-            norm = update(*optim.scalars(step, rate, config.weight_decay, config.ema_decay, limit))
-            # A broken update is never saved: the loop ends before the next checkpoint.
-            if not np.isfinite([*losses, float(norm)]).all():
-                raise _diverged(step, parts, uri)
-            loss, mse, vb = (float(value) for value in losses)
-            metrics = {"step": step, "loss": loss, "mse": mse, "vb": vb, "grad_norm": float(norm), "lr": rate}
-            if step % config.log_every == 0 or step in (1, config.steps):
-                log.add(metrics, steps_per_s=bar.format_dict["rate"] or 0.0)
-            bar.set_postfix(loss=f"{loss:.4f}", grad=f"{metrics['grad_norm']:.3f}", lr=f"{rate:.1e}", refresh=False)
-            bar.update()
-            if step % config.checkpoint_every == 0 or step == config.steps or stop.asked:
-                log.publish()
-                writer.submit(step, _copies(net, state), {"log_lines": len(log.lines)})
-            if stop.asked:
-                writer.wait()
-                raise LatteError(f"asked to stop: saved step {step}; run the same command again to go on")
-        writer.wait()
-    bar.close()
-    if config.steps > first:
-        metrics["steps_per_s"] = round((config.steps - first) / (time.monotonic() - started), 3)
-    return metrics
+    def __init__(
+        self,
+        config: "TrainConfig",
+        clips: LatentClips,
+        model: LatteConfig,
+        net: Latte,
+        state: optim.OptimizerState,
+        uri: str,
+        group: Group,
+        previews: Previews | None,
+    ) -> None:
+        self._config, self._clips, self._net, self._state = config, clips, net, state
+        self._uri, self._group, self._previews = uri, group, previews
+        self._plan = batches.BatchPlan(
+            seed=config.seed,
+            batch_size=config.batch_size,
+            num_frames=model.num_frames,
+            frame_stride=config.frame_stride,
+            num_timesteps=1000,
+            scaling_factor=clips.scaling_factor,
+            num_classes=model.num_classes if model.condition == "class" else 0,
+            class_dropout_prob=model.class_dropout_prob,
+        )
+        self._usable = batches.usable_videos(clips, self._plan)
+        self._log = TrainingLog(uri)
+        self._writer = resume.BackgroundWriter(uri, config.keep_last, config.keep_every)
+        self._scale = optim.LossScale() if config.precision == "fp16" else optim.LossScale(value=1.0)
+        diffusion = Diffusion(noise_schedule=config.noise_schedule)
+        self._accumulate = make_accumulate(net, diffusion, state, config.accumulation)
+        self._update = optim.make_update(state, config.weight_decay)
+        self._exchange = optim.make_exchange(state, group.size) if group.size > 1 else None
+        part = config.batch_size // (config.accumulation * group.size)
+        first = group.rank * config.accumulation
+        self._items = [range(i * part, (i + 1) * part) for i in range(first, first + config.accumulation)]
+
+    def run(self) -> dict[str, Any]:
+        """Take the steps that are left; returns the last metrics."""
+        config = self._config
+        first = self._restore()
+        if first > config.steps:
+            raise UserError(f"steps={config.steps}, but the run {config.name} is at step {first} already; ask for more")
+        bar = progress(total=config.steps, desc="train", unit="step", disable=not self._group.leads)
+        bar.update(first)
+        metrics: dict[str, Any] = dict(self._log.last)
+        steps = range(first, config.steps)
+        started = time.monotonic()
+        with _PoliteStop() as stop:
+            read = batches.prefetched(self._clips, self._usable, self._plan, steps, self._items)
+            for step, parts in enumerate(read, start=first + 1):
+                metrics, asked = self._step(step, parts, stop.asked)
+                if self._group.leads and (step % config.log_every == 0 or step in (1, config.steps)):
+                    self._log.add(metrics, steps_per_s=bar.format_dict["rate"] or 0.0)
+                shown = f"loss={metrics['loss']:.4f}, grad={metrics['grad_norm']:.3f}, lr={metrics['lr']:.1e}"
+                bar.set_postfix_str(shown, refresh=False)
+                bar.update()
+                if step % config.checkpoint_every == 0 or step == config.steps or asked:
+                    self._save(step)
+                if self._previews is not None and step % config.preview_every == 0:
+                    self._previews.publish(step, self._state)
+                if asked:
+                    self._finish_writing()
+                    raise LatteError(f"asked to stop: saved step {step}; run the same command again to go on")
+            self._finish_writing()
+        bar.close()
+        if config.steps > first:
+            metrics["steps_per_s"] = round((config.steps - first) / (time.monotonic() - started), 3)
+        return metrics
+
+    def _step(self, step: int, parts: list[batches.Batch], asked: bool) -> tuple[dict[str, Any], bool]:
+        """One update; returns its metrics and whether some worker was asked to stop.
+
+        Raises:
+            LatteError: the loss or the gradient is NaN or infinite; nothing was updated.
+        """
+        config, scale = self._config, self._scale.value
+        losses = np.mean([self._forward_backward(batch, i > 0) for i, batch in enumerate(parts)], axis=0)
+        if self._exchange is not None:
+            # Whether to stop travels with the gradients: all workers leave after the same step.
+            averages = self._exchange(np.array([*losses, float(asked)]))
+            losses, asked = averages[:3], bool(averages[3] > 0)
+        rate = optim.learning_rate_at(step, config.learning_rate, config.lr_schedule, config.warmup_steps, config.steps)
+        limit = config.clip_grad_norm if step >= config.clip_start_step else None
+        applied = step - self._scale.skipped
+        values = optim.scalars(applied, rate, config.weight_decay, config.ema_decay, limit)
+        norm = self._update(*values, loss_scale=scale)
+        finite = bool(np.isfinite(norm))
+        if config.precision == "fp16":
+            self._scale.note(finite)
+            finite |= scale > 1  # only the scale was too large: this step is left out
+        if not (finite and np.isfinite(losses).all()):
+            raise self._diverged(step)
+        loss, mse, vb = (float(value) for value in losses)
+        metrics = {"step": step, "loss": loss, "mse": mse, "vb": vb, "grad_norm": float(norm), "lr": rate}
+        if config.precision == "fp16":
+            metrics["loss_scale"] = scale
+        return metrics, asked
+
+    def _forward_backward(self, batch: batches.Batch, keep: bool) -> list[float]:
+        arrays = (batch.x0, batch.t, batch.noise, batch.y, np.float32(keep), np.float32(self._scale.value))
+        return [float(value) for value in self._accumulate(*(ms.Tensor(array) for array in arrays))]
+
+    def _save(self, step: int) -> None:
+        if not self._group.leads:
+            return
+        self._log.publish()
+        loop = {"log_lines": len(self._log.lines)}
+        if self._config.precision == "fp16":
+            loop |= asdict(self._scale)
+        self._writer.submit(step, _copies(self._net, self._state), loop)
+
+    def _finish_writing(self) -> None:
+        """Wait for the last checkpoint; the other workers wait for the first, because msrun ends all with one."""
+        self._writer.wait()
+        if self._exchange is not None:
+            self._exchange(np.zeros(4))
+
+    def _restore(self) -> int:
+        """Bring everything back to the newest committed checkpoint, or publish the start as step 0; returns the step.
+
+        Workers follow the first one: they may see the store at different moments.
+        """
+        found = resume.committed(self._uri)
+        newest = found[-1].step if found else -1
+        if self._exchange is not None:
+            newest = round(float(self._exchange(np.array([newest + 1.0 if self._group.leads else 0.0]))[0])) - 1
+            newest = round((newest + 1) * self._group.size) - 1
+        if newest < 0:
+            if self._group.leads:
+                parts = _copies(self._net, self._state, roles=("model", "ema"))
+                resume.publish(self._uri, 0, parts, {"log_lines": 0})
+            return 0
+        (checkpoint,) = [checkpoint for checkpoint in found if checkpoint.step == newest]
+        own = {param.name: param for param in self._net.get_parameters()}
+        averages = zip(self._state.params, self._state.ema, strict=True)
+        roles: list[tuple[str, dict[str, ms.Parameter]]] = [("model", own), ("ema", {p.name: e for p, e in averages})]
+        if newest:
+            roles.append(("optimizer", self._state.named()))
+        for role, params in roles:
+            tensors = resume.load_part(checkpoint, role)
+            for name, param in params.items():
+                ops.assign(param, ms.Tensor(tensors[name]))
+        if "value" in checkpoint.state:
+            self._scale = optim.LossScale(**{key: checkpoint.state[key] for key in asdict(self._scale)})
+        if self._group.leads:
+            self._log.restore(checkpoint.state["log_lines"])
+        return newest
+
+    def _diverged(self, step: int) -> LatteError:
+        found = resume.committed(self._uri)
+        good = found[-1].uri if found else "none"
+        everyone = range(self._config.batch_size)
+        names = batches.make_batch(self._clips, self._usable, self._plan, step - 1, everyone).videos
+        videos = ", ".join(dict.fromkeys(names))
+        return LatteError(
+            f"loss or gradient is NaN or infinite at step {step}; videos {videos}; last good checkpoint {good}"
+        )
 
 
 def make_accumulate(
@@ -188,27 +329,31 @@ def make_accumulate(
     """The compiled front of a step: loss and gradients of one micro-batch, gradients added to `state.grads`.
 
     Returns:
-        `accumulate(x0, t, noise, y, keep) -> (loss, mse, vb)`; arguments as in `latte.batches.Batch`; `keep` is
-        0 in a step's first micro-batch, whose gradients overwrite those of the step before, and 1 after it.
+        `accumulate(x0, t, noise, y, keep, loss_scale) -> (loss, mse, vb)`; arguments as in `latte.batches.Batch`;
+        `keep` is 0 in a step's first micro-batch, whose gradients overwrite those of the step before, and 1 after it;
+        the gradients are those of the loss times `loss_scale`.
     """
     conditional = net.config.condition == "class"
     sums = state.grads
     count = len(sums)
 
-    def loss_of(x0: ms.Tensor, t: ms.Tensor, noise: ms.Tensor, y: ms.Tensor) -> tuple[ms.Tensor, ...]:
+    def loss_of(
+        x0: ms.Tensor, t: ms.Tensor, noise: ms.Tensor, y: ms.Tensor, loss_scale: ms.Tensor
+    ) -> tuple[ms.Tensor, ...]:
         if conditional:
             terms = diffusion.training_losses(net, x0, t, noise, y=y)
         else:
             terms = diffusion.training_losses(net, x0, t, noise)
-        return terms["loss"].mean(), terms["mse"].mean(), terms["vb"].mean()
+        loss = terms["loss"].mean()
+        return loss * loss_scale, loss, terms["mse"].mean(), terms["vb"].mean()
 
     grad_of = ops.value_and_grad(loss_of, None, state.params, has_aux=True)
 
     @ms.jit
     def accumulate(
-        x0: ms.Tensor, t: ms.Tensor, noise: ms.Tensor, y: ms.Tensor, keep: ms.Tensor
+        x0: ms.Tensor, t: ms.Tensor, noise: ms.Tensor, y: ms.Tensor, keep: ms.Tensor, loss_scale: ms.Tensor
     ) -> tuple[ms.Tensor, ...]:
-        (loss, mse, vb), grads = grad_of(x0, t, noise, y)
+        (_, loss, mse, vb), grads = grad_of(x0, t, noise, y, loss_scale)
         for i in range(count):
             ops.assign(sums[i], sums[i] * keep + grads[i] * (1.0 / accumulation))
         return loss, mse, vb
@@ -233,27 +378,6 @@ class _PoliteStop:
         self.asked = True
 
 
-def _restore(uri: str, net: Latte, state: optim.OptimizerState, log: TrainingLog) -> int | None:
-    """Bring everything back to the newest committed checkpoint; its step, or None where there is none."""
-    found = resume.committed(uri)
-    if not found:
-        return None
-    newest = found[-1]
-    own = {param.name: param for param in net.get_parameters()}
-    parts: list[tuple[str, dict[str, ms.Parameter]]] = [
-        ("model", own),
-        ("ema", {p.name: e for p, e in zip(state.params, state.ema, strict=True)}),
-    ]
-    if newest.step:
-        parts.append(("optimizer", state.named()))
-    for role, params in parts:
-        tensors = resume.load_part(newest, role)
-        for name, param in params.items():
-            param.set_data(ms.Tensor(tensors[name]))
-    log.restore(newest.state["log_lines"])
-    return newest.step
-
-
 def _copies(
     net: Latte, state: optim.OptimizerState, roles: tuple[str, ...] = ("model", "ema", "optimizer")
 ) -> dict[str, dict[str, np.ndarray]]:
@@ -266,21 +390,3 @@ def _copies(
         "optimizer": lambda: {name: param.asnumpy().copy() for name, param in state.named().items()},
     }
     return {role: made[role]() for role in roles}
-
-
-def _tensors(batch: batches.Batch, keep: bool) -> tuple[ms.Tensor, ...]:
-    arrays = (batch.x0, batch.t, batch.noise, batch.y, np.float32(keep))
-    return tuple(ms.Tensor(array) for array in arrays)
-
-
-def _numbers(values: tuple[ms.Tensor, ...]) -> list[float]:
-    return [float(value) for value in values]
-
-
-def _diverged(step: int, parts: list[batches.Batch], uri: str) -> LatteError:
-    found = resume.committed(uri)
-    good = found[-1].uri if found else "none"
-    videos = ", ".join(dict.fromkeys(video for batch in parts for video in batch.videos))
-    return LatteError(
-        f"loss or gradient is NaN or infinite at step {step}; videos {videos}; last good checkpoint {good}"
-    )

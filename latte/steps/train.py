@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from latte import manifest, storage
+from latte import manifest, storage, workers
 from latte.config import Config
 from latte.errors import UserError
 from latte.models.configs import LatteConfig
@@ -33,7 +33,8 @@ class TrainConfig(Config):
         description="a preset (preset: Latte-XL/2) and/or keys of LatteConfig; sizes of the latents are filled in",
     )
     steps: int = Field(default=100_000, gt=0, description="optimizer updates in all")
-    batch_size: int = Field(default=8, gt=0, description="clips in the global batch of one update")
+    workers: int = Field(default=1, gt=0, description="processes that train together; started through msrun")
+    batch_size: int = Field(default=8, gt=0, description="clips in the global batch of one update, over all workers")
     accumulation: int = Field(default=1, gt=0, description="parts that the batch is computed in, one after the other")
     frame_stride: int = Field(default=3, gt=0, description="distance between a clip's frames in the video")
     learning_rate: float = Field(default=1e-4, gt=0, description="peak learning rate of AdamW")
@@ -50,12 +51,23 @@ class TrainConfig(Config):
     checkpoint_every: int = Field(default=5_000, gt=0, description="updates between checkpoints")
     keep_last: int = Field(default=3, gt=0, description="newest checkpoints that are kept")
     keep_every: int | None = Field(default=None, gt=0, description="checkpoints at multiples of this are kept for ever")
+    precision: Literal["fp32", "fp16", "bf16"] = Field(
+        default="fp32", description="of matrix products; fp16 scales the loss; bf16 needs Ascend"
+    )
+    recompute: bool = Field(default=False, description="compute activations again in the backward pass: less memory")
+    preview_every: int = Field(default=0, ge=0, description="updates between sample previews, 0 for none")
+    preview_clips: int = Field(default=4, gt=0, description="clips of a preview")
+    preview_steps: int = Field(default=25, gt=0, le=1000, description="denoising steps of a preview (DDIM)")
+    vae: str | None = Field(default=None, description="manifest of the autoencoder that decodes previews")
     cache_dir: str | None = Field(default=None, description="folder for the local cache of latents")
 
     @model_validator(mode="after")
     def _fits(self) -> "TrainConfig":
-        if self.batch_size % self.accumulation:
-            raise ValueError(f"batch_size {self.batch_size} is not divisible by accumulation {self.accumulation}")
+        if self.batch_size % (self.accumulation * self.workers):
+            raise ValueError(
+                f"batch_size {self.batch_size} is not divisible by "
+                f"workers {self.workers} x accumulation {self.accumulation}"
+            )
         unknown = sorted(set(self.model) - set(LatteConfig.model_fields) - {"preset"})
         if unknown:
             raise ValueError(f"unknown key model.{unknown[0]} (known: preset, {', '.join(LatteConfig.model_fields)})")
@@ -66,6 +78,7 @@ _STAT_THREADS = 16
 # These change how a run is watched, cached or stopped, not what it computes.
 _NOT_IN_FINGERPRINT = {
     "root", "name", "latents", "init_from", "log_every", "checkpoint_every", "keep_last", "keep_every", "cache_dir",
+    "workers", "recompute", "preview_every", "preview_clips", "preview_steps", "vae",
 }  # fmt: skip
 
 
@@ -78,9 +91,12 @@ def run(config: TrainConfig) -> manifest.Manifest:
     """
     latents = manifest.read(config.latents, "latents")
     start, start_digest = _resolve_start(config.init_from)
+    vae = _resolve_vae(config, latents)
     settings = config.model_dump(exclude=_NOT_IN_FINGERPRINT)
     if config.lr_schedule == "constant":
         settings.pop("steps")  # a longer run goes on where a shorter one ended
+    if config.precision == "fp32":
+        settings.pop("precision")
     fingerprint = manifest.fingerprint("train", settings, latents.fingerprint, start_digest)
     uri = storage.join(config.root, "runs", config.name, fingerprint[:16])
     done = manifest.find(uri, "checkpoint")
@@ -88,24 +104,37 @@ def run(config: TrainConfig) -> manifest.Manifest:
         return done
 
     started = time.monotonic()
-    _check_shards(latents)
+    if not workers.inside():
+        _check_shards(latents)
+        if config.workers > 1:
+            workers.launch(config.model_dump(mode="json"), config.workers)
+            return manifest.read(storage.join(uri, "manifest.json"), "checkpoint")
     from latte.training_loop import train
 
-    metrics, shards, facts = train(config, latents, uri, start)
-    return manifest.finish(
-        manifest.Manifest(
-            kind="checkpoint",
-            name=config.name,
-            uri=uri,
-            fingerprint=fingerprint,
-            shards=shards,
-            counts={"steps": config.steps, "parameters": facts.pop("parameters")},
-            inputs={"latents": latents.fingerprint, "init_from": start_digest or ""},
-            config={**facts, "train": config.model_dump(exclude={"root", "cache_dir"})},
-            metrics={**metrics, "metrics_uri": storage.join(uri, "metrics.jsonl")},
-            seconds=time.monotonic() - started,
-        )
+    metrics, shards, facts = train(config, latents, uri, start, vae)
+    result = manifest.Manifest(
+        kind="checkpoint",
+        name=config.name,
+        uri=uri,
+        fingerprint=fingerprint,
+        shards=shards,
+        counts={"steps": config.steps, "parameters": facts.pop("parameters")},
+        inputs={"latents": latents.fingerprint, "init_from": start_digest or ""},
+        config={**facts, "train": config.model_dump(exclude={"root", "cache_dir"})},
+        metrics={**metrics, "metrics_uri": storage.join(uri, "metrics.jsonl")},
+        seconds=time.monotonic() - started,
     )
+    return manifest.finish(result) if workers.leads() else result
+
+
+def _resolve_vae(config: TrainConfig, latents: manifest.Manifest) -> manifest.Manifest | None:
+    """The autoencoder that decodes previews."""
+    if config.vae is None or not config.preview_every:
+        return None
+    vae = manifest.read(config.vae, "weights")
+    if vae.shard("model.safetensors").sha256 != latents.inputs["vae"]:
+        raise UserError(f"vae {config.vae}: the latents are of another autoencoder ({latents.inputs['vae'][:12]}…)")
+    return vae
 
 
 def _check_shards(latents: manifest.Manifest) -> None:

@@ -1,0 +1,356 @@
+"""Kubeflow Pipelines from a notebook or the command line: submit a run, schedule it, look at it.
+
+client = Client(host="https://kubeflow.example.com/pipeline")
+run = client.submit("train_and_evaluate", params)
+client.schedule("nightly_retrain", params, cron="0 0 2 * * *")
+print(client.status(run.run_id))
+"""
+
+import contextlib
+import io
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latte import manifest
+from latte.errors import LatteError, UserError
+from pipelines import compiled, cron, settings
+
+HOST_ENV, NAMESPACE_ENV, TOKEN_ENV = "KF_PIPELINES_ENDPOINT", "KFP_NAMESPACE", "KFP_TOKEN"
+EXPERIMENT = "latte"
+_PAGE = 100
+_ENDED = {"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"}
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A run that Kubeflow Pipelines has taken on."""
+
+    run_id: str
+    name: str
+    url: str
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A recurring run; `changed` says whether this call made it or changed it."""
+
+    recurring_run_id: str
+    name: str
+    cron: str
+    version: str
+    changed: bool
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a run: its name, its state, the pods that worked on it, and its error."""
+
+    name: str
+    state: str
+    seconds: float | None
+    pods: tuple[str, ...]
+    error: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """A run, its state (PENDING, RUNNING, SUCCEEDED, FAILED, …) and its tasks in the order in which they started."""
+
+    run_id: str
+    name: str
+    state: str
+    error: str
+    tasks: tuple[Task, ...]
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.state in _ENDED
+
+
+class Client:
+    """A connection to the API server of Kubeflow Pipelines (2.x)."""
+
+    def __init__(self, host: str | None = None, namespace: str | None = None, token: str | None = None) -> None:
+        """Connect, and find out at once whether host and token are right.
+
+        Args:
+            host: URL of the API server; KF_PIPELINES_ENDPOINT when None.
+            namespace: the user's namespace on a multi-user installation; KFP_NAMESPACE when None.
+            token: bearer token; KFP_TOKEN when None. Never printed.
+
+        Raises:
+            UserError: no host, a wrong host or a wrong token.
+            LatteError: the host does not answer.
+        """
+        host = host or os.environ.get(HOST_ENV)
+        if not host:
+            raise UserError(f"no host of Kubeflow Pipelines: give --host or set {HOST_ENV}")
+        if not host.startswith(("http://", "https://")):
+            raise UserError(f"host {host}: expected a URL, http://… or https://…")
+        self.host = host.rstrip("/")
+        self.namespace = namespace or os.environ.get(NAMESPACE_ENV) or None
+        token = token or os.environ.get(TOKEN_ENV) or None
+        import kfp_server_api
+
+        configuration = kfp_server_api.Configuration()
+        configuration.host = self.host
+        configuration.retries = False  # told at once; whoever calls may try again
+        if token:
+            configuration.api_key["authorization"] = token
+            configuration.api_key_prefix["authorization"] = "Bearer"
+        self._api = kfp_server_api.ApiClient(configuration)
+        health = self.health()
+        if health.multi_user and not self.namespace:
+            raise UserError(f"{self.host} serves many users: name your namespace with --namespace or {NAMESPACE_ENV}")
+        import kfp
+
+        with self._errors("connect"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._kfp = kfp.Client(
+                host=self.host, namespace=self.namespace or "kubeflow", existing_token=token, verify_ssl=None
+            )
+
+    def health(self) -> Any:
+        """What the server says of itself: multi_user, pipeline_store.
+
+        Raises:
+            UserError: a wrong host or token, or a server before Kubeflow Pipelines 2.0.
+        """
+        import kfp_server_api
+
+        with self._errors("the API of Kubeflow Pipelines 2 (/apis/v2beta1/healthz)"):
+            return kfp_server_api.HealthzServiceApi(self._api).healthz_service_get_healthz()
+
+    def submit(self, pipeline: str, params: Mapping[str, Any], name: str | None = None) -> Submitted:
+        """Start a run.
+
+        Args:
+            pipeline: train_and_evaluate, nightly_retrain or bulk_sample.
+            params: the pipeline's parameters, as in its settings file; `root` must be in an S3 bucket.
+            name: name of the run; the pipeline's and the settings' name when None.
+
+        Raises:
+            UserError: a parameter is unknown, missing or bad, or the name is that of a run that is still going on.
+        """
+        checked = _checked(pipeline, params)
+        title = name or f"{pipeline} {checked['name']}"
+        with self._errors(f"submit {title}"):
+            experiment_id = self._experiment()
+            if any(run.display_name == title and run.state not in _ENDED for run in self._runs(experiment_id)):
+                raise UserError(f"run {title}: one of this name is going on; wait for it or give another --name")
+            pipeline_id, version_id, _ = self._upload(pipeline)
+            run = self._kfp.run_pipeline(
+                experiment_id, title, params=checked, pipeline_id=pipeline_id, version_id=version_id
+            )
+        return Submitted(run.run_id, title, f"{self.host}/#/runs/details/{run.run_id}")
+
+    def schedule(
+        self, pipeline: str, params: Mapping[str, Any], cron_expression: str, name: str | None = None
+    ) -> Schedule:
+        """Run a pipeline again and again; one run at a time, and what was missed is not caught up.
+
+        The same call twice leaves one schedule. Another version of the pipeline, another cron or other parameters under
+        the same name replace it: the new one is made before the old one is deleted, so that no night is left out.
+
+        Args:
+            pipeline: train_and_evaluate, nightly_retrain or bulk_sample.
+            params: the pipeline's parameters, as in its settings file; `root` must be in an S3 bucket.
+            cron_expression: six fields: second, minute, hour, day of month, month, day of week; UTC.
+            name: name of the schedule; the pipeline's and the settings' name when None.
+
+        Raises:
+            UserError: a parameter or the cron expression is bad.
+        """
+        expression = cron.check(cron_expression)
+        checked = _checked(pipeline, params)
+        title = name or f"{pipeline} {checked['name']}"
+        with self._errors(f"schedule {title}"):
+            experiment_id = self._experiment()
+            pipeline_id, version_id, version = self._upload(pipeline)
+            same_name = [each for each in self._schedules(experiment_id) if each.display_name == title]
+            wanted = (version_id, expression, _plain(checked))
+            kept = next((each for each in same_name if _facts(each) == wanted), None)
+            changed = kept is None
+            if kept is None:
+                kept = self._kfp.create_recurring_run(
+                    experiment_id,
+                    title,
+                    cron_expression=expression,
+                    max_concurrency=1,
+                    no_catchup=True,
+                    params=checked,
+                    pipeline_id=pipeline_id,
+                    version_id=version_id,
+                )
+            for each in same_name:
+                if each.recurring_run_id != kept.recurring_run_id:
+                    self._kfp.delete_recurring_run(each.recurring_run_id)
+                    changed = True
+        return Schedule(kept.recurring_run_id, title, expression, version, changed)
+
+    def schedules(self) -> list[Any]:
+        """Every recurring run of the experiment, as the API describes it."""
+        with self._errors("schedules"):
+            return self._schedules(self._experiment())
+
+    def status(self, run_id: str) -> Status:
+        """How a run is getting on.
+
+        Raises:
+            UserError: there is no such run.
+        """
+        with self._errors(f"run {run_id}"):
+            run = self._kfp.get_run(run_id)
+        details = (run.run_details.task_details or []) if run.run_details else []
+        started = [task for task in details if task.start_time is not None or task.state]
+        started.sort(key=lambda task: str(task.start_time or task.create_time or ""))
+        return Status(
+            run.run_id, run.display_name, str(run.state), _message(run.error), tuple(_task(each) for each in started)
+        )
+
+    def logs(self, run_id: str, task: str | None = None) -> Iterator[tuple[str, str]]:
+        """What the tasks of a run wrote, (task name, text) each; through the API server, while it can read the pods.
+
+        Args:
+            run_id: the run.
+            task: only tasks whose name contains this.
+
+        Raises:
+            UserError: there is no such run, or no such task in it.
+        """
+        status = self.status(run_id)
+        chosen = [each for each in status.tasks if each.pods and (task is None or task in each.name)]
+        if not chosen:
+            known = ", ".join(dict.fromkeys(each.name for each in status.tasks)) or "none yet"
+            raise UserError(f"run {run_id}: no task {task or ''} with a pod (tasks: {known})")
+        for each in chosen:
+            for pod in each.pods:
+                # The published API has no call for logs; the server has had this one since its first version.
+                path = f"/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log"
+                with self._errors(f"log of {each.name} ({pod})"):
+                    text = self._api.call_api(
+                        path, "GET", response_type="str", auth_settings=["Bearer"], _return_http_data_only=True
+                    )
+                yield each.name, str(text)
+
+    def _experiment(self) -> str:
+        return str(self._kfp.create_experiment(EXPERIMENT, namespace=self.namespace).experiment_id)
+
+    def _upload(self, pipeline: str) -> tuple[str, str, str]:
+        """The ids of the pipeline and of the version with just this content, and the version's name."""
+        with tempfile.TemporaryDirectory(prefix="latte-pipeline-") as folder:
+            path = compiled.write(compiled.pipeline(pipeline), Path(folder) / f"{pipeline}.yaml")
+            title = f"latte-{pipeline.replace('_', '-')}"
+            version = f"{title}-{manifest.fingerprint(path.read_text())[:12]}"
+            pipeline_id = self._kfp.get_pipeline_id(title)
+            if pipeline_id is None:
+                made = self._kfp.upload_pipeline(str(path), title, namespace=self.namespace)
+                pipeline_id = made.pipeline_id
+            known = _pages(self._kfp.list_pipeline_versions, "pipeline_versions", pipeline_id=pipeline_id)
+            found = next((each for each in known if each.display_name == version), None)
+            if found is None:
+                found = self._kfp.upload_pipeline_version(str(path), version, pipeline_id=pipeline_id)
+        return str(pipeline_id), str(found.pipeline_version_id), version
+
+    def _runs(self, experiment_id: str) -> list[Any]:
+        return _pages(self._kfp.list_runs, "runs", experiment_id=experiment_id, namespace=self.namespace)
+
+    def _schedules(self, experiment_id: str) -> list[Any]:
+        return _pages(
+            self._kfp.list_recurring_runs, "recurring_runs", experiment_id=experiment_id, namespace=self.namespace
+        )
+
+    @contextlib.contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        """What the server or the network refuses, in one line that says what to change."""
+        import kfp_server_api
+        import urllib3.exceptions
+
+        try:
+            # KFP prints links where a caller expects nothing.
+            with contextlib.redirect_stdout(io.StringIO()):
+                yield
+        except kfp_server_api.ApiException as error:
+            raise _explained(error, self.host, what) from None
+        except (urllib3.exceptions.HTTPError, TimeoutError) as error:
+            raise LatteError(f"{self.host}: no answer ({_first_line(error)}); check the host and the network") from None
+
+
+def _explained(error: Any, host: str, what: str) -> LatteError:
+    said = _said(error)
+    if error.status == 401:
+        return UserError(f"{host}: not logged in, or the token has expired; set {TOKEN_ENV} to a new one")
+    if error.status == 403:
+        return UserError(f"{host}: {what}: not allowed ({said}); check the token's rights and --namespace")
+    if error.status == 404:
+        return UserError(f"{host}: {what}: not found there; check the host and the id ({said})")
+    if error.status in (400, 409):
+        return UserError(f"{host}: {what}: refused: {said}")
+    return LatteError(f"{host}: {what}: the server failed ({error.status or 'TLS'}): {said}")
+
+
+def _said(error: Any) -> str:
+    text = error.body.decode(errors="replace") if isinstance(error.body, bytes) else str(error.body or "")
+    try:
+        value = json.loads(text)
+        text = str(value.get("message") or value.get("error") or text) if isinstance(value, dict) else text
+    except ValueError:
+        text = text if not text.lstrip().startswith("<") else "a web page, not the API"
+    return _first_line(text or error.reason)[:300]
+
+
+def _first_line(text: object) -> str:
+    return next(iter(str(text).splitlines()), "")
+
+
+def _pages(call: Any, key: str, **arguments: Any) -> list[Any]:
+    found: list[Any] = []
+    token = ""
+    while True:
+        page = call(page_token=token, page_size=_PAGE, **arguments)
+        found += getattr(page, key) or []
+        token = page.next_page_token or ""
+        if not token:
+            return found
+
+
+def _checked(pipeline: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    if pipeline not in settings.PIPELINES:
+        raise UserError(f"pipeline {pipeline}: no such pipeline (known: {', '.join(settings.PIPELINES)})")
+    checked = settings.check(settings.PIPELINES[pipeline], params, "params")
+    if checked.root is None or not checked.root.startswith("s3://"):
+        raise UserError(f"params.root: {checked.root}: a cluster needs a place in a bucket: s3://bucket/prefix")
+    return settings.parameters(checked, checked.root)
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from the API: numbers of one kind, no tuples."""
+    return json.loads(json.dumps(value), parse_int=float)
+
+
+def _facts(schedule: Any) -> tuple[str, str, Any]:
+    version = getattr(schedule.pipeline_version_reference, "pipeline_version_id", None) or ""
+    timing = getattr(schedule.trigger, "cron_schedule", None)
+    runtime = getattr(schedule.runtime_config, "parameters", None) or {}
+    enabled = str(schedule.mode) == "ENABLE" and bool(schedule.no_catchup) and str(schedule.max_concurrency) == "1"
+    return (version, timing.cron if timing and enabled else "", _plain(runtime))
+
+
+def _task(detail: Any) -> Task:
+    seconds = None
+    if detail.start_time is not None and detail.end_time is not None:
+        seconds = (detail.end_time - detail.start_time).total_seconds()
+    names = [detail.pod_name, *(child.pod_name for child in detail.child_tasks or [])]
+    pods = tuple(dict.fromkeys(name for name in names if name))
+    return Task(detail.display_name or detail.task_id, str(detail.state), seconds, pods, _message(detail.error))
+
+
+def _message(error: Any) -> str:
+    return _first_line(getattr(error, "message", "") or "")

@@ -1,0 +1,238 @@
+"""The client against an API server with KFP's published routes and shapes: submit, schedule, status, logs, mistakes."""
+
+import dataclasses
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latte.errors import LatteError, UserError
+from pipelines import cron
+from pipelines.client import Client
+from tests import kfp_server
+
+REPOSITORY = Path(__file__).parents[2]
+CRON = "0 0 2 * * *"
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("KF_PIPELINES_ENDPOINT", "KFP_NAMESPACE", "KFP_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def server() -> Iterator[kfp_server.KfpServer]:
+    with kfp_server.serve(token="right") as served:
+        yield served
+
+
+@pytest.fixture
+def client(server: kfp_server.KfpServer) -> Client:
+    return Client(server.url, token="right")
+
+
+@pytest.fixture
+def params() -> dict:
+    values = yaml.safe_load((REPOSITORY / "configs/demo/pipeline.yaml").read_text())
+    return {**values, "root": "s3://bucket/nightly"}
+
+
+def test_the_server_has_every_published_call() -> None:
+    operations = {route.operation for route in kfp_server.routes()}
+    assert {"run_service_create_run", "recurring_run_service_create_recurring_run", "upload_pipeline"} <= operations
+    assert len(operations) > 35
+
+
+def test_submit_uploads_each_version_once(server: kfp_server.KfpServer, client: Client, params: dict) -> None:
+    first = client.submit("train_and_evaluate", params)
+    run = server.runs[first.run_id]
+    assert run["display_name"] == "train_and_evaluate demo"
+    assert run["runtime_config"]["parameters"]["train"] == params["train"]
+    assert run["runtime_config"]["parameters"]["root"] == "s3://bucket/nightly"
+    assert run["pipeline_version_reference"]["pipeline_version_id"] in server.versions
+    versions = set(server.versions)
+    second = client.submit("train_and_evaluate", params, name="again")
+    assert set(server.versions) == versions
+    assert second.run_id != first.run_id
+
+
+def test_a_name_that_is_taken_by_a_run_that_goes_on(server: kfp_server.KfpServer, client: Client, params: dict) -> None:
+    done = [client.submit("nightly_retrain", params, name=f"run {number}").run_id for number in range(4)]
+    with pytest.raises(UserError, match="run run 3: one of this name is going on"):
+        client.submit("nightly_retrain", params, name="run 3")
+    server.runs[done[3]]["state"] = "SUCCEEDED"
+    client.submit("nightly_retrain", params, name="run 3")
+
+
+def test_schedule_is_idempotent_and_changes_in_place(
+    server: kfp_server.KfpServer, client: Client, params: dict
+) -> None:
+    for number in range(4):  # more than a page of others
+        client.schedule("nightly_retrain", params, CRON, name=f"other {number}")
+    first = client.schedule("nightly_retrain", params, CRON)
+    kept = server.recurring_runs[first.recurring_run_id]
+    assert first.changed
+    assert (kept["no_catchup"], kept["max_concurrency"], kept["mode"]) == (True, "1", "ENABLE")
+    assert kept["trigger"]["cron_schedule"]["cron"] == CRON
+    assert client.schedule("nightly_retrain", params, "0  0 2 * *  *") == dataclasses.replace(first, changed=False)
+    assert len(server.recurring_runs) == 5
+
+    moved = client.schedule("nightly_retrain", params, "0 30 3 * * *")
+    other = client.schedule("nightly_retrain", {**params, "train": {**params["train"], "steps": 300}}, "0 30 3 * * *")
+    assert moved.changed and other.changed
+    mine = [each for each in server.recurring_runs.values() if each["display_name"] == "nightly_retrain demo"]
+    assert [each["recurring_run_id"] for each in mine] == [other.recurring_run_id]
+    assert mine[0]["runtime_config"]["parameters"]["train"]["steps"] == 300
+
+
+def test_a_new_version_of_the_pipeline_replaces_the_schedule(
+    server: kfp_server.KfpServer, client: Client, params: dict
+) -> None:
+    first = client.schedule("nightly_retrain", params, CRON)
+    # As if the version had been uploaded by an earlier release of this code.
+    server.versions[server.recurring_runs[first.recurring_run_id]["pipeline_version_reference"]["pipeline_version_id"]][
+        "display_name"
+    ] = "latte-nightly-retrain-earlier"
+    second = client.schedule("nightly_retrain", params, CRON)
+    assert second.changed
+    assert list(server.recurring_runs) == [second.recurring_run_id]
+
+
+def test_a_failure_while_scheduling_leaves_the_old_schedule(
+    server: kfp_server.KfpServer, client: Client, params: dict
+) -> None:
+    first = client.schedule("nightly_retrain", params, CRON)
+    server.broken = {"recurring_run_service_create_recurring_run"}
+    with pytest.raises(LatteError, match=r"the server failed \(503\): the database is away"):
+        client.schedule("nightly_retrain", params, "0 0 4 * * *")
+    assert list(server.recurring_runs) == [first.recurring_run_id]
+    # A schedule made, but the old one not deleted: the next call leaves one.
+    server.broken = {"recurring_run_service_delete_recurring_run"}
+    with pytest.raises(LatteError):
+        client.schedule("nightly_retrain", params, "0 0 4 * * *")
+    assert len(server.recurring_runs) == 2
+    server.broken = set()
+    client.schedule("nightly_retrain", params, "0 0 4 * * *")
+    assert [each["trigger"]["cron_schedule"]["cron"] for each in server.recurring_runs.values()] == ["0 0 4 * * *"]
+
+
+def test_status_and_logs(server: kfp_server.KfpServer, client: Client, params: dict) -> None:
+    run_id = client.submit("bulk_sample", bulk(params)).run_id
+    waiting = client.status(run_id)
+    assert (waiting.state, waiting.ended, waiting.tasks) == ("PENDING", False, ())
+    server.runs[run_id] |= {
+        "state": "FAILED",
+        "error": {"code": 2, "message": "task failed\nwith a trace"},
+        "run_details": {
+            "task_details": [
+                {
+                    "task_id": "2", "display_name": "sample bulk: plan", "state": "FAILED",
+                    "start_time": "2026-01-02T03:05:00Z", "child_tasks": [{"pod_name": "pod-2"}],
+                    "error": {"code": 2, "message": "exit code 2"},
+                },
+                {
+                    "task_id": "1", "display_name": "convert vae", "state": "SUCCEEDED",
+                    "start_time": "2026-01-02T03:04:00Z", "end_time": "2026-01-02T03:04:30Z", "pod_name": "pod-1",
+                },
+            ]
+        },
+    }  # fmt: skip
+    failed = client.status(run_id)
+    assert (failed.state, failed.error, failed.ended) == ("FAILED", "task failed", True)
+    assert [(t.name, t.state, t.seconds) for t in failed.tasks] == [
+        ("convert vae", "SUCCEEDED", 30.0),
+        ("sample bulk: plan", "FAILED", None),
+    ]
+    server.logs = {(run_id, "pod-1"): "converted\n", (run_id, "pod-2"): "error: no such step\n"}
+    assert list(client.logs(run_id)) == [("convert vae", "converted\n"), ("sample bulk: plan", "error: no such step\n")]
+    assert [text for _, text in client.logs(run_id, task="sample")] == ["error: no such step\n"]
+    with pytest.raises(UserError, match="no task report with a pod"):
+        list(client.logs(run_id, task="report"))
+    del server.logs[(run_id, "pod-1")]
+    with pytest.raises(UserError, match="no log of"):
+        list(client.logs(run_id, task="convert"))
+
+
+def bulk(params: dict) -> dict:
+    kept = {key: params[key] for key in ("root", "vae", "detector", "encode", "sample", "score")}
+    return {**kept, "name": "bulk", "model": "demo", "dataset": "demo"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": {"steps": 0}}, "params: train: steps: Input should be greater than 0"),
+        ({"train": {"step": 5}}, "unknown key step"),
+        ({"surprise": 1}, "unknown key surprise"),
+        ({"root": "file:///tmp/x"}, "a cluster needs a place in a bucket"),
+        ({"promote": {"margin": 2}}, "margin"),
+        ({"train": {"init_from": None}}, "null"),
+    ],
+)
+def test_parameters_are_checked_before_anything_is_sent(
+    server: kfp_server.KfpServer, client: Client, params: dict, change: dict, message: str
+) -> None:
+    calls = list(server.calls)
+    with pytest.raises(UserError, match=message):
+        client.submit("nightly_retrain", {**params, **change})
+    assert server.calls == calls
+
+
+def test_wrong_host_token_id_and_server(server: kfp_server.KfpServer, client: Client) -> None:
+    with pytest.raises(UserError, match="give --host or set KF_PIPELINES_ENDPOINT"):
+        Client()
+    with pytest.raises(UserError, match="expected a URL"):
+        Client("kubeflow.example.com")
+    with pytest.raises(UserError, match="set KFP_TOKEN"):
+        Client(server.url, token="expired")
+    with pytest.raises(UserError, match="not found there"):
+        client.status("no-such-run")
+    with pytest.raises(UserError, match=r"healthz.*not found there"):
+        Client(server.url + "/wrong", token="right")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(LatteError, match="no answer"):
+            Client(f"http://127.0.0.1:{taken.getsockname()[1]}")
+    with kfp_server.serve(multi_user=True) as shared, pytest.raises(UserError, match="name your namespace"):
+        Client(shared.url)
+
+
+@pytest.mark.parametrize("good", [CRON, "0 */15 * * * *", "0 0 2 ? * MON-FRI", "30 1,2 3-5/2 1 JAN *", "0 0 9 ? * 2-6"])
+def test_good_crons(good: str) -> None:
+    assert cron.check(good) == good
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("0 2 * * *", r'5 fields, expected 6.*did you mean "0 0 2'),
+        ("60 0 2 * * *", "second '60'"),
+        ("0 0 24 * * *", "hour '24'"),
+        ("0 0 2 0 * *", "day of month '0'"),
+        ("0 0 2 * * 7", "day of week '7'"),
+        ("0 0 2 * * MON-", "day of week"),
+        ("0 5-1 2 * * *", "minute '5-1'"),
+        ("0 ? 2 * * *", "minute"),
+        ("0 */0 2 * * *", "minute"),
+        ("@daily", "1 fields"),
+    ],
+)
+def test_bad_crons(bad: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        cron.check(bad)
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_a_cron_or_a_user_error(text: str) -> None:
+    said = None
+    try:
+        checked = cron.check(text)
+    except UserError as error:
+        said = str(error)
+    assert "\n" not in said if said else len(checked.split(" ")) == 6

@@ -1,4 +1,4 @@
-"""`latte-pipeline run | compile | demo-clips`: the pipelines from the command line."""
+"""`latte-pipeline run | compile | submit | schedule | status | logs | doctor | demo-clips`."""
 
 import os
 from pathlib import Path
@@ -7,6 +7,7 @@ import click
 
 from latte import __version__
 from latte.cli import guarded
+from pipelines import cluster_commands
 from pipelines.compiled import PIPELINES
 
 _PIPELINE = click.option(
@@ -84,6 +85,10 @@ def demo_clips(folder: Path) -> None:
     from pipelines.demo.data import cut_demo_clips
 
     guarded(lambda: click.echo(f"{cut_demo_clips(folder)} clips in {folder}"))
+
+
+for _command in cluster_commands.COMMANDS:
+    cli.add_command(_command)
 
 
 def main() -> None:

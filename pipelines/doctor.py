@@ -1,0 +1,124 @@
+"""What has to be right before a run on a cluster can work, each looked at for real, each with what to do about it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from latte import registry, storage
+from latte.errors import LatteError
+from pipelines import parts
+from pipelines.client import Client
+
+VOLCANO_CRD = "jobs.batch.volcano.sh"
+LAUNCHER = "kfp-launcher"
+_KUBE_TIMEOUT_S = 10
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: fine (True), not (False), or not looked at (None), and a line about it."""
+
+    what: str
+    fine: bool | None
+    line: str
+
+
+def examine(host: str | None, namespace: str | None, token: str | None, root: str | None) -> list[Finding]:
+    """Look at the API server, the bucket and the namespace.
+
+    Args:
+        host: as for `Client`.
+        namespace: the namespace that the steps run in.
+        token: as for `Client`.
+        root: s3://bucket/prefix, reached with this machine's AWS_… variables; None: not looked at.
+    """
+    findings = [_look("Kubeflow Pipelines", lambda: _server(host, namespace, token))]
+    if root is None:
+        findings.append(Finding("bucket", None, "not looked at: name it with --root s3://bucket/prefix"))
+    else:
+        findings.append(_look("bucket", lambda: _bucket(root)))
+        findings.append(_look("conditional writes", lambda: _conditional_writes(root)))
+    return findings + _namespace(namespace)
+
+
+def _look(what: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(what, True, check())
+    except LatteError as error:
+        return Finding(what, False, str(error))
+
+
+def _server(host: str | None, namespace: str | None, token: str | None) -> str:
+    client = Client(host, namespace, token)
+    schedules = len(client.schedules())
+    return f"{client.host} answers, version 2 of the API, {schedules} schedule{'s' * (schedules != 1)} of ours"
+
+
+def _bucket(root: str) -> str:
+    storage.check_root(root)
+    return f"{root}: written, read and deleted"
+
+
+def _conditional_writes(root: str) -> str:
+    registry.check_conditional_writes(root, "doctor")
+    return f"{root}: kept; models can be promoted there"
+
+
+def _namespace(namespace: str | None) -> list[Finding]:
+    import kubernetes as k8s
+
+    try:
+        k8s.config.load_config()
+    except k8s.config.ConfigException:
+        return [Finding("namespace", None, "not looked at: no kubeconfig on this machine")]
+    if not namespace:
+        return [Finding("namespace", None, "not looked at: name it with --namespace")]
+    core, extensions = k8s.client.CoreV1Api(), k8s.client.ApiextensionsV1Api()
+
+    def secret() -> str:
+        found = _read(
+            lambda: core.read_namespaced_secret(parts.SECRET, namespace, _request_timeout=_KUBE_TIMEOUT_S),
+            f"secret {parts.SECRET} in {namespace}",
+            "make it from manifests/secret.template.yaml",
+        )
+        missing = [key for key in parts.SECRET_KEYS if not (found.data or {}).get(key)]
+        if missing:
+            raise LatteError(f"secret {parts.SECRET} in {namespace}: no {', '.join(missing)} in it; add it")
+        return f"{parts.SECRET} in {namespace} has all keys"
+
+    def launcher() -> str:
+        found = _read(
+            lambda: core.read_namespaced_config_map(LAUNCHER, namespace, _request_timeout=_KUBE_TIMEOUT_S),
+            f"ConfigMap {LAUNCHER} in {namespace}",
+            "apply manifests/overlays/…",
+        )
+        root = (found.data or {}).get("defaultPipelineRoot", "")
+        if not root:
+            raise LatteError(f"ConfigMap {LAUNCHER} in {namespace}: no defaultPipelineRoot; apply manifests/overlays/…")
+        return f"{LAUNCHER} in {namespace}: artifacts go to {root}"
+
+    def volcano() -> str:
+        _read(
+            lambda: extensions.read_custom_resource_definition(VOLCANO_CRD, _request_timeout=_KUBE_TIMEOUT_S),
+            f"CRD {VOLCANO_CRD}",
+            "install Volcano where NPUs are scheduled by it; the overlays cpu and ascend-default-scheduler need none",
+        )
+        return f"{VOLCANO_CRD} is installed"
+
+    return [_look("secret", secret), _look("launcher", launcher), _look("Volcano", volcano)]
+
+
+def _read(call: Callable[[], Any], what: str, advice: str) -> Any:
+    import kubernetes as k8s
+    import urllib3.exceptions
+
+    try:
+        return call()
+    except k8s.client.ApiException as error:
+        if error.status == 404:
+            raise LatteError(f"{what}: not there; {advice}") from None
+        if error.status in (401, 403):
+            raise LatteError(f"{what}: this kubeconfig may not read it ({error.reason})") from None
+        raise LatteError(f"{what}: the cluster answered {error.status} {error.reason}") from None
+    except urllib3.exceptions.HTTPError as error:
+        raise LatteError(f"{what}: the cluster does not answer: {error}") from None

@@ -1,4 +1,4 @@
-"""Write run.lock and dev.lock from what is installed in this environment (`make lock`): the closure of pyproject.toml."""
+"""Write run.lock and dev.lock (`make lock`): the closure of pyproject.toml, in the versions installed here."""
 
 import importlib.metadata
 import tomllib

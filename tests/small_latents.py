@@ -14,14 +14,14 @@ AUTOENCODER = Path(__file__).parents[1] / "configs/demo/autoencoder/diffusion_py
 FRAMES = 20
 
 
-def publish(folder: Path, clips_per_class: int = 5) -> str:
+def publish(folder: Path, clips_per_class: int = 5, num_frames: int = FRAMES) -> str:
     """Cut, convert and encode; returns the URI of the latents' manifest. Classes: bikes, carphone."""
     for source in data.SOURCES:
         if source.label not in ("bikes", "carphone"):
             continue
         frames, _ = data.read_source(source)
         for number in range(clips_per_class):
-            shown = frames[number * 25 : number * 25 + FRAMES]
+            shown = frames[number * 25 : number * 25 + num_frames]
             cropped = np.stack([data.crop(frame, 0.25 + 0.1 * number, 0.9) for frame in shown])  # (F, 64, 64, 3)
             video_files.write(folder / "videos" / source.label / f"{number}.mp4", cropped)
     root = storage.from_path(folder / "root")

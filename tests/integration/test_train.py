@@ -229,7 +229,7 @@ def test_mistakes_are_one_line(whole: Run, latents: str, tmp_path: Path) -> None
     mistake("model.input_size=16, but the latents of few have input_size=8", model={**TINY, "input_size": 16})
     mistake("batch_size 8 is not divisible by workers 1 x accumulation 3", accumulation=3)
     mistake("unknown key batchsize", batchsize=3)
-    mistake("model: unknown key hidden", model={"hidden": 3})
+    mistake(r"unknown key model\.hidden", model={"hidden": 3})
     mistake("model.num_classes=1, but the latents have 2 classes", model={**TINY, "num_classes": 1})
     mistake("none of 10 videos has the 46 frames", frame_stride=3)
     mistake("no such object", init_from=str(tmp_path / "none.safetensors"))

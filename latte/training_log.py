@@ -2,12 +2,16 @@
 
 import json
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tensorboardX import SummaryWriter
 
 from latte import storage
+
+T = TypeVar("T")
 
 
 class TrainingLog:
@@ -34,10 +38,10 @@ class TrainingLog:
         """Take the first `count` lines of the published log."""
         self.lines = storage.read_bytes(self._uri).decode().splitlines()[:count] if count else []
 
-    def add(self, metrics: dict[str, Any], steps_per_s: float) -> None:
-        """Append one line; `metrics` has the key "step"."""
+    def add(self, metrics: dict[str, Any], rates: dict[str, float]) -> None:
+        """Append one line; `metrics` has the key "step"; `rates` depend on the clock and go to TensorBoard alone."""
         self.lines.append(json.dumps(metrics, sort_keys=True))
-        for name, value in {**metrics, "steps_per_s": steps_per_s}.items():
+        for name, value in {**metrics, **rates}.items():
             if name != "step":
                 self._writer.add_scalar(f"train/{name}", value, metrics["step"])
 
@@ -47,3 +51,44 @@ class TrainingLog:
         self._writer.flush()
         for path in sorted(Path(self._folder.name).glob("*tfevents*")):
             storage.upload(path, storage.join(self._run_uri, "tensorboard", path.name))
+
+
+class Clock:
+    """Where the time of a run goes. The first step, which compiles, is kept apart."""
+
+    def __init__(self) -> None:
+        self._started = self._compiled = self._last = time.monotonic()
+        self._steps, self._waited_s = 0, 0.0
+
+    def waiting(self, read: Iterator[T]) -> Iterator[T]:
+        """The items of `read`; notes how long each kept the loop waiting."""
+        while True:
+            before = time.monotonic()
+            try:
+                item = next(read)
+            except StopIteration:
+                return
+            if self._steps:
+                self._waited_s += time.monotonic() - before
+            yield item
+
+    def step_done(self) -> None:
+        """Note the end of a step."""
+        self._last = time.monotonic()
+        self._steps += 1
+        if self._steps == 1:
+            self._compiled = self._last
+
+    def rates(self) -> dict[str, float]:
+        """Steps per second after the first, seconds of the first, share of the time spent waiting for data."""
+        if not self._steps:
+            return {}
+        first_step_s = self._compiled - self._started
+        if self._steps == 1:
+            return {"steps_per_s": round(1 / first_step_s, 3), "first_step_s": round(first_step_s, 3)}
+        later_s = self._last - self._compiled
+        return {
+            "steps_per_s": round((self._steps - 1) / later_s, 3),
+            "first_step_s": round(first_step_s, 3),
+            "data_wait_share": round(self._waited_s / later_s, 4),
+        }

@@ -4,7 +4,6 @@ import math
 import os
 import signal
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from latte.models.configs import LatteConfig
 from latte.models.latte import Latte
 from latte.previews import Previews
 from latte.progress import progress
-from latte.training_log import TrainingLog
+from latte.training_log import Clock, TrainingLog
 
 if TYPE_CHECKING:
     from latte.steps.train import TrainConfig
@@ -210,13 +209,14 @@ class _Loop:
         bar.update(first)
         metrics: dict[str, Any] = dict(self._log.last)
         steps = range(first, config.steps)
-        started = time.monotonic()
+        clock = Clock()
         with _PoliteStop() as stop:
             read = batches.prefetched(self._clips, self._usable, self._plan, steps, self._items)
-            for step, parts in enumerate(read, start=first + 1):
+            for step, parts in enumerate(clock.waiting(read), start=first + 1):
                 metrics, asked = self._step(step, parts, stop.asked)
+                clock.step_done()
                 if self._group.leads and (step % config.log_every == 0 or step in (1, config.steps)):
-                    self._log.add(metrics, steps_per_s=bar.format_dict["rate"] or 0.0)
+                    self._log.add(metrics, clock.rates())
                 shown = f"loss={metrics['loss']:.4f}, grad={metrics['grad_norm']:.3f}, lr={metrics['lr']:.1e}"
                 bar.set_postfix_str(shown, refresh=False)
                 bar.update()
@@ -229,9 +229,7 @@ class _Loop:
                     raise LatteError(f"asked to stop: saved step {step}; run the same command again to go on")
             self._finish_writing()
         bar.close()
-        if config.steps > first:
-            metrics["steps_per_s"] = round((config.steps - first) / (time.monotonic() - started), 3)
-        return metrics
+        return {**metrics, **clock.rates()}
 
     def _step(self, step: int, parts: list[batches.Batch], asked: bool) -> tuple[dict[str, Any], bool]:
         """One update; returns its metrics and whether some worker was asked to stop.
@@ -313,6 +311,7 @@ class _Loop:
         return newest
 
     def _diverged(self, step: int) -> LatteError:
+        self._writer.wait()
         found = resume.committed(self._uri)
         good = found[-1].uri if found else "none"
         everyone = range(self._config.batch_size)

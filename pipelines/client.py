@@ -22,6 +22,7 @@ from latte.errors import LatteError, UserError
 from pipelines import compiled, cron, settings
 
 HOST_ENV, NAMESPACE_ENV, TOKEN_ENV = "KF_PIPELINES_ENDPOINT", "KFP_NAMESPACE", "KFP_TOKEN"
+ACCOUNT_ENV = "KFP_SERVICE_ACCOUNT"
 EXPERIMENT = "latte"
 _PAGE = 100
 _ENDED = {"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"}
@@ -77,13 +78,20 @@ class Status:
 class Client:
     """A connection to the API server of Kubeflow Pipelines (2.x)."""
 
-    def __init__(self, host: str | None = None, namespace: str | None = None, token: str | None = None) -> None:
+    def __init__(
+        self,
+        host: str | None = None,
+        namespace: str | None = None,
+        token: str | None = None,
+        service_account: str | None = None,
+    ) -> None:
         """Connect, and find out at once whether host and token are right.
 
         Args:
             host: URL of the API server; KF_PIPELINES_ENDPOINT when None.
             namespace: the user's namespace on a multi-user installation; KFP_NAMESPACE when None.
             token: bearer token; KFP_TOKEN when None. Never printed.
+            service_account: that the steps run as; KFP_SERVICE_ACCOUNT when None, and the server's own without that.
 
         Raises:
             UserError: no host, a wrong host or a wrong token.
@@ -96,6 +104,7 @@ class Client:
             raise UserError(f"host {host}: expected a URL, http://… or https://…")
         self.host = host.rstrip("/")
         self.namespace = namespace or os.environ.get(NAMESPACE_ENV) or None
+        self.service_account = service_account or os.environ.get(ACCOUNT_ENV) or None
         token = token or os.environ.get(TOKEN_ENV) or None
         import kfp_server_api
 
@@ -147,7 +156,12 @@ class Client:
                 raise UserError(f"run {title}: one of this name is going on; wait for it or give another --name")
             pipeline_id, version_id, _ = self._upload(pipeline)
             run = self._kfp.run_pipeline(
-                experiment_id, title, params=checked, pipeline_id=pipeline_id, version_id=version_id
+                experiment_id,
+                title,
+                params=checked,
+                pipeline_id=pipeline_id,
+                version_id=version_id,
+                service_account=self.service_account,
             )
         return Submitted(run.run_id, title, f"{self.host}/#/runs/details/{run.run_id}")
 
@@ -175,7 +189,7 @@ class Client:
             experiment_id = self._experiment()
             pipeline_id, version_id, version = self._upload(pipeline)
             same_name = [each for each in self._schedules(experiment_id) if each.display_name == title]
-            wanted = (version_id, expression, _plain(checked))
+            wanted = (version_id, expression, self.service_account or "", _plain(checked))
             kept = next((each for each in same_name if _facts(each) == wanted), None)
             changed = kept is None
             if kept is None:
@@ -188,6 +202,7 @@ class Client:
                     params=checked,
                     pipeline_id=pipeline_id,
                     version_id=version_id,
+                    service_account=self.service_account,
                 )
             for each in same_name:
                 if each.recurring_run_id != kept.recurring_run_id:
@@ -335,12 +350,12 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value), parse_int=float)
 
 
-def _facts(schedule: Any) -> tuple[str, str, Any]:
+def _facts(schedule: Any) -> tuple[str, str, str, Any]:
     version = getattr(schedule.pipeline_version_reference, "pipeline_version_id", None) or ""
     timing = getattr(schedule.trigger, "cron_schedule", None)
     runtime = getattr(schedule.runtime_config, "parameters", None) or {}
     enabled = str(schedule.mode) == "ENABLE" and bool(schedule.no_catchup) and str(schedule.max_concurrency) == "1"
-    return (version, timing.cron if timing and enabled else "", _plain(runtime))
+    return (version, timing.cron if timing and enabled else "", schedule.service_account or "", _plain(runtime))
 
 
 def _task(detail: Any) -> Task:

@@ -22,7 +22,7 @@ CRON = "0 0 2 * * *"
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("KF_PIPELINES_ENDPOINT", "KFP_NAMESPACE", "KFP_TOKEN"):
+    for name in ("KF_PIPELINES_ENDPOINT", "KFP_NAMESPACE", "KFP_TOKEN", "KFP_SERVICE_ACCOUNT"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -82,6 +82,11 @@ def test_schedule_is_idempotent_and_changes_in_place(
     assert kept["trigger"]["cron_schedule"]["cron"] == CRON
     assert client.schedule("nightly_retrain", params, "0  0 2 * *  *") == dataclasses.replace(first, changed=False)
     assert len(server.recurring_runs) == 5
+    as_runner = Client(server.url, token="right", service_account="latte-runner")
+    assert as_runner.schedule("nightly_retrain", params, CRON).changed
+    assert not as_runner.schedule("nightly_retrain", params, CRON).changed
+    run = as_runner.submit("nightly_retrain", params)
+    assert server.runs[run.run_id]["service_account"] == "latte-runner"
 
     moved = client.schedule("nightly_retrain", params, "0 30 3 * * *")
     other = client.schedule("nightly_retrain", {**params, "train": {**params["train"], "steps": 300}}, "0 30 3 * * *")

@@ -121,7 +121,19 @@ def _params(function: Any) -> list[click.Parameter]:
 
 
 class _StepCommand(click.Command):
-    """A command whose help lists the keys of its config with defaults and explanations."""
+    """A command whose help lists the keys of its config with defaults and explanations.
+
+    It may have commands of its own (`latte score compare A B`), told by the first word after it.
+    """
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """The context of the command that the words ask for: this one or one of its own."""
+        own = COMMANDS.get(self.name or "", {}).get(args[0] if args else "")
+        if own is not None:
+            return own.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         fields = config_class(self.name or "").model_fields
@@ -131,6 +143,24 @@ class _StepCommand(click.Command):
             rows.append((key, f"{field.description or ''} [{default}]".strip()))
         with formatter.section("Keys of the config"):
             formatter.write_dl(rows)
+        own = COMMANDS.get(self.name or "", {})
+        if own:
+            with formatter.section("Commands"):
+                formatter.write_dl([(f"{self.name} {key} A B", command.help or "") for key, command in own.items()])
+
+
+@click.command()
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+def _compare(first: str, second: str) -> None:
+    """Compare two scores by their manifests; refused, with the reason, where protocol, detector or real side differ."""
+    from latte.comparison import compare
+
+    click.echo(guarded(lambda: compare(first, second)))
+
+
+# step: commands of its own
+COMMANDS: dict[str, dict[str, click.Command]] = {"score": {"compare": _compare}}
 
 
 for _name, (_module, _class, _function, _text) in STEPS.items():

@@ -1,11 +1,11 @@
 """The DAG of every night: encode what is new, train on from the promoted model, promote if the score is better.
 
     promoted ───────────────────────────────────────────┐
-    convert vae, i3d ─► encode: plan ─► shards … ─► merge ─► train ─┬─► sample after ──► score ─┬─► promote (gate)
-                                                                    └─► sample before ─► score ─┴─► report
+    convert vae, i3d ─► encode: plan ─► shards … ─► merge ─► train ─┬─► sample after ──► score ─┬─► report ─► promote
+                                                                    └─► sample before ─► score ─┘             (gate)
 
-"Before" is the promoted model: its videos are those of the night that promoted it and are not generated again. Only the
-last but one task moves the pointer; a failure at any step before leaves the promoted model as it was.
+"Before" is the promoted model: its videos are those of the night that promoted it and are not generated again. The last
+task moves the pointer; a failure at any step leaves the promoted model as it was.
 """
 
 from kfp import dsl
@@ -59,16 +59,6 @@ def nightly_retrain(
         videos[label] = parts.generate(label, root, name, sample, step, checkpoint, weights)
         scores[label] = parts.measure(label, root, name, score, videos[label], latents, i3d)
 
-    gate = promote_step(
-        root=root,
-        name=name,
-        settings=promote,
-        checkpoint=checkpoint,
-        score=scores["after"],
-        real=latents,
-        detector=i3d,
-    )
-    parts.named(gate, "promote")
     page = report_step(
         root=root,
         name=name,
@@ -81,4 +71,14 @@ def nightly_retrain(
         trained_score=scores["after"],
         untrained_score=scores["before"],
     )
-    parts.named(page, "report").after(gate)
+    parts.named(page, "report")
+    gate = promote_step(
+        root=root,
+        name=name,
+        settings=promote,
+        checkpoint=checkpoint,
+        score=scores["after"],
+        real=latents,
+        detector=i3d,
+    )
+    parts.named(gate, "promote").after(page)

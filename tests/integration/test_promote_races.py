@@ -1,6 +1,5 @@
 """Promotions killed at any moment and promotions at once, in a folder and in a real S3 store."""
 
-import os
 import random
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 
 from latte import manifest, registry, storage
 from latte.steps.promote import PromoteConfig, run
+from tests.soak import scaled
 from tests.unit.promotions import make
 
 REPOSITORY = Path(__file__).parents[2]
@@ -43,10 +43,11 @@ def check_registry(root: str) -> list[registry.Entry]:
     return entries
 
 
+@pytest.mark.soak
 def test_killed_at_any_moment_the_pointer_is_whole(root: str) -> None:
     rand = random.Random(7)
     first = 0
-    for _ in range(60 if os.environ.get("LATTE_SOAK") else 6):
+    for _ in range(scaled(60)):
         process = subprocess.Popen(
             [sys.executable, "-c", PROMOTER, root, str(first)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
         )

@@ -99,6 +99,8 @@ def make_update(state: OptimizerState, weight_decay: float) -> Callable[..., flo
     ) -> float:
         norm = float(measure()) / loss_scale
         if not math.isfinite(norm):
+            for grad in sums:  # infinity times a factor of 0 would be NaN in the next step's sums
+                ops.assign(grad, ops.zeros_like(grad))
             return norm
         if weight_decay:
             shrink(decay)

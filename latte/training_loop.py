@@ -287,14 +287,15 @@ class _Loop:
         found = resume.committed(self._uri)
         newest = found[-1].step if found else -1
         if self._exchange is not None:
-            newest = round(float(self._exchange(np.array([newest + 1.0 if self._group.leads else 0.0]))[0])) - 1
-            newest = round((newest + 1) * self._group.size) - 1
+            said = np.array([newest + 1.0 if self._group.leads else 0.0])
+            newest = round(float(self._exchange(said)[0]) * self._group.size) - 1
+            found = found if self._group.leads else resume.committed(self._uri)
         if newest < 0:
             if self._group.leads:
                 parts = _copies(self._net, self._state, roles=("model", "ema"))
                 resume.publish(self._uri, 0, parts, {"log_lines": 0})
             return 0
-        (checkpoint,) = [checkpoint for checkpoint in found if checkpoint.step == newest]
+        checkpoint = next(checkpoint for checkpoint in found if checkpoint.step == newest)
         own = {param.name: param for param in self._net.get_parameters()}
         averages = zip(self._state.params, self._state.ema, strict=True)
         roles: list[tuple[str, dict[str, ms.Parameter]]] = [("model", own), ("ema", {p.name: e for p, e in averages})]

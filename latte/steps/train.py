@@ -112,6 +112,8 @@ def run(config: TrainConfig) -> manifest.Manifest:
     from latte.training_loop import train
 
     metrics, shards, facts = train(config, latents, uri, start, vae)
+    if config.preview_every:
+        metrics["previews_uri"] = storage.join(uri, "previews")
     result = manifest.Manifest(
         kind="checkpoint",
         name=config.name,

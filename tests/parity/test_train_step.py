@@ -70,6 +70,7 @@ def test_a_scaled_loss_gives_the_same_step_and_an_overflow_gives_none() -> None:
         ms.ops.assign(state.grads[0], ms.Tensor(np.full((3, 4), np.inf, np.float32)))
         assert not np.isfinite(update(*optim.scalars(2, 1e-2, 0.0, 0.9, 0.1), loss_scale=scale))
         np.testing.assert_array_equal(state.params[0].asnumpy(), ends[-1])
+        assert not state.grads[0].asnumpy().any(), "nothing infinite is left for the next step"
     np.testing.assert_allclose(*ends, atol=1e-7)
 
 

@@ -8,10 +8,12 @@ from latte.metrics.frechet import (
     jackknife_interval,
     statistics,
 )
+from latte.metrics.moments import Moments
 from latte.metrics.protocol import Protocol
 
 __all__ = [
     "Interval",
+    "Moments",
     "Protocol",
     "extrapolated_distance",
     "feature_distance",

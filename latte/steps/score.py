@@ -85,13 +85,15 @@ def run(config: ScoreConfig) -> manifest.Manifest:
     started = time.monotonic()
     _check_same_picture(config, videos, real)
     sides = (_generated_side(config, protocol, videos), _real_side(config, protocol, real))
-    features, digests = [], []
+    features, moments, digests = [], [], []
     detect = _Detector(weights, protocol)
     for side in sides:
         collected = _collect(side, detect, config, protocol)
-        features.append(_read_features(collected))
+        rows, sums = _read_features(collected)
+        features.append(rows)
+        moments.append(sums)
         digests.append(collected.fingerprint)
-    values = _values(features[0], features[1], protocol, metric_name(detector, protocol))
+    values = _values(features, moments, protocol, metric_name(detector, protocol))
     notes = _notes(features, values, detector)
     for note in notes:
         print(f"score {config.name}: {note}", file=sys.stderr)
@@ -131,15 +133,19 @@ def metric_name(detector: manifest.Manifest, protocol: Protocol) -> str:
     return PUBLISHED_METRIC if protocol.features == "logits" else "frechet_i3d_pool"
 
 
-def _values(generated: np.ndarray, real: np.ndarray, protocol: Protocol, name: str) -> dict[str, Any]:
+def _values(
+    features: list[np.ndarray], moments: list[metrics.Moments], protocol: Protocol, name: str
+) -> dict[str, Any]:
     divisor = protocol.covariance_divisor
-    low, high = metrics.jackknife_interval(generated, real, divisor, protocol.jackknife_groups, protocol.confidence)
+    rows, real_rows = features
+    low, high = metrics.jackknife_interval(rows, real_rows, divisor, protocol.jackknife_groups, protocol.confidence)
+    generated, real = (sums.statistics(divisor) for sums in moments)
     return {
-        name: metrics.feature_distance(generated, real, divisor),
+        name: metrics.frechet_distance(*generated, *real),
         "interval_low": low,
         "interval_high": high,
-        "unbiased_estimate": metrics.extrapolated_distance(generated, real, divisor, seed=protocol.seed),
-        "clips": len(generated),
+        "unbiased_estimate": metrics.extrapolated_distance(rows, real_rows, divisor, seed=protocol.seed),
+        "clips": len(rows),
     }
 
 
@@ -324,17 +330,27 @@ def _publish(features: np.ndarray, uri: str) -> manifest.Shard:
     return manifest.publish_shard(save({"features": features.astype(np.float32)}), uri, items=len(features))
 
 
-def _read_features(collected: manifest.Manifest) -> np.ndarray:
-    """All features of a side (N, D), float64, in the order of its clips; every shard's checksum is verified."""
+def _read_features(collected: manifest.Manifest) -> tuple[np.ndarray, metrics.Moments]:
+    """All features of a side (N, D) float32 in the order of its clips, and their moments.
+
+    The moments are summed shard by shard, without rounding: how the clips were cut into shards does not show. The
+    features themselves, 1.6 kB a clip, are kept for the interval. Every shard's checksum is verified.
+    """
     from safetensors.numpy import load
 
-    parts = []
+    parts: list[np.ndarray] = []
+    moments: metrics.Moments | None = None
     for shard in collected.shards:
         data = storage.read_bytes(shard.uri)
         if storage.sha256_bytes(data) != shard.sha256:
             raise StorageError(f"{shard.uri}: damaged: its content does not have the recorded SHA-256")
-        parts.append(load(data)["features"])
-    features = np.concatenate(parts).astype(np.float64)
-    if not np.isfinite(features).all():
-        raise UserError(f"{collected.uri}: the detector gave features that are not finite; are its weights right?")
-    return features
+        rows = load(data)["features"]  # (n, D)
+        try:
+            part = metrics.Moments.of(rows)
+        except ValueError as error:
+            raise UserError(f"{shard.uri}: features of the detector: {error}; are its weights right?") from None
+        parts.append(rows)
+        moments = part if moments is None else moments + part
+    if moments is None:
+        raise UserError(f"{collected.uri}: no features there")
+    return np.concatenate(parts), moments

@@ -110,6 +110,8 @@ class Client:
 
         configuration = kfp_server_api.Configuration()
         configuration.host = self.host
+        # A certificate authority of the site's own: the generated client does not look for it by itself.
+        configuration.ssl_ca_cert = os.environ.get("SSL_CERT_FILE") or None
         configuration.retries = False  # told at once; whoever calls may try again
         if token:
             configuration.api_key["authorization"] = token
@@ -123,7 +125,10 @@ class Client:
         with self._errors("connect"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._kfp = kfp.Client(
-                host=self.host, namespace=self.namespace or "kubeflow", existing_token=token, verify_ssl=None
+                host=self.host,
+                namespace=self.namespace or "kubeflow",
+                existing_token=token,
+                ssl_ca_cert=configuration.ssl_ca_cert,
             )
 
     def health(self) -> Any:
@@ -134,7 +139,8 @@ class Client:
         """
         import kfp_server_api
 
-        with self._errors("the API of Kubeflow Pipelines 2 (/apis/v2beta1/healthz)"):
+        older = "no version 2 of the API there: a wrong host, or a server before Kubeflow Pipelines 2.0"
+        with self._errors("health", missing=older):
             return kfp_server_api.HealthzServiceApi(self._api).healthz_service_get_healthz()
 
     def submit(self, pipeline: str, params: Mapping[str, Any], name: str | None = None) -> Submitted:
@@ -264,10 +270,11 @@ class Client:
             path = compiled.write(compiled.pipeline(pipeline), Path(folder) / f"{pipeline}.yaml")
             title = f"latte-{pipeline.replace('_', '-')}"
             version = f"{title}-{manifest.fingerprint(path.read_text())[:12]}"
-            pipeline_id = self._kfp.get_pipeline_id(title)
-            if pipeline_id is None:
+            pipelines = _pages(self._kfp.list_pipelines, "pipelines", namespace=self.namespace)
+            made = next((each for each in pipelines if each.display_name == title), None)
+            if made is None:
                 made = self._kfp.upload_pipeline(str(path), title, namespace=self.namespace)
-                pipeline_id = made.pipeline_id
+            pipeline_id = made.pipeline_id
             known = _pages(self._kfp.list_pipeline_versions, "pipeline_versions", pipeline_id=pipeline_id)
             found = next((each for each in known if each.display_name == version), None)
             if found is None:
@@ -283,8 +290,8 @@ class Client:
         )
 
     @contextlib.contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
-        """What the server or the network refuses, in one line that says what to change."""
+    def _errors(self, what: str, missing: str = "") -> Iterator[None]:
+        """What the server or the network refuses, in one line that says what to change; `missing` explains a 404."""
         import kfp_server_api
         import urllib3.exceptions
 
@@ -293,6 +300,8 @@ class Client:
             with contextlib.redirect_stdout(io.StringIO()):
                 yield
         except kfp_server_api.ApiException as error:
+            if error.status == 404 and missing:
+                raise UserError(f"{self.host}: {missing}") from None
             raise _explained(error, self.host, what) from None
         except (urllib3.exceptions.HTTPError, TimeoutError) as error:
             raise LatteError(f"{self.host}: no answer ({_first_line(error)}); check the host and the network") from None

@@ -124,14 +124,16 @@ class KfpServer:
         return {"multi_user": self.multi_user, "pipeline_store": "kubernetes"}
 
     def experiment_service_list_experiments(self, query: dict, **_: Any) -> dict:
-        return self._page("experiments", query)
+        return self._page("experiments", query, namespace=self._namespace(query))
 
     def experiment_service_create_experiment(self, body: dict, **_: Any) -> dict:
+        self._namespace(body)
         self._free("experiments", body["display_name"])
         return self._keep("experiments", "experiment_id", body)
 
     def pipeline_service_list_pipelines(self, query: dict, **_: Any) -> dict:
-        return self._page("pipelines", query)
+        # Without a namespace the shared ones, in it those of the namespace, as the real server does.
+        return self._page("pipelines", query, namespace=query.get("namespace", ""))
 
     def pipeline_service_list_pipeline_versions(self, query: dict, pipeline_id: str, **_: Any) -> dict:
         self._known("pipelines", pipeline_id)
@@ -140,7 +142,8 @@ class KfpServer:
     def upload_pipeline(self, query: dict, upload: str, **_: Any) -> dict:
         name = query.get("name") or yaml.safe_load(upload.split("\n---\n")[0])["pipelineInfo"]["name"]
         self._free("pipelines", name)
-        made = self._keep("pipelines", "pipeline_id", {"display_name": name})
+        body = {"display_name": name, "namespace": query.get("namespace", "")}
+        made = self._keep("pipelines", "pipeline_id", body)
         self._version(made["pipeline_id"], name, upload)
         return made
 
@@ -174,6 +177,11 @@ class KfpServer:
         self._known("recurring_runs", recurring_run_id)
         del self.recurring_runs[recurring_run_id]
         return {}
+
+    def _namespace(self, given: dict) -> str | None:
+        if self.multi_user and not given.get("namespace"):
+            raise ApiError(400, "a namespace is needed")
+        return given.get("namespace")
 
     def _version(self, pipeline_id: str, name: str, upload: str) -> dict:
         if any(v["display_name"] == name and v["pipeline_id"] == pipeline_id for v in self.versions.values()):

@@ -49,6 +49,21 @@ def test_the_server_has_every_published_call() -> None:
     assert len(operations) > 35
 
 
+@pytest.mark.parametrize(
+    ("kind", "value", "message"),
+    [
+        ("V2beta1Run", {"display_nmae": "x"}, 'unknown field "display_nmae"'),
+        ("V2beta1Run", {"display_name": 7}, "expected str"),
+        ("V2beta1Run", {"state": "DONE"}, "is not one of"),
+        ("V2beta1RecurringRun", {"trigger": {"cron_schedule": {"crom": ""}}}, 'cron_schedule: unknown field "crom"'),
+        ("V2beta1RecurringRun", {"max_concurrency": True}, "expected str"),
+    ],
+)
+def test_the_server_refuses_what_is_not_of_the_published_shape(kind: str, value: dict, message: str) -> None:
+    with pytest.raises(kfp_server.ApiError, match=message):
+        kfp_server.check(value, kind, kind)
+
+
 def test_submit_uploads_each_version_once(server: kfp_server.KfpServer, client: Client, params: dict) -> None:
     first = client.submit("train_and_evaluate", params)
     run = server.runs[first.run_id]
@@ -94,6 +109,17 @@ def test_schedule_is_idempotent_and_changes_in_place(
     mine = [each for each in server.recurring_runs.values() if each["display_name"] == "nightly_retrain demo"]
     assert [each["recurring_run_id"] for each in mine] == [other.recurring_run_id]
     assert mine[0]["runtime_config"]["parameters"]["train"]["steps"] == 300
+
+
+def test_on_an_installation_of_many_users(params: dict) -> None:
+    with kfp_server.serve(multi_user=True) as server:
+        client = Client(server.url, namespace="team")
+        client.submit("nightly_retrain", params, name="one")
+        client.submit("nightly_retrain", params, name="two")
+        assert client.schedule("nightly_retrain", params, CRON).changed
+        assert not client.schedule("nightly_retrain", params, CRON).changed
+        assert [each["namespace"] for each in server.pipelines.values()] == ["team"]
+        assert [each["namespace"] for each in server.experiments.values()] == ["team"]
 
 
 def test_a_new_version_of_the_pipeline_replaces_the_schedule(
@@ -198,7 +224,7 @@ def test_wrong_host_token_id_and_server(server: kfp_server.KfpServer, client: Cl
         Client(server.url, token="expired")
     with pytest.raises(UserError, match="not found there"):
         client.status("no-such-run")
-    with pytest.raises(UserError, match=r"healthz.*not found there"):
+    with pytest.raises(UserError, match="no version 2 of the API there"):
         Client(server.url + "/wrong", token="right")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

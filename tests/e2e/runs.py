@@ -36,12 +36,16 @@ class Run:
     output: str = ""
     events: list[dict] = field(default_factory=list)
 
-    def wait_for(self, task: str, within_s: float = 240.0) -> None:
-        """Wait until a task has started, or fail with the output of a run that ended before."""
+    def wait_for(self, *tasks: str, within_s: float = 300.0) -> str:
+        """Wait until one of these tasks has started and tell which; fail with the output of a run that ended before."""
         deadline = time.monotonic() + within_s
-        while not any(event["event"] == "started" and event["task"].startswith(task) for event in self.read_events()):
-            assert self.process.poll() is None, f"ended before {task}: {self.process.communicate()[0]}"
-            assert time.monotonic() < deadline, f"{task} did not start; {self.read_events()}"
+        while True:
+            for event in self.read_events():
+                for task in tasks:
+                    if event["event"] == "started" and event["task"].startswith(task):
+                        return task
+            assert self.process.poll() is None, f"ended before {tasks}: {self.process.communicate()[0]}"
+            assert time.monotonic() < deadline, f"{tasks} did not start; {self.read_events()}"
             time.sleep(0.02)
 
     def read_events(self) -> list[dict]:

@@ -22,9 +22,10 @@ from latte.errors import LatteError, UserError
 from pipelines import compiled, cron, settings
 
 HOST_ENV, NAMESPACE_ENV, TOKEN_ENV = "KF_PIPELINES_ENDPOINT", "KFP_NAMESPACE", "KFP_TOKEN"
-ACCOUNT_ENV = "KFP_SERVICE_ACCOUNT"
+ACCOUNT_ENV, AUTHORITY_ENV = "KFP_SERVICE_ACCOUNT", "SSL_CERT_FILE"
 EXPERIMENT = "latte"
 _PAGE = 100
+_REACH_TIMEOUT_S = 15.0
 _ENDED = {"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"}
 
 
@@ -111,7 +112,10 @@ class Client:
         configuration = kfp_server_api.Configuration()
         configuration.host = self.host
         # A certificate authority of the site's own: the generated client does not look for it by itself.
-        configuration.ssl_ca_cert = os.environ.get("SSL_CERT_FILE") or None
+        authority = os.environ.get(AUTHORITY_ENV) or None
+        if authority and not os.path.isfile(authority):
+            raise UserError(f"{AUTHORITY_ENV}: {authority}: no such file")
+        configuration.ssl_ca_cert = authority
         configuration.retries = False  # told at once; whoever calls may try again
         if token:
             configuration.api_key["authorization"] = token
@@ -128,7 +132,7 @@ class Client:
                 host=self.host,
                 namespace=self.namespace or "kubeflow",
                 existing_token=token,
-                ssl_ca_cert=configuration.ssl_ca_cert,
+                ssl_ca_cert=authority,
             )
 
     def health(self) -> Any:
@@ -141,6 +145,8 @@ class Client:
 
         older = "no version 2 of the API there: a wrong host, or a server before Kubeflow Pipelines 2.0"
         with self._errors("health", missing=older):
+            # Through the connections of the generated client, which itself breaks on an untrusted certificate.
+            self._api.rest_client.pool_manager.request("GET", self.host, retries=False, timeout=_REACH_TIMEOUT_S)
             return kfp_server_api.HealthzServiceApi(self._api).healthz_service_get_healthz()
 
     def submit(self, pipeline: str, params: Mapping[str, Any], name: str | None = None) -> Submitted:
@@ -303,6 +309,10 @@ class Client:
             if error.status == 404 and missing:
                 raise UserError(f"{self.host}: {missing}") from None
             raise _explained(error, self.host, what) from None
+        except urllib3.exceptions.SSLError:
+            raise UserError(
+                f"{self.host}: its certificate is not trusted; name its authority's file with {AUTHORITY_ENV}"
+            ) from None
         except (urllib3.exceptions.HTTPError, TimeoutError) as error:
             raise LatteError(f"{self.host}: no answer ({_first_line(error)}); check the host and the network") from None
 
@@ -317,7 +327,7 @@ def _explained(error: Any, host: str, what: str) -> LatteError:
         return UserError(f"{host}: {what}: not found there; check the host and the id ({said})")
     if error.status in (400, 409):
         return UserError(f"{host}: {what}: refused: {said}")
-    return LatteError(f"{host}: {what}: the server failed ({error.status or 'TLS'}): {said}")
+    return LatteError(f"{host}: {what}: the server failed ({error.status}): {said}")
 
 
 def _said(error: Any) -> str:

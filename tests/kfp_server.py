@@ -11,6 +11,7 @@ import email.policy
 import inspect
 import json
 import re
+import ssl
 import threading
 import uuid
 from collections.abc import Iterator
@@ -304,12 +305,14 @@ def _uploaded(content_type: str, body: bytes) -> str:
 
 
 @contextmanager
-def serve(**settings: Any) -> Iterator[KfpServer]:
-    """A server on a free port while a `with` block lasts."""
+def serve(certificate: ssl.SSLContext | None = None, **settings: Any) -> Iterator[KfpServer]:
+    """A server on a free port while a `with` block lasts; over TLS where a certificate is given."""
     state = KfpServer(**settings)
     http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(state))
     http.daemon_threads = True
-    state.url = f"http://127.0.0.1:{http.server_port}"
+    if certificate is not None:
+        http.socket = certificate.wrap_socket(http.socket, server_side=True)
+    state.url = f"http{'s' if certificate else ''}://127.0.0.1:{http.server_port}"
     threading.Thread(target=http.serve_forever, args=(0.05,), daemon=True).start()
     try:
         yield state

@@ -1,12 +1,19 @@
 """The client against an API server with KFP's published routes and shapes: submit, schedule, status, logs, mistakes."""
 
 import dataclasses
+import datetime
+import ipaddress
 import socket
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -232,6 +239,43 @@ def test_wrong_host_token_id_and_server(server: kfp_server.KfpServer, client: Cl
             Client(f"http://127.0.0.1:{taken.getsockname()[1]}")
     with kfp_server.serve(multi_user=True) as shared, pytest.raises(UserError, match="name your namespace"):
         Client(shared.url)
+
+
+def self_signed(folder: Path) -> Path:
+    """A certificate for 127.0.0.1 and its key, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kfp")])
+    now = datetime.datetime.now(datetime.UTC)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(address, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path = folder / "certificate.pem"
+    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + private)
+    return path
+
+
+def test_a_certificate_of_the_site_s_own(params: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = self_signed(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path)
+    with kfp_server.serve(certificate=context) as server:
+        monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+        with pytest.raises(UserError, match="not trusted; name its authority's file with SSL_CERT_FILE"):
+            Client(server.url)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
+        with pytest.raises(UserError, match="no such file"):
+            Client(server.url)
+        monkeypatch.setenv("SSL_CERT_FILE", str(path))
+        Client(server.url).submit("nightly_retrain", params)
+        assert len(server.runs) == 1
 
 
 @pytest.mark.parametrize("good", [CRON, "0 */15 * * * *", "0 0 2 ? * MON-FRI", "30 1,2 3-5/2 1 JAN *", "0 0 9 ? * 2-6"])

@@ -38,8 +38,7 @@ def run(root: Path, latents: str, **other: Any) -> manifest.Manifest:
         "steps": 3,
         "frame_stride": 1,
         "learning_rate": 1e-3,
-        "log_every": 1,
-        **other,
+        **{"log_every": 1, **other},
     }
     return train.run(build(train.TrainConfig, values, "test"))
 
@@ -113,19 +112,23 @@ def test_a_model_memorises_two_clips(tmp_path: Path) -> None:
     from latte.models.latte import Latte
 
     two = small_latents.publish(tmp_path / "two", clips_per_class=1, num_frames=4)
-    model = {"patch_size": 2, "hidden_size": 64, "depth": 2, "num_heads": 4, "num_frames": 4, "class_dropout_prob": 0.0}
-    done = run(
-        tmp_path, two, model=model, steps=250, learning_rate=3e-3, ema_decay=0.95, lr_schedule="cosine", log_every=50
-    )
+    model = {"patch_size": 2, "hidden_size": 96, "depth": 2, "num_heads": 4, "num_frames": 4, "class_dropout_prob": 0.0}
+    recipe = {"learning_rate": 3e-3, "lr_schedule": "cosine", "warmup_steps": 20, "clip_grad_norm": 1.0}
+    done = run(tmp_path, two, model=model, steps=600, ema_decay=0.95, clip_start_step=1, log_every=100, **recipe)
     net = Latte(LatteConfig(**done.config["model"]))
-    checkpoints.load(net, done.shard("step-00000250/ema.safetensors").uri)
+    checkpoints.load(net, done.shard("step-00000600/ema.safetensors").uri)
     net.set_train(False)
     clips = LatentClips(manifest.read(two), tmp_path / "cache")
     shown = np.stack([clips.clip(index, 0, 1, 4)[0] for index in range(2)]) * clips.scaling_factor  # (2, F, C, h, w)
     seeds = range(6)
     noise = np.stack([rng.stream(seed, "learning test").standard_normal(shown.shape[1:], np.float32) for seed in seeds])
     y = np.array([0, 1] * len(seeds), np.int32)  # each seed with both labels
-    drawn = Diffusion(12).sample(net, np.repeat(noise, 2, axis=0), method="ddim", y=y)  # (12, F, C, h, w)
+
+    def step_noise(step: int, shape: tuple[int, ...]) -> np.ndarray:
+        return rng.stream(step, "learning test, steps").standard_normal(shape, np.float32)
+
+    start = np.repeat(noise, 2, axis=0)  # (12, F, C, h, w)
+    drawn = Diffusion(60).sample(net, start, method="ddpm", step_noise=step_noise, y=y)  # (12, F, C, h, w)
     distance = ((drawn[:, None] - shown[None]) ** 2).mean(axis=(2, 3, 4, 5))  # (12, 2)
     right, wrong = distance[np.arange(len(y)), y], distance[np.arange(len(y)), 1 - y]
     assert (right < wrong).all(), (right, wrong)

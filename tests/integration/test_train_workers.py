@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from latte import manifest, storage, workers
-from latte.checkpoints import resume
+from latte import workers
 from latte.errors import UserError
 from tests import small_latents
 
@@ -50,8 +49,14 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in place.read_text().splitlines()]
 
 
-def commits(folder: Path) -> list[str]:
-    return sorted(path.parent.name for path in folder.rglob("checkpoint.json"))
+def steps(folder: Path) -> list[int]:
+    """Steps of the committed checkpoints."""
+    return sorted(int(path.parent.name.removeprefix("step-")) for path in folder.rglob("checkpoint.json"))
+
+
+def wait_for_step(folder: Path, step: int, process: "subprocess.Popen[Any]") -> None:
+    while max(steps(folder), default=-1) < step and process.poll() is None:
+        time.sleep(0.02)
 
 
 def workers_of(process: "subprocess.Popen[Any]") -> list[int]:
@@ -67,56 +72,42 @@ def workers_of(process: "subprocess.Popen[Any]") -> list[int]:
     return found
 
 
-def test_two_workers_one_worker_and_a_change_between_give_the_same_losses(latents: str, tmp_path: Path) -> None:
-    """The second run starts with two workers, is asked to stop politely and goes on with one."""
-    alone, changing = tmp_path / "alone", tmp_path / "changing"
-    alone.mkdir()
-    changing.mkdir()
+def test_stopped_killed_and_with_other_workers_the_losses_are_the_same(latents: str, tmp_path: Path) -> None:
+    """One run with one worker, one with two, and one that is killed and stopped with two and ends with one."""
+    alone, pair, changing = (tmp_path / name for name in ("alone", "pair", "changing"))
+    for folder in (alone, pair, changing):
+        folder.mkdir()
     subprocess.run(command(alone, latents), check=True, capture_output=True)
-    two = [*command(changing, latents, checkpoint_every=4), "workers=2"]
+    subprocess.run(command(pair, latents, workers=2), check=True, capture_output=True)
+    two = command(changing, latents, workers=2, checkpoint_every=4)
+
+    with subprocess.Popen(two, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        wait_for_step(changing, 4, process)
+        assert len(workers_of(process)) >= 2
+        process.kill()
+    deadline = time.monotonic() + 30
+    while workers_of(process):
+        assert time.monotonic() < deadline, "workers outlive their launcher"
+        time.sleep(0.1)
+
     with subprocess.Popen(two, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
-        while "step-00000008" not in commits(changing) and process.poll() is None:
-            time.sleep(0.02)
+        wait_for_step(changing, 8, process)
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate()
     assert process.returncode == 1, said
     assert "asked to stop: saved step" in said.splitlines()[-1]
     assert "loss=" in said, "the first worker's progress is shown"
-    saved = int(commits(changing)[-1].removeprefix("step-"))
+    saved = steps(changing)[-1]
     assert 8 <= saved < STEPS
+    assert lines(changing)[:saved] == lines(pair)[:saved], "two workers end in the same bits, killed or not"
+
     subprocess.run(command(changing, latents), check=True, capture_output=True)
-    one, other = lines(alone), lines(changing)
-    assert [line["step"] for line in one] == [line["step"] for line in other] == list(range(1, STEPS + 1))
-    for before, after in zip(one, other, strict=True):
-        for key in ("loss", "mse", "grad_norm"):
-            assert before[key] == pytest.approx(after[key], rel=1e-4), (before, after)
-    (done,) = (changing / "root").glob("runs/*/*/manifest.json")
-    assert manifest.read(done.as_uri(), "checkpoint").metrics["step"] == STEPS
-
-
-def test_two_workers_end_in_the_same_bits_and_a_killed_launcher_leaves_nobody(latents: str, tmp_path: Path) -> None:
-    call = [*command(tmp_path, latents, steps=4, checkpoint_every=2, name="one"), "workers=2"]
-    subprocess.run(call, check=True, capture_output=True)
-    again = [*call, "name=two"]
-    with subprocess.Popen(again, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        while len(commits(tmp_path / "root/runs/two")) < 2 and process.poll() is None:
-            time.sleep(0.02)
-        killed = workers_of(process)
-        process.kill()
-    assert len(killed) >= 2
-    deadline = time.monotonic() + 30
-    while workers_of(process):
-        assert time.monotonic() < deadline, "workers outlive their launcher"
-        time.sleep(0.1)
-    subprocess.run(again, check=True, capture_output=True)
-    ends = []
-    for name in ("one", "two"):
-        (place,) = (tmp_path / "root/runs" / name).iterdir()
-        last = resume.committed(place.as_uri())[-1]
-        ends.append(
-            ({role: shard.sha256 for role, shard in last.shards.items()}, (place / "metrics.jsonl").read_text())
-        )
-    assert ends[0] == ends[1]
+    assert steps(changing)[-1] == STEPS
+    for other in (pair, changing):
+        for one, another in zip(lines(alone), lines(other), strict=True):
+            assert one["step"] == another["step"]
+            for key in ("loss", "mse", "grad_norm"):
+                assert one[key] == pytest.approx(another[key], rel=1e-4), (other.name, one, another)
 
 
 def test_a_mistake_that_a_worker_finds_is_the_commands_one_line(latents: str, tmp_path: Path) -> None:
@@ -147,12 +138,10 @@ def test_a_worker_killed_without_a_word_shows_the_logs(latents: str, tmp_path: P
         stdout=subprocess.DEVNULL,
         text=True,
     ) as process:
-        while not commits(tmp_path) and process.poll() is None:
-            time.sleep(0.02)
+        wait_for_step(tmp_path, 0, process)
         os.kill(workers_of(process)[0], signal.SIGKILL)
         _, said = process.communicate()
     assert process.returncode == 1
     assert "error: a worker ended without a word; the ends of the logs:" in said
     assert "worker_0.log: " in said
     assert not workers_of(process)
-    assert storage.exists((tmp_path / "train.yaml").as_uri())

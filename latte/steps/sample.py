@@ -1,14 +1,13 @@
 """The sample step: a checkpoint becomes a set of generated videos. Plan, shards (fanned out), merge.
 
-Video i of a set follows from the checkpoint, the settings, the seed and i alone: its label, its start noise and the
-noise of its every step come from streams of its own. Who generates it, beside which others and after which
+Video i of a set follows from the checkpoint, the settings, the seed and i alone: its label or caption, its start noise
+and the noise of its every step come from streams of its own. Who generates it, beside which others and after which
 interruptions does not matter. A set grows in place: a larger `num_videos` generates only the new ones.
 """
 
 import re
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,18 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from latte import manifest, rng, storage
+from latte import conditions as conditioning
+from latte import contact_sheet, generation, manifest, storage
+from latte.conditions import Conditions
 from latte.config import Config
 from latte.errors import UserError
+from latte.models.configs import ClipTextConfig
 from latte.progress import progress
 
 MAX_TASKS = 32
+CONTACT_SHEET = "contact-sheet.png"
 _RECORD_THREADS = 16
-_networks: dict[tuple[str, str, str], Any] = {}
+_TEXT_SHAPE = (77, 768)
 
 
 class SampleConfig(Config):
@@ -41,20 +44,28 @@ class SampleConfig(Config):
     method: Literal["ddpm", "ddim", "dpm-solver++"] = Field(default="ddim", description="sampler")
     num_sampling_steps: int | str = Field(default=250, description='steps: a count, "ddimN" or sections "a,b,…"')
     cfg_scale: float = Field(default=1.0, ge=0, description="classifier-free guidance; 1 is none (published: 7)")
-    labels: list[int | str] | None = Field(
+    labels: list[int | str] | Literal["dataset"] | None = Field(
         default=None,
-        min_length=1,
-        description="classes (index or name) that the videos take in turn; null: all of them",
+        description="classes (index or name) that the videos take in turn; null: all of them; "
+        '"dataset": drawn as often as each class is in `latents`',
     )
+    latents: str | None = Field(default=None, description="manifest of an encoded dataset, for labels=dataset")
+    captions: str | None = Field(
+        default=None,
+        description="texts that the videos take in turn: a text file, one a line, or a CSV file's column caption",
+    )
+    text_encoder: str | None = Field(default=None, description="manifest of CLIP's text weights, for captions")
+    tokenizer: str | None = Field(default=None, description="CLIP's tokenizer.json (path or URI), for captions")
     batch_size: int = Field(default=8, gt=0, description="videos generated together")
     decode_frames: int = Field(default=16, gt=0, description="frames decoded together; bounds the memory")
     fps: float = Field(default=8.0, gt=0, description="frames per second of the files")
     num_tasks: int = Field(default=8, gt=0, le=MAX_TASKS, description="most tasks that the set is shared out to")
 
 
-# These say where, how many and in which portions, not what video i is.
+# These say where, how many and in which portions, not what video i is; what lies there counts by its content.
 _NOT_IN_FINGERPRINT = {
     "root", "name", "checkpoint", "vae", "step", "num_videos", "batch_size", "decode_frames", "num_tasks",
+    "latents", "captions", "text_encoder", "tokenizer",
 }  # fmt: skip
 
 
@@ -70,7 +81,8 @@ class _Set:
         vae: the autoencoder's weights.
         facts: the checkpoint manifest's config.
         vae_model: settings of the autoencoder.
-        labels: the classes that the videos take in turn, or None without classes.
+        conditions: what the videos show.
+        text: what embeds their captions, or None without captions.
     """
 
     uri: str
@@ -80,7 +92,8 @@ class _Set:
     vae: manifest.Shard
     facts: dict[str, Any]
     vae_model: dict[str, Any]
-    labels: list[int] | None
+    conditions: Conditions
+    text: generation.TextSource | None
 
 
 def run(config: SampleConfig) -> manifest.Manifest:
@@ -161,8 +174,11 @@ def merge(config: SampleConfig, plan_uri: str) -> manifest.Manifest:
         items.append(record["item"])
         shards += _objects(record)
         seconds += float(record["seconds"])
-    listed = storage.write_json(storage.join(made.uri, "items.json"), items)
-    shards.append(manifest.Shard(uri=listed.uri, bytes=listed.bytes, sha256=listed.sha256, items=len(items)))
+    for ref in (
+        _publish_contact_sheet(made, items),
+        storage.write_json(storage.join(made.uri, "items.json"), items),
+    ):
+        shards.append(manifest.Shard(uri=ref.uri, bytes=ref.bytes, sha256=ref.sha256, items=len(items)))
     return manifest.finish(
         manifest.Manifest(
             kind="video_set",
@@ -208,9 +224,11 @@ def _resolve(config: SampleConfig) -> _Set:
             f"vae {config.vae}: the model was trained on latents of another autoencoder ({facts['vae'][:12]}…)"
         )
     _check_steps(config.num_sampling_steps)
-    labels = _labels(config, facts)
+    conditions = _conditions(config, facts)
+    text = _text_source(config) if conditions.captions is not None else None
     settings = config.model_dump(exclude=_NOT_IN_FINGERPRINT)
-    fingerprint = manifest.fingerprint("sample", settings, found[0].sha256, vae.sha256, facts["diffusion"])
+    files = [*conditions.from_files, *([text.digest] if text is not None else [])]
+    fingerprint = manifest.fingerprint("sample", settings, found[0].sha256, vae.sha256, facts["diffusion"], *files)
     return _Set(
         uri=storage.join(config.root, "videos", config.name, fingerprint[:16]),
         fingerprint=fingerprint,
@@ -219,7 +237,8 @@ def _resolve(config: SampleConfig) -> _Set:
         vae=vae,
         facts=facts,
         vae_model=vae_manifest.config["model"],
-        labels=labels,
+        conditions=conditions,
+        text=text,
     )
 
 
@@ -231,30 +250,47 @@ def _check_steps(steps: int | str) -> None:
         raise UserError(f"num_sampling_steps {text}: expected 1 to 1000")
 
 
-def _labels(config: SampleConfig, facts: dict[str, Any]) -> list[int] | None:
-    """The classes that the videos take in turn."""
-    model, classes = facts["model"], list(facts["classes"])
-    if model["condition"] == "text":
-        raise UserError(f"checkpoint {config.checkpoint}: conditioned on text; only none and class can be sampled")
-    if model["condition"] != "class":
-        for key, given in (("labels", config.labels is not None), ("cfg_scale", config.cfg_scale != 1.0)):
-            if given:
-                raise UserError(f"{key}: the model of {config.checkpoint} is not conditioned on classes; leave it out")
-        return None
+def _conditions(config: SampleConfig, facts: dict[str, Any]) -> Conditions:
+    """What the videos show; a key that the model has no use for is refused."""
+    model = facts["model"]
+    condition = str(model["condition"])
+    keys = {"class": ("labels", "latents"), "text": ("captions", "text_encoder", "tokenizer")}
+    for other, names in keys.items():
+        given = [key for key in names if getattr(config, key) is not None]
+        if given and condition != other:
+            what = "classes" if other == "class" else "text"
+            raise UserError(f"{given[0]}: the model of {config.checkpoint} is not conditioned on {what}; leave it out")
+    if condition == "none":
+        if config.cfg_scale != 1.0:
+            raise UserError(f"cfg_scale: the model of {config.checkpoint} has no condition; leave it out")
+        return Conditions()
+    if condition == "text":
+        missing = [key for key in keys["text"] if getattr(config, key) is None]
+        if missing:
+            raise UserError(f"checkpoint {config.checkpoint}: conditioned on text; give {', '.join(missing)}")
+        return Conditions(captions=conditioning.read_captions(str(config.captions)))
     if config.cfg_scale != 1.0 and model["class_dropout_prob"] == 0:
         raise UserError(f"cfg_scale: the model of {config.checkpoint} was trained without label dropout; set it to 1")
-    count = len(classes) or int(model["num_classes"])
-    if config.labels is None:
-        return list(range(count))
-    chosen = []
-    for label in config.labels:
-        if isinstance(label, str) and label not in classes:
-            raise UserError(f"labels: no class {label!r} (known: {', '.join(classes[:20])})")
-        number = classes.index(label) if isinstance(label, str) else label
-        if not 0 <= number < count:
-            raise UserError(f"labels: {label} is not a class; there are {count}")
-        chosen.append(number)
-    return chosen
+    if (config.labels == conditioning.DATASET) != (config.latents is not None):
+        raise UserError("labels: dataset and latents (the manifest of that dataset) go together; give both or neither")
+    if config.latents is not None:
+        return Conditions(config.seed, class_counts=conditioning.count_classes(config.latents, facts))
+    if config.labels is not None and not config.labels:
+        raise UserError("labels: no classes in the list")
+    chosen = None if config.labels is None else list(config.labels)
+    return Conditions(config.seed, labels=conditioning.classes_of(chosen, facts))
+
+
+def _text_source(config: SampleConfig) -> generation.TextSource:
+    """The text encoder, checked against what a Latte takes."""
+    encoder = manifest.read(str(config.text_encoder), "weights")
+    if encoder.config.get("kind") != "clip":
+        raise UserError(f"text_encoder {config.text_encoder}: weights of {encoder.config.get('kind')}, expected clip")
+    settings = ClipTextConfig(**encoder.config["model"])
+    shape = (settings.max_position_embeddings, settings.hidden_size)
+    if shape != _TEXT_SHAPE:
+        raise UserError(f"text_encoder {config.text_encoder}: embeddings {shape}, the model takes {_TEXT_SHAPE}")
+    return generation.TextSource.checked(encoder, str(config.tokenizer))
 
 
 def _count_fingerprint(made: _Set, num_videos: int) -> str:
@@ -290,7 +326,7 @@ def _objects(record: dict[str, Any]) -> list[manifest.Shard]:
 
 def _generate(config: SampleConfig, made: _Set, indices: list[int], label: str) -> None:
     """Generate and publish videos in batches of one shape, so that there is one compiled graph and no odd batch."""
-    sample = _sampler(config, made)
+    sample = generation.sampler(_recipe(config, made))
     bar = progress(total=len(indices), desc=label, unit="video")
     for first in range(0, len(indices), config.batch_size):
         group = indices[first : first + config.batch_size]
@@ -304,65 +340,22 @@ def _generate(config: SampleConfig, made: _Set, indices: list[int], label: str) 
     bar.close()
 
 
-def _sampler(config: SampleConfig, made: _Set) -> Callable[[list[int], Callable[[int], None]], list[np.ndarray]]:
-    """A function from indices to their videos, each (F, H, W, 3) uint8; loads the networks."""
-    from latte import device
-    from latte.diffusion import Diffusion
-    from latte.models.autoencoder_kl import decode_in_chunks
-
-    device.setup(seed=config.seed)
-    net = _network("latte", made.facts["model"], made.weights)
-    vae = _network("vae", made.vae_model, made.vae)
-    model = net.config
-    try:
-        diffusion = Diffusion(config.num_sampling_steps, made.facts["diffusion"]["noise_schedule"])
-    except ValueError as error:
-        raise UserError(f"num_sampling_steps {config.num_sampling_steps}: {error}") from None
-    shape = (model.num_frames, model.in_channels, model.input_size, model.input_size)
-
-    def noise(indices: list[int], purpose: str, *more: int) -> np.ndarray:
-        streams = [rng.stream(config.seed, purpose, index, *more) for index in indices]
-        return np.stack([stream.standard_normal(shape, np.float32) for stream in streams])  # (N, F, C, h, w)
-
-    def sample(indices: list[int], on_step: Callable[[int], None]) -> list[np.ndarray]:
-        condition: dict[str, Any] = {}
-        if made.labels is not None:
-            condition["y"] = np.array([made.labels[index % len(made.labels)] for index in indices], np.int32)  # (N,)
-            condition["cfg_scale"] = config.cfg_scale
-        latents = diffusion.sample(
-            net,
-            noise(indices, "sample noise"),
-            method=config.method,
-            step_noise=lambda step, _shape: noise(indices, "sample step noise", step),
-            on_step=on_step,
-            **condition,
-        )
-        frames = latents.reshape(-1, *shape[1:]) / np.float32(made.facts["scaling_factor"])  # (N F, C, h, w)
-        images = decode_in_chunks(vae, frames.astype(np.float32), config.decode_frames)  # (N F, 3, H, W)
-        pixels = np.clip(images * 127.5 + 128.0, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)  # (N F, H, W, 3)
-        return list(pixels.reshape(len(indices), model.num_frames, *pixels.shape[1:]))
-
-    return sample
-
-
-def _network(kind: str, settings: dict[str, Any], weights: manifest.Shard) -> Any:
-    """The network of this kind and these settings with these weights; kept as long as the process lives.
-
-    MindSpore keeps compiled graphs by object: a graph would not notice other weights in its network, and the graph of a
-    network that is gone can be taken for that of a new one at the same address.
-    """
-    from latte import checkpoints
-    from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-    from latte.models.latte import Latte, LatteConfig
-
-    key = (kind, weights.sha256, manifest.fingerprint(settings))
-    if key not in _networks:
-        net = Latte(LatteConfig(**settings)) if kind == "latte" else AutoencoderKL(AutoencoderKLConfig(**settings))
-        with storage.as_local_file(weights.uri, weights.sha256) as path:
-            checkpoints.load(net, str(path))
-        net.set_train(False)
-        _networks[key] = net
-    return _networks[key]
+def _recipe(config: SampleConfig, made: _Set) -> generation.Recipe:
+    return generation.Recipe(
+        weights=made.weights,
+        model=made.facts["model"],
+        vae=made.vae,
+        vae_model=made.vae_model,
+        scaling_factor=float(made.facts["scaling_factor"]),
+        noise_schedule=made.facts["diffusion"]["noise_schedule"],
+        method=config.method,
+        num_sampling_steps=config.num_sampling_steps,
+        cfg_scale=config.cfg_scale,
+        seed=config.seed,
+        conditions=made.conditions,
+        text=made.text,
+        decode_frames=config.decode_frames,
+    )
 
 
 def _publish(config: SampleConfig, made: _Set, index: int, frames: np.ndarray, seconds: float) -> None:
@@ -378,12 +371,27 @@ def _publish(config: SampleConfig, made: _Set, index: int, frames: np.ndarray, s
         preview_ref = storage.upload(preview, preview_uri)
         item = {
             "index": index,
-            "label": made.labels[index % len(made.labels)] if made.labels is not None else None,
+            "label": made.conditions.label(index),
             "seed": config.seed,
             "video": uri,
             "preview": preview_uri,
             "sha256": storage.sha256_file(lossless),
             "preview_sha256": preview_ref.sha256,
         }
+        if made.text is not None:
+            item["caption"] = made.conditions.caption(index)
         facts = {"uri": preview_ref.uri, "bytes": preview_ref.bytes, "sha256": preview_ref.sha256}
         manifest.publish_shard(lossless, uri, item=item, preview=facts, seconds=round(seconds, 3))
+
+
+def _publish_contact_sheet(made: _Set, items: list[dict[str, Any]]) -> storage.Ref:
+    """A picture of the first videos of the set."""
+    from latte import video
+
+    def read(item: dict[str, Any]) -> np.ndarray:
+        with storage.as_local_file(item["video"], item["sha256"]) as path:
+            return video.read_lossless(path)  # (F, H, W, 3)
+
+    with ThreadPoolExecutor(_RECORD_THREADS, thread_name_prefix="sheet") as pool:
+        videos = list(pool.map(read, items[: contact_sheet.MAX_VIDEOS]))
+    return storage.write_bytes(storage.join(made.uri, CONTACT_SHEET), contact_sheet.draw(videos))

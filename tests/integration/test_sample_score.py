@@ -1,5 +1,6 @@
 """Generated sets and their scores, with tiny networks: who made a set, and how often it was stopped, does not show."""
 
+import io
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save_file
 
 from latte import manifest, storage, video
@@ -125,8 +127,9 @@ def sampling(world: SimpleNamespace, root: str, **changes: Any) -> sample.Sample
     return sample.SampleConfig(**{**values, **changes})
 
 
-def files(done: manifest.Manifest) -> dict[str, bytes]:
-    shards = [shard for shard in done.shards if not shard.uri.endswith("items.json")]
+def files(done: manifest.Manifest, but: tuple[str, ...] = ("items.json",)) -> dict[str, bytes]:
+    """Every object of a set by its name; items.json names its place and is left out."""
+    shards = [shard for shard in done.shards if not shard.uri.endswith(but)]
     return {shard.uri.rsplit("/", 1)[1]: storage.read_bytes(shard.uri) for shard in shards}
 
 
@@ -148,6 +151,9 @@ def test_a_set_is_what_its_manifest_says(whole: manifest.Manifest) -> None:
         assert storage.sha256_bytes(storage.read_bytes(item["video"])) == item["sha256"]
         assert storage.sha256_bytes(storage.read_bytes(item["preview"])) == item["preview_sha256"]
     assert len({item["sha256"] for item in items}) == 7
+    sheet = Image.open(io.BytesIO(storage.read_bytes(whole.shard(sample.CONTACT_SHEET).uri)))
+    assert sheet.format == "PNG"
+    assert sheet.size == (4 * 4 * IMAGE_SIZE + 12, 2 * IMAGE_SIZE + 4)
 
 
 @pytest.mark.parametrize("num_tasks", [3, 7])
@@ -206,6 +212,19 @@ def test_seed_step_and_labels_change_the_videos(world: SimpleNamespace, whole: m
     for changes in ({"seed": 6}, {"step": 0}, {"labels": ["dark"]}, {"weights": "model"}):
         changed = files(sample.run(sampling(world, root, num_videos=1, **changes)))
         assert changed["clip-00000.mkv"] != before["clip-00000.mkv"], changes
+
+
+def test_labels_are_drawn_as_often_as_the_dataset_has_them(world: SimpleNamespace, tmp_path: Path) -> None:
+    config = sampling(world, tmp_path.as_uri(), labels="dataset", latents=world.latents, num_videos=200)
+    conditions = sample._resolve(config).conditions
+    assert conditions.class_counts == [3, 3]
+    labels = [conditions.label(index) for index in range(200)]
+    assert 70 < sum(label == 0 for label in labels) < 130
+    assert labels != [index % 2 for index in range(200)]
+    place = sample._resolve(sampling(world, tmp_path.as_uri())).uri
+    assert sample._resolve(config).uri != place
+    with pytest.raises(UserError, match=r"a manifest of checkpoint, expected latents"):
+        sample.plan(sampling(world, tmp_path.as_uri(), labels="dataset", latents=world.checkpoint))
 
 
 PROTOCOL = {"num_clips": 6, "frame_stride": 1, "clips_per_video": None, "jackknife_groups": 3}
@@ -279,7 +298,7 @@ def test_a_set_and_its_score_in_s3_are_those_of_a_folder(
 ) -> None:
     videos = sample.run(sampling(world, s3_root, num_videos=2))
     in_folder = files(whole)
-    in_s3 = files(videos)
+    in_s3 = files(videos, ("items.json", sample.CONTACT_SHEET))  # the picture of two videos is another one
     assert len(in_s3) == 4
     assert in_s3 == {name: in_folder[name] for name in in_s3}
     values = [

@@ -66,9 +66,16 @@ def config(root: Path, **changes: Any) -> sample.SampleConfig:
         ({"num_sampling_steps": 0}, {}, r"num_sampling_steps 0: expected 1 to 1000"),
         ({"num_sampling_steps": "fast"}, {}, r"num_sampling_steps 'fast'"),
         ({"cfg_scale": 7.0}, {"class_dropout_prob": 0.0}, r"cfg_scale: .* without label dropout"),
-        ({"cfg_scale": 7.0}, {"condition": "none"}, r"cfg_scale: .* not conditioned on classes"),
+        ({"cfg_scale": 7.0}, {"condition": "none"}, r"cfg_scale: .* has no condition"),
         ({"labels": [0]}, {"condition": "none"}, r"labels: .* not conditioned on classes"),
-        ({}, {"condition": "text"}, r"conditioned on text"),
+        ({"labels": []}, {}, r"labels: no classes in the list"),
+        ({"labels": "dataset"}, {}, r"labels: dataset and latents .* go together"),
+        ({"latents": "l.json"}, {}, r"labels: dataset and latents .* go together"),
+        ({"captions": "c.txt"}, {}, r"captions: .* not conditioned on text"),
+        ({"captions": "c.txt"}, {"condition": "none"}, r"captions: .* not conditioned on text"),
+        ({}, {"condition": "text"}, r"conditioned on text; give captions, text_encoder, tokenizer"),
+        ({"captions": "c.txt"}, {"condition": "text"}, r"conditioned on text; give text_encoder, tokenizer"),
+        ({"labels": [0]}, {"condition": "text"}, r"labels: .* not conditioned on classes"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_work(
@@ -103,7 +110,9 @@ def test_no_task_is_left_without_work(
 
 def test_the_place_depends_on_what_makes_a_video_and_on_nothing_else(tmp_path: Path) -> None:
     place = sample.plan(config(tmp_path)).uri
-    same = [{"num_videos": 99}, {"batch_size": 2}, {"decode_frames": 5}, {"num_tasks": 1}, {"step": 60}]
+    same: list[dict[str, Any]] = [
+        {"num_videos": 99}, {"batch_size": 2}, {"decode_frames": 5}, {"num_tasks": 1}, {"step": 60},
+    ]  # fmt: skip
     other = [
         {"seed": 1}, {"step": 50}, {"weights": "model"}, {"cfg_scale": 2.0}, {"method": "ddpm"},
         {"num_sampling_steps": 50}, {"labels": [1]}, {"fps": 10.0},
@@ -127,6 +136,6 @@ def test_a_plan_of_other_settings_is_refused(tmp_path: Path) -> None:
 
 def test_classes_without_names_count(tmp_path: Path) -> None:
     made = sample._resolve(config(tmp_path, checkpoint=checkpoint(tmp_path, classes=[])))
-    assert made.labels == [0, 1, 2]
+    assert made.conditions.labels == [0, 1, 2]
     named = sample._resolve(config(tmp_path, labels=["fish", 0]))
-    assert named.labels == [2, 0]
+    assert named.conditions.labels == [2, 0]

@@ -1,0 +1,123 @@
+"""What each video of a set is to show: a class or a caption, a function of the seed and the video's number alone."""
+
+import csv
+import io
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from latte import manifest, rng, storage
+from latte.errors import UserError
+
+DATASET = "dataset"
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The conditions of a set; all empty where the model takes none.
+
+    Attributes:
+        seed: what drawn labels follow from.
+        labels: classes that the videos take in turn.
+        class_counts: videos of each class in a dataset, where labels are drawn by their shares.
+        captions: texts that the videos take in turn.
+    """
+
+    seed: int = 0
+    labels: list[int] | None = None
+    class_counts: list[int] | None = None
+    captions: list[str] | None = None
+
+    def label(self, index: int) -> int | None:
+        """The class of a video, or None without classes."""
+        if self.class_counts is not None:
+            ends = np.cumsum(self.class_counts)
+            drawn = rng.stream(self.seed, "sample label", index).integers(ends[-1])
+            return int(np.searchsorted(ends, drawn, side="right"))
+        return self.labels[index % len(self.labels)] if self.labels is not None else None
+
+    def caption(self, index: int) -> str | None:
+        """The caption of a video, or None without captions."""
+        return self.captions[index % len(self.captions)] if self.captions is not None else None
+
+    @property
+    def from_files(self) -> list[Any]:
+        """What was read from files and changes the videos, for a fingerprint."""
+        return [part for part in (self.class_counts, self.captions) if part is not None]
+
+
+def classes_of(labels: Sequence[int | str] | None, facts: dict[str, Any]) -> list[int]:
+    """The classes that the videos take in turn; all of the model's where none are given.
+
+    Args:
+        labels: names or numbers.
+        facts: config of the checkpoint's manifest.
+
+    Raises:
+        UserError: not a class of the model.
+    """
+    classes = list(facts["classes"])
+    count = len(classes) or int(facts["model"]["num_classes"])
+    if labels is None:
+        return list(range(count))
+    chosen = []
+    for label in labels:
+        if isinstance(label, str) and label not in classes:
+            raise UserError(f"labels: no class {label!r} (known: {', '.join(classes[:20])})")
+        number = classes.index(label) if isinstance(label, str) else label
+        if not 0 <= number < count:
+            raise UserError(f"labels: {label} is not a class; there are {count}")
+        chosen.append(number)
+    return chosen
+
+
+def count_classes(latents_uri: str, facts: dict[str, Any]) -> list[int]:
+    """How many videos of each class an encoded dataset has.
+
+    Args:
+        latents_uri: manifest of the dataset.
+        facts: config of the checkpoint's manifest.
+
+    Raises:
+        UserError: the dataset has other classes than the model, or none.
+    """
+    from latte.latents import LatentClips
+
+    latents = manifest.read(latents_uri, "latents")
+    classes = list(latents.config.get("classes", []))
+    if not classes or classes != list(facts["classes"]):
+        raise UserError(f"latents {latents_uri}: classes {classes[:20]}, but the model has {facts['classes'][:20]}")
+    with tempfile.TemporaryDirectory(prefix="latte-index-") as cache:
+        labels = [video.label for video in LatentClips(latents, cache).videos if video.label is not None]
+    if not labels:
+        raise UserError(f"latents {latents_uri}: no video there has a label")
+    return [int(count) for count in np.bincount(labels, minlength=len(classes))]
+
+
+def read_captions(uri: str) -> list[str]:
+    """Captions from a text file, one a line, or from the column `caption` of a CSV file; empty ones are left out.
+
+    Raises:
+        UserError: no such file, not UTF-8, no such column, or no captions in it.
+    """
+    try:
+        text = storage.read_bytes(storage.from_path(uri)).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"captions {uri}: not UTF-8 text") from None
+    if uri.lower().endswith(".csv"):
+        try:
+            rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+            if "caption" not in (rows.fieldnames or ()):
+                raise UserError(f"captions {uri}: no column caption, it has {', '.join(rows.fieldnames or ())}")
+            lines = [row["caption"] or "" for row in rows]
+        except csv.Error as error:
+            raise UserError(f"captions {uri}: not CSV: {error}") from None
+    else:
+        lines = text.splitlines()
+    captions = [line.strip() for line in lines if line.strip()]
+    if not captions:
+        raise UserError(f"captions {uri}: no captions in it")
+    return captions

@@ -1,0 +1,180 @@
+"""From numbers to videos: denoise latents with a Latte, decode them with the autoencoder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from latte import manifest, rng, storage
+from latte.conditions import Conditions
+from latte.errors import UserError
+
+_networks: dict[tuple[str, str, str], Any] = {}
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """What turns captions into embeddings.
+
+    Attributes:
+        weights: of the CLIP text encoder.
+        model: its settings.
+        tokenizer: URI of `tokenizer.json`, or local one of `vocab.json` with `merges.txt` beside it.
+        digest: SHA-256 over the contents of all of them.
+    """
+
+    weights: manifest.Shard
+    model: dict[str, Any]
+    tokenizer: str
+    digest: str
+
+    @classmethod
+    def checked(cls, encoder: manifest.Manifest, tokenizer: str) -> "TextSource":
+        """From the manifest of the weights and the path or URI of the tokenizer's file.
+
+        Raises:
+            UserError: the tokenizer's file is not there.
+        """
+        weights, uri = encoder.shard("model.safetensors"), storage.from_path(tokenizer)
+        files = [uri]
+        if uri.endswith("vocab.json"):
+            files.append(uri.removesuffix("vocab.json") + "merges.txt")
+        digests = []
+        for file in files:
+            if not storage.exists(file) or (not storage.is_s3(file) and not storage.local_path(file).is_file()):
+                raise UserError(f"tokenizer {file}: no such file")
+            digests.append(storage.sha256_bytes(storage.read_bytes(file)))
+        return cls(weights, encoder.config["model"], uri, manifest.fingerprint(weights.sha256, digests))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a video follows from, beside its number.
+
+    Attributes:
+        weights: of the Latte.
+        model: its settings.
+        vae: weights of the autoencoder.
+        vae_model: its settings.
+        scaling_factor: of the latents.
+        noise_schedule: of the diffusion.
+        method: sampler.
+        num_sampling_steps: a count, "ddimN" or sections.
+        cfg_scale: guidance, 1 is none.
+        seed: what all noise follows from.
+        conditions: what the videos show.
+        text: for captions.
+        decode_frames: frames decoded together.
+    """
+
+    weights: manifest.Shard
+    model: dict[str, Any]
+    vae: manifest.Shard
+    vae_model: dict[str, Any]
+    scaling_factor: float
+    noise_schedule: str
+    method: str
+    num_sampling_steps: int | str
+    cfg_scale: float
+    seed: int
+    conditions: Conditions
+    text: TextSource | None
+    decode_frames: int
+
+
+def sampler(recipe: Recipe) -> Callable[[list[int], Callable[[int], None]], list[np.ndarray]]:
+    """A function from the numbers of videos to these videos, each (F, H, W, 3) uint8; loads the networks.
+
+    Raises:
+        UserError: the weights do not fit the settings, or the sampling steps do not fit the schedule.
+    """
+    from latte import device
+    from latte.diffusion import Diffusion
+    from latte.models.autoencoder_kl import decode_in_chunks
+
+    device.setup(seed=recipe.seed)
+    net = _network("latte", recipe.model, recipe.weights)
+    vae = _network("vae", recipe.vae_model, recipe.vae)
+    model = net.config
+    try:
+        diffusion = Diffusion(recipe.num_sampling_steps, recipe.noise_schedule)
+    except ValueError as error:
+        raise UserError(f"num_sampling_steps {recipe.num_sampling_steps}: {error}") from None
+    shape = (model.num_frames, model.in_channels, model.input_size, model.input_size)
+    embed = None if recipe.text is None else _embedder(recipe.text)
+
+    def noise(indices: list[int], purpose: str, *more: int) -> np.ndarray:
+        streams = [rng.stream(recipe.seed, purpose, index, *more) for index in indices]
+        return np.stack([stream.standard_normal(shape, np.float32) for stream in streams])  # (N, F, C, h, w)
+
+    def sample(indices: list[int], on_step: Callable[[int], None]) -> list[np.ndarray]:
+        condition: dict[str, Any] = {}
+        if model.condition == "class":
+            condition["y"] = np.array([recipe.conditions.label(index) for index in indices], np.int32)  # (N,)
+        if embed is not None:
+            condition["text"] = embed([recipe.conditions.caption(index) or "" for index in indices])  # (N, 77, 768)
+            condition["null_text"] = embed([""] * len(indices))[0]  # (77, 768)
+        if condition:
+            condition["cfg_scale"] = recipe.cfg_scale
+        latents = diffusion.sample(
+            net,
+            noise(indices, "sample noise"),
+            method=recipe.method,
+            step_noise=lambda step, _shape: noise(indices, "sample step noise", step),
+            on_step=on_step,
+            **condition,
+        )
+        frames = latents.reshape(-1, *shape[1:]) / np.float32(recipe.scaling_factor)  # (N F, C, h, w)
+        images = decode_in_chunks(vae, frames.astype(np.float32), recipe.decode_frames)  # (N F, 3, H, W)
+        pixels = np.clip(images * 127.5 + 128.0, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)  # (N F, H, W, 3)
+        return list(pixels.reshape(len(indices), model.num_frames, *pixels.shape[1:]))
+
+    return sample
+
+
+def _embedder(text: TextSource) -> Callable[[list[str]], np.ndarray]:
+    """A function from texts to their embeddings (N, 77, 768) float32."""
+    from latte.models.clip_text import ClipTokenizer
+
+    net = _network("clip", text.model, text.weights)
+    with storage.as_local_file(text.tokenizer) as path:
+        tokenize = ClipTokenizer(path, net.config.max_position_embeddings)
+
+    def embed(texts: list[str]) -> np.ndarray:
+        return np.asarray(net.encode(tokenize(texts)).asnumpy())
+
+    return embed
+
+
+def _network(kind: str, settings: dict[str, Any], weights: manifest.Shard) -> Any:
+    """The network of this kind and these settings with these weights; kept as long as the process lives.
+
+    MindSpore keeps compiled graphs by object: a graph would not notice other weights in its network, and the graph of a
+    network that is gone can be taken for that of a new one at the same address.
+    """
+    key = (kind, weights.sha256, manifest.fingerprint(settings))
+    if key not in _networks:
+        from latte import checkpoints
+
+        net = _fresh(kind, settings)
+        with storage.as_local_file(weights.uri, weights.sha256) as path:
+            checkpoints.load(net, str(path))
+        net.set_train(False)
+        _networks[key] = net
+    return _networks[key]
+
+
+def _fresh(kind: str, settings: dict[str, Any]) -> Any:
+    if kind == "latte":
+        from latte.models.latte import Latte, LatteConfig
+
+        return Latte(LatteConfig(**settings))
+    if kind == "vae":
+        from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+
+        return AutoencoderKL(AutoencoderKLConfig(**settings))
+    from latte.models.clip_text import ClipTextModel
+    from latte.models.configs import ClipTextConfig
+
+    return ClipTextModel(ClipTextConfig(**settings))

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from latte import manifest, storage, video
 from latte.errors import StorageError, UserError
 from latte.steps import convert, encode, sample, score
+from tests.soak import scaled
 
 IMAGE_SIZE, CLASSES = 32, ["bright", "dark"]
 MODEL = {"input_size": 16, "hidden_size": 32, "depth": 2, "num_heads": 2, "num_classes": 2, "condition": "class"}
@@ -188,21 +189,29 @@ def test_an_interrupted_and_a_grown_set_are_the_same_set(
     assert sample.sample_shards(config, plan_uri, 0, 1).counts["generated"] == 0
 
 
-def test_a_killed_set_goes_on_where_it_was(world: SimpleNamespace, whole: manifest.Manifest, tmp_path: Path) -> None:
-    config = sampling(world, tmp_path.as_uri())
+@pytest.mark.soak
+def test_a_set_killed_over_and_over_is_byte_equal(world: SimpleNamespace, tmp_path: Path) -> None:
+    never_killed = sample.run(sampling(world, (tmp_path / "never").as_uri(), num_videos=24))
+    folder = tmp_path / "killed"
+    config = sampling(world, folder.as_uri(), num_videos=24)
     code = (
         "import sys; from latte.steps import sample; sample.run(sample.SampleConfig.model_validate_json(sys.argv[1]))"
     )
-    run = subprocess.Popen([sys.executable, "-c", code, config.model_dump_json()], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while run.poll() is None and time.monotonic() < deadline and not list(tmp_path.rglob("*.mkv.record.json")):
-        time.sleep(0.01)
-    run.kill()
-    assert run.wait() == -signal.SIGKILL
-    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.mkv.record.json")}
-    assert 1 <= len(kept) < 7
-    done = sample.run(config)
-    assert files(done) == files(whole)
+    draw = np.random.default_rng(0)
+    for _ in range(scaled(10)):
+        kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*.mkv.record.json")}
+        run = subprocess.Popen([sys.executable, "-c", code, config.model_dump_json()], stderr=subprocess.DEVNULL)
+        # Videos, previews, records and half-written files all count: the kill comes anywhere between two of them.
+        wanted = len(list(folder.rglob("clip-*"))) + int(draw.integers(2, 7))
+        deadline = time.monotonic() + 300
+        while run.poll() is None and time.monotonic() < deadline and len(list(folder.rglob("clip-*"))) < wanted:
+            time.sleep(0.002)
+        run.kill()
+        assert run.wait() == -signal.SIGKILL
+        assert all(path.stat().st_mtime_ns == modified for path, modified in kept.items())
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*.mkv.record.json")}
+    assert 0 < len(list(folder.rglob("clip-*"))) < 3 * 24
+    assert files(sample.run(config)) == files(never_killed)
     assert all(path.stat().st_mtime_ns == modified for path, modified in kept.items())
 
 

@@ -85,10 +85,10 @@ class Clock:
             return {}
         first_step_s = self._compiled - self._started
         if self._steps == 1:
-            return {"steps_per_s": round(1 / first_step_s, 3), "first_step_s": round(first_step_s, 3)}
+            return {"steps_per_s": round(1 / first_step_s, 5), "first_step_s": round(first_step_s, 3)}
         later_s = self._last - self._compiled
         return {
-            "steps_per_s": round((self._steps - 1) / later_s, 3),
+            "steps_per_s": round((self._steps - 1) / later_s, 5),
             "first_step_s": round(first_step_s, 3),
             "data_wait_share": round(self._waited_s / later_s, 4),
         }

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from latte import storage
 from latte.config import build
@@ -12,6 +13,15 @@ from tests import video_files
 
 AUTOENCODER = Path(__file__).parents[1] / "configs/demo/autoencoder/diffusion_pytorch_model.safetensors"
 FRAMES = 20
+
+_published: list[str] = []
+
+
+def once(factory: pytest.TempPathFactory) -> str:
+    """The same latents for every module of a session; nobody changes them."""
+    if not _published:
+        _published.append(publish(factory.mktemp("latents")))
+    return _published[0]
 
 
 def publish(folder: Path, clips_per_class: int = 5, num_frames: int = FRAMES) -> str:

@@ -42,7 +42,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return small_latents.publish(tmp_path_factory.mktemp("latents"))
+    return small_latents.once(tmp_path_factory)
 
 
 def settings(root: Path, latents: str, **other: Any) -> dict[str, Any]:

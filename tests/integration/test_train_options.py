@@ -21,7 +21,7 @@ TINY = {"patch_size": 2, "hidden_size": 32, "depth": 2, "num_heads": 2, "num_fra
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return small_latents.publish(tmp_path_factory.mktemp("latents"))
+    return small_latents.once(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

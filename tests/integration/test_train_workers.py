@@ -22,7 +22,7 @@ STEPS = 20
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return small_latents.publish(tmp_path_factory.mktemp("latents"))
+    return small_latents.once(tmp_path_factory)
 
 
 def command(folder: Path, latents: str, **other: Any) -> list[str]:

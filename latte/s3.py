@@ -13,6 +13,8 @@ from latte.errors import LatteError, NotThereError, StorageError, UserError
 
 # Every kind of failure that another try can mend ends after this long.
 RETRY_FOR_S = float(os.environ.get("LATTE_S3_RETRY_S", "60"))
+# An answer that takes longer than this to begin or go on is asked for again.
+_READ_TIMEOUT = "LATTE_S3_READ_TIMEOUT_S"
 _CHUNK_BYTES = 8 << 20
 _USER_CODES = {
     "InvalidAccessKeyId": "the access key is not known there; check AWS_ACCESS_KEY_ID",
@@ -22,7 +24,13 @@ _USER_CODES = {
     "NoSuchBucket": "no such bucket; create it first",
     "403": "access denied; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
 }
-_ENVIRONMENT = ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_ENVIRONMENT = (
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    _READ_TIMEOUT,
+)
 _MISSING_CODES = {"404", "NoSuchKey", "NotFound"}
 _CONFLICT_CODES = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 
@@ -50,7 +58,7 @@ def _client(_pid: int, *_environment: str | None) -> Any:
             # Every retry is ours (below): one place, one time limit. Stores before 2025 refuse trailing checksums.
             retries={"total_max_attempts": 1},
             connect_timeout=5,
-            read_timeout=20,
+            read_timeout=float(os.environ.get(_READ_TIMEOUT, "20")),
             max_pool_connections=32,
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",

@@ -1,0 +1,149 @@
+"""A proxy on loopback before an S3 server that spoils requests: busy answers, resets, stalls and cut bodies.
+
+The Host header is passed on as it came, since signatures cover it: a client signs for the proxy's address, and the
+server checks what it receives.
+"""
+
+import contextlib
+import http.client
+import random
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+FAULTS = ("busy", "reset before", "reset after", "stall", "cut")
+_BUSY = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+
+
+@dataclass
+class Proxy:
+    """A running proxy and what it does to requests.
+
+    Attributes:
+        endpoint: its address, for AWS_ENDPOINT_URL_S3.
+        share: how many of the requests are spoiled, 0 to 1; which, and how, is drawn from a seed.
+        stall_s: how long a stalled request gets no answer; longer than the client's read timeout.
+        down_after: (method, text): the outage begins with the second such request whose path contains the text.
+        injected: how often each fault was injected.
+    """
+
+    upstream: str
+    stall_s: float
+    share: float = 0.0
+    endpoint: str = ""
+    down_after: tuple[str, str] | None = None
+    injected: Counter[str] = field(default_factory=Counter)
+    _draw: random.Random = field(default_factory=lambda: random.Random(0))
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _seen: int = 0
+
+    def fault(self, method: str, path: str) -> str | None:
+        """What happens to the next request."""
+        with self._lock:
+            if self.down_after is not None:
+                self._seen += method == self.down_after[0] and self.down_after[1] in path
+                fault = "busy" if self._seen >= 2 else None
+            else:
+                fault = self._draw.choice(FAULTS) if self._draw.random() < self.share else None
+            if fault is not None:
+                self.injected[fault] += 1
+            return fault
+
+
+@contextlib.contextmanager
+def serve(upstream: str, stall_s: float = 2.0) -> Iterator[Proxy]:
+    """Pass requests on to `upstream` (http://host:port) while a `with` block lasts; nothing is spoiled at first."""
+    proxy = Proxy(upstream, stall_s)
+
+    class Handler(_Handler):
+        rules = proxy
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    proxy.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    rules: Proxy
+
+    def log_message(self, *_: object) -> None:
+        """Silent."""
+
+    def _serve(self) -> None:
+        # A client that gave up on a stalled request is no news.
+        with contextlib.suppress(ConnectionError):
+            self._pass_on(self.rules.fault(self.command, self.path))
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve  # noqa: N815 - the names that http.server calls
+
+    def _pass_on(self, fault: str | None) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if fault == "busy":
+            self._answer(503, "Slow Down", [("Content-Type", "application/xml")], _BUSY, len(_BUSY))
+            return
+        if fault == "reset before":
+            self._reset()
+            return
+        if fault == "stall":
+            time.sleep(self.rules.stall_s)
+            self._reset()
+            return
+        status, reason, headers, data, length = self._ask(body)
+        if fault == "reset after":
+            self._reset()
+        elif fault == "cut":
+            if length > 1 and self.command == "GET":
+                self._answer(status, reason, headers, data[: length // 2], length)
+            self._reset()
+        else:
+            self._answer(status, reason, headers, data, length)
+
+    def _ask(self, body: bytes) -> tuple[int, str, list[tuple[str, str]], bytes, int]:
+        connection = http.client.HTTPConnection(urlsplit(self.rules.upstream).netloc, timeout=30)
+        try:
+            connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for key, value in self.headers.items():
+                if key.lower() not in ("expect", "connection"):  # neither is signed
+                    connection.putheader(key, value)
+            connection.endheaders(body or None)
+            answer = connection.getresponse()
+            data = answer.read()
+            skipped = ("transfer-encoding", "connection", "content-length", "date", "server")
+            headers = [(key, value) for key, value in answer.getheaders() if key.lower() not in skipped]
+            # The answer to HEAD tells the length of a body that it does not have.
+            length = int(answer.getheader("Content-Length") or 0) if self.command == "HEAD" else len(data)
+            return answer.status, answer.reason, headers, data, length
+        finally:
+            connection.close()
+
+    def _answer(self, status: int, reason: str, headers: list[tuple[str, str]], data: bytes, length: int) -> None:
+        self.send_response(status, reason)
+        for key, value in headers:
+            self.send_header(key, value)
+        if status != 204:
+            self.send_header("Content-Length", str(length))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def _reset(self) -> None:
+        """Close the connection; what was not sent is thrown away, and the client is told so (RST)."""
+        self.wfile.flush()
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True

@@ -1,0 +1,135 @@
+"""A real S3 store that answers badly or not at all: the same bytes in the end, or one clear line."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from latte import checkpoints, manifest, storage
+from latte.checkpoints import store as checkpoint_store
+from latte.config import build
+from latte.latents import LatentClips
+from latte.steps import encode
+from pipelines.store import Store
+from tests import fault_proxy, small_vae, video_files
+
+READ_TIMEOUT_S = 0.5
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return small_vae.publish(tmp_path_factory.mktemp("vae").as_uri())
+
+
+@pytest.fixture
+def proxy(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[fault_proxy.Proxy]:
+    """A proxy before the store, which the environment names from now on."""
+    with fault_proxy.serve(store.endpoint, stall_s=3 * READ_TIMEOUT_S) as served:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", served.endpoint)
+        monkeypatch.setenv("LATTE_S3_READ_TIMEOUT_S", str(READ_TIMEOUT_S))
+        yield served
+
+
+@pytest.fixture
+def config(s3_root: str, vae: str, tmp_path: Path) -> encode.EncodeConfig:
+    """Five good videos and a truncated one in the store, to be encoded in four shards."""
+    videos = storage.join(s3_root, "videos")
+    for number in range(5):
+        path = video_files.write(tmp_path / f"{number}.mp4", video_files.moving(16 + number, seed=number))
+        storage.upload(path, storage.join(videos, "ab"[number % 2], path.name))
+    storage.write_bytes(storage.join(videos, "a/truncated.mp4"), path.read_bytes()[:2000])
+    values = {"root": s3_root, "name": "small", "vae": vae, "image_size": 32, "num_tasks": 4, "shard_mb": 0.01}
+    return build(encode.EncodeConfig, {**values, "dataset": {"videos": videos}}, "test")
+
+
+def objects(config: encode.EncodeConfig) -> dict[str, bytes]:
+    """Every object of the dataset, but for what says how long it took."""
+    found = {}
+    for uri in storage.list_uris(storage.join(config.root, "datasets")):
+        if "/parts/" not in uri:
+            data = storage.read_bytes(uri)
+            timed = uri.endswith("/manifest.json")
+            found[uri] = json.dumps({**json.loads(data), "seconds": 0}).encode() if timed else data
+    return found
+
+
+def command(config: encode.EncodeConfig, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = folder / "encode.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return subprocess.run(
+        [sys.executable, "-m", "latte.cli", "encode", "-c", str(path)],
+        capture_output=True, text=True, env={**os.environ, **environment}, timeout=120,
+    )  # fmt: skip
+
+
+def test_a_store_with_faults_gets_the_same_bytes(
+    config: encode.EncodeConfig, proxy: fault_proxy.Proxy, tmp_path: Path
+) -> None:
+    done = encode.run(config)
+    assert done.counts["videos"] == 5
+    wanted = objects(config)
+    for uri in storage.list_uris(storage.join(config.root, "datasets")):
+        storage.delete(uri)
+
+    proxy.share = 0.25
+    encode.run(config)
+    assert set(proxy.injected) == set(fault_proxy.FAULTS)
+    proxy.share = 0.0
+    assert objects(config) == wanted
+
+    proxy.share = 0.25
+    clips = [LatentClips(done, tmp_path / "none", cache_bytes=0), LatentClips(done, tmp_path / "cache")]
+    for index in range(5):
+        by_range, from_copy = (reader.clip(index, 2, 3, 4) for reader in clips)
+        np.testing.assert_array_equal(by_range, from_copy)
+    large = {"weight": np.arange(3_000_000, dtype=np.float32)}  # 12 MB: sent and fetched in parts
+    uri = storage.join(config.root, "checkpoint", "model.safetensors")
+    ref = checkpoint_store.save(large, uri)
+    shard = manifest.publish_shard(json.dumps({"step": 1}).encode(), storage.join(config.root, "checkpoint/state.json"))
+    assert manifest.is_whole(shard)
+    fetched = storage.download(uri, tmp_path / "model.safetensors", ref.sha256)
+    assert fetched.stat().st_size == ref.bytes
+    np.testing.assert_array_equal(checkpoints.read(uri)["weight"], large["weight"])
+
+
+def test_wrong_credentials_end_at_once_with_one_line(
+    config: encode.EncodeConfig, proxy: fault_proxy.Proxy, tmp_path: Path
+) -> None:
+    started = time.monotonic()
+    ended = command(config, tmp_path, AWS_SECRET_ACCESS_KEY="wrong")
+    assert time.monotonic() - started < 30  # the retries would go on for 60
+    assert ended.returncode == 2, ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert "check AWS_SECRET_ACCESS_KEY" in line
+    assert not storage.list_uris(storage.join(config.root, "datasets"))
+
+
+def test_a_long_outage_ends_with_one_line_and_the_next_run_goes_on(
+    config: encode.EncodeConfig, proxy: fault_proxy.Proxy, tmp_path: Path
+) -> None:
+    proxy.down_after = ("PUT", "/shards/")  # the first shard's object goes through, its record does not
+    ended = command(config, tmp_path, LATTE_S3_RETRY_S="1")
+    assert proxy.injected["busy"] > 1
+    assert ended.returncode == 1, ended.stderr
+    assert "Traceback" not in ended.stderr
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "the store did not answer for 1 s" in errors[0]
+
+    proxy.down_after = None
+    listed = storage.list_uris(storage.join(config.root, "datasets"))
+    shards = [uri for uri in listed if "/shards/" in uri]
+    assert len(shards) == 1, "what has no record does not count"
+    first = storage.read_bytes(shards[0])
+    assert not [uri for uri in listed if uri.endswith("/manifest.json") and "/catalogs/" not in uri]
+    done = encode.run(config)
+    assert done.counts["videos"] == 5
+    assert storage.read_bytes(shards[0]) == first
+    assert encode.run(config) == done

@@ -222,7 +222,7 @@ def test_a_diverging_run_stops_with_step_videos_and_checkpoint(latents: str, tmp
 def test_mistakes_are_one_line(whole: Run, latents: str, tmp_path: Path) -> None:
     def mistake(text: str, **other: Any) -> None:
         with pytest.raises(UserError, match=text) as caught:
-            run(tmp_path, latents, **other)
+            run(tmp_path, **{"latents": latents, **other})
         assert "\n" not in str(caught.value)
 
     checkpoint = storage.join(whole.result.uri, "manifest.json")

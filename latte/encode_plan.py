@@ -7,9 +7,10 @@ Under a place (one autoencoder, one transform) content is encoded once, whatever
 """
 
 import itertools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from latte import manifest, storage
@@ -105,11 +106,11 @@ def write(plan: Plan, uri: str) -> manifest.Shard:
     numbers = {id(entry): number for number, entry in enumerate(plan.catalog.entries)}
     value = {
         "classes": plan.catalog.classes,
-        "entries": [list(asdict(entry).values()) for entry in plan.catalog.entries],
+        "entries": [[e.id, e.uri, e.digest, e.label, e.caption, e.bytes] for e in plan.catalog.entries],
         "rejects": [[reject.item, reject.reason] for reject in plan.catalog.rejects],
         "shards": [[name, [numbers[id(entry)] for entry in entries]] for name, entries in plan.shards],
     }
-    ref = storage.write_json(uri, value)
+    ref = _write_compact(uri, value)
     return manifest.Shard(uri=uri, bytes=ref.bytes, sha256=ref.sha256, items=len(plan.shards))
 
 
@@ -189,14 +190,21 @@ def merge(catalog: Catalog, done: Published, min_frames: int) -> Merged:
 
 def write_index(merged: Merged, uri: str, row_shape: Sequence[int], dtype: str) -> manifest.Shard:
     """Publish what `latte.latents.LatentClips` reads: every video and where its frames lie."""
+    names = [field.name for field in fields(EncodedVideo)]
     value: dict[str, Any] = {
         "dtype": dtype,
         "row_shape": list(row_shape),
         "shards": [f"shards/{_name(shard.uri)}{_SHARD_ENDING}" for shard in merged.shards],
-        "videos": [asdict(video) for video in merged.videos],
+        "videos": [{name: getattr(video, name) for name in names} for video in merged.videos],
     }
-    ref = storage.write_json(storage.join(uri, INDEX), value)
+    ref = _write_compact(storage.join(uri, INDEX), value)
     return manifest.Shard(uri=ref.uri, bytes=ref.bytes, sha256=ref.sha256, items=len(merged.videos))
+
+
+def _write_compact(uri: str, value: dict[str, Any]) -> storage.Ref:
+    """Put JSON without layout: laying out a million entries takes six times longer than encoding them."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return storage.write_bytes(uri, text.encode())
 
 
 def _name(uri: str) -> str:

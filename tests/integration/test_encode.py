@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from latte import manifest, storage, video
+from latte import manifest, s3, storage, video
 from latte.config import build
 from latte.errors import LatteError, UserError
 from latte.latents import LatentClips
@@ -49,20 +49,25 @@ def config(root: str, vae: str, videos: Path | str, **settings: object) -> encod
     return build(encode.EncodeConfig, {**values, "dataset": dataset}, "test")
 
 
-def objects(root: Path) -> dict[str, bytes]:
-    """Every object of a dataset by name, but for what says how long it took."""
+def objects(root: str) -> dict[str, bytes]:
+    """Every object of a dataset by URI, but for what says how long it took."""
     found = {}
-    for path in sorted(root.rglob("*")):
-        if path.is_file() and "parts" not in path.relative_to(root).parts:
-            data = path.read_bytes()
-            if path.name == "manifest.json":
-                data = json.dumps({**json.loads(data), "seconds": 0}).encode()
-            found[str(path.relative_to(root))] = data
+    for uri in storage.list_uris(root):
+        if "/parts/" not in uri:
+            data = storage.read_bytes(uri)
+            timed = uri.endswith("/manifest.json")
+            found[uri] = json.dumps({**json.loads(data), "seconds": 0}).encode() if timed else data
     return found
 
 
-def shard_times(root: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in root.rglob("shards/*.record.json")}
+def shard_times(root: str) -> dict[str, object]:
+    """When each shard's record was written."""
+    ending = manifest.RECORD_SUFFIX
+    if not storage.is_s3(root):
+        return {path.name: path.stat().st_mtime_ns for path in storage.local_path(root).rglob(f"shards/*{ending}")}
+    bucket, _, prefix = root.removeprefix("s3://").partition("/")
+    listed = s3.call("list_objects_v2", root, Bucket=bucket, Prefix=prefix + "/").get("Contents", [])
+    return {item["Key"]: item["LastModified"] for item in listed if item["Key"].endswith(ending)}
 
 
 def test_a_dataset_in_a_folder_and_in_s3(root: str, vae: str, videos: Path, tmp_path: Path) -> None:
@@ -114,7 +119,7 @@ def test_tasks_share_the_work_and_give_what_one_gives(vae: str, videos: Path, tm
     root = tmp_path / "root"
     settings = config(root.as_uri(), vae, videos, num_tasks=2)
     encode.run(settings)
-    alone = objects(root)
+    alone = objects(root.as_uri())
     shutil.rmtree(root)
     planned = encode.plan(settings)
     uri = storage.join(planned.uri, "manifest.json")
@@ -126,7 +131,7 @@ def test_tasks_share_the_work_and_give_what_one_gives(vae: str, videos: Path, tm
         assert (part.kind, part.counts["encoded_shards"]) == ("encode_part", 1)
     assert encode.encode_shards(settings, uri, 1, 2).counts["encoded_shards"] == 0
     encode.merge(settings, uri)
-    assert objects(root) == alone
+    assert objects(root.as_uri()) == alone
     with pytest.raises(UserError, match="made with other settings"):
         encode.merge(config(root.as_uri(), vae, videos, image_size=64), uri)
 
@@ -135,7 +140,7 @@ def test_only_what_is_new_is_encoded_and_what_is_gone_is_dropped(vae: str, video
     root = tmp_path / "root"
     settings = config(root.as_uri(), vae, videos)
     first = encode.run(settings)
-    times = shard_times(root)
+    times = shard_times(root.as_uri())
     video_files.write(videos / "c" / "new.mp4", video_files.moving(20, seed=99))
     shutil.copy(videos / "a/0.mp4", videos / "c" / "copy.mp4")
     (videos / "a/2.mp4").rename(videos / "b/renamed.mp4")
@@ -153,7 +158,7 @@ def test_only_what_is_new_is_encoded_and_what_is_gone_is_dropped(vae: str, video
     assert "b/1.mp4" not in names
     assert (names["b/renamed.mp4"].label, names["b/renamed.mp4"].num_frames) == (1, 22)
     assert names["c/copy.mp4"].offset == names["a/0.mp4"].offset
-    now = shard_times(root)
+    now = shard_times(root.as_uri())
     assert len(now) == len(times) + 1
     assert now.items() >= times.items()
 
@@ -166,12 +171,12 @@ def test_a_shard_that_is_gone_is_made_again_with_the_same_bytes(vae: str, videos
     root = tmp_path / "root"
     settings = config(root.as_uri(), vae, videos)
     done = encode.run(settings)
-    before = objects(root)
+    before = objects(root.as_uri())
     storage.delete(done.shards[1].uri)
     short = storage.local_path(done.shards[2].uri)
     short.write_bytes(short.read_bytes()[:-8])
     assert encode.run(settings).shards == done.shards
-    assert objects(root) == before
+    assert objects(root.as_uri()) == before
 
 
 def test_another_autoencoder_or_transform_is_another_place(vae: str, videos: Path, tmp_path: Path) -> None:
@@ -263,23 +268,27 @@ def test_damaged_videos_are_listed_or_decoded_and_good_ones_encoded(vae: str, tm
 
 @pytest.fixture
 def command(vae: str, videos: Path, tmp_path: Path) -> list[str]:
-    settings = config((tmp_path / "root").as_uri(), vae, videos, shard_mb=0.004)
-    path = tmp_path / "encode.yaml"
-    path.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    return command_for((tmp_path / "root").as_uri(), vae, videos)
+
+
+def command_for(root: str, vae: str, videos: Path) -> list[str]:
+    path = videos.with_name("encode.yaml")
+    path.write_text(yaml.safe_dump(config(root, vae, videos, shard_mb=0.004).model_dump(mode="json")))
     return [*LATTE, "encode", "-c", str(path)]
 
 
 @pytest.mark.soak
-def test_killed_anywhere_it_ends_with_the_same_bytes(command: list[str], tmp_path: Path) -> None:
-    root = tmp_path / "root"
+def test_killed_anywhere_it_ends_with_the_same_bytes(root: str, vae: str, videos: Path) -> None:
+    command = command_for(root, vae, videos)
     started = time.monotonic()
     subprocess.run(command, check=True, capture_output=True)
     whole_s = time.monotonic() - started
     wanted = objects(root)
-    shutil.rmtree(root)
+    for uri in storage.list_uris(root):
+        storage.delete(uri)
     draw = random.Random(0)
-    kept: dict[str, int] = {}
-    for number in range(scaled(50)):
+    kept: dict[str, object] = {}
+    for number in range(scaled(30 if storage.is_s3(root) else 50)):
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
@@ -297,8 +306,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(command: list[str], tmp_pat
         kept = times
     assert kept
     subprocess.run(command, check=True, capture_output=True)
-    got = objects(root)
-    assert {name: data for name, data in got.items() if "/.tmp-" not in name} == wanted
+    assert objects(root) == wanted
     assert shard_times(root).items() >= kept.items()
 
 

@@ -97,6 +97,8 @@ def _finish(result: manifest.Manifest, output: Path | None) -> None:
         manifest.write(result, output)
     for key, value in result.summary().items():
         click.echo(f"{key:>14}  {value}")
+    for row in manifest.reject_rows(result.rejects):
+        click.echo(row)
 
 
 def _add_step(name: str, module: str, function: str, text: str) -> None:

@@ -6,6 +6,8 @@ Heavy data goes straight to object storage. A shard is published whole or not at
 
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,17 @@ class Manifest(Config):
             **self.counts,
             **{key: value for key, value in self.metrics.items() if isinstance(value, int | float | str)},
         }
+
+
+def reject_rows(rejects: Sequence[Reject], limit: int = 20) -> list[str]:
+    """Rejects as the lines of a table: how many for each reason, most first, with an example."""
+    reasons = Counter(reject.reason for reject in rejects)
+    examples = {reject.reason: reject.item for reject in reversed(rejects)}
+    rows = [
+        f"  {count:>7}  {reason}  (for example {examples[reason]!r})" for reason, count in reasons.most_common(limit)
+    ]
+    left_out = len(reasons) - len(rows)
+    return [*rows, f"  and {left_out} other reasons; see the manifest"] if left_out else rows
 
 
 def write(manifest: Manifest, uri: str | Path) -> None:

@@ -5,7 +5,6 @@ not encoded again; a killed job goes on with the shards that it lacks and ends w
 """
 
 import time
-from collections import Counter
 from typing import Literal
 
 from pydantic import Field
@@ -251,10 +250,7 @@ def _check_rejects(config: EncodeConfig, num_videos: int, rejects: list[manifest
     total = num_videos + len(rejects)
     if num_videos and len(rejects) <= config.max_reject_share * total:
         return
-    reasons = Counter(reject.reason for reject in rejects)
-    examples = {reject.reason: reject.item for reject in reversed(rejects)}
-    rows = [f"  {count:>7}  {reason}  (for example {examples[reason]!r})" for reason, count in reasons.most_common(20)]
     raise LatteError(
         f"{config.dataset.videos}: {len(rejects)} of {total} videos are rejected, more than "
-        f"max_reject_share={config.max_reject_share:g} allows:\n" + "\n".join(rows)
+        f"max_reject_share={config.max_reject_share:g} allows:\n" + "\n".join(manifest.reject_rows(rejects))
     )

@@ -222,6 +222,22 @@ def test_too_many_rejects_end_the_step_with_a_table(vae: str, videos: Path, tmp_
     assert encode.run(settings.model_copy(update={"max_reject_share": 0.1})).counts["videos"] == 9
 
 
+def test_a_video_that_took_too_long_stays_out_until_its_record_is_deleted(
+    vae: str, videos: Path, tmp_path: Path
+) -> None:
+    root = (tmp_path / "root").as_uri()
+    few = {"limit": 2}
+    with pytest.raises(LatteError, match="decoding took longer than 1e-06 s"):
+        encode.run(config(root, vae, videos, dataset=few, decode_limit_s=1e-6))
+    settings = config(root, vae, videos, dataset=few)
+    with pytest.raises(LatteError, match="2 of 2 videos are rejected"):
+        encode.run(settings)
+    for uri in storage.list_uris(root):
+        if uri.endswith(manifest.RECORD_SUFFIX):
+            storage.delete(uri)
+    assert encode.run(settings).counts["videos"] == 2
+
+
 def mutated(data: bytes, draw: random.Random) -> bytes:
     """A damaged copy: bytes changed, a piece left out, doubled or cut off at the end."""
     damaged = bytearray(data)
@@ -312,7 +328,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(root: str, vae: str, videos
 
 def test_the_command_tells_its_rates_and_needs_no_network_for_work_that_is_done(command: list[str]) -> None:
     first = subprocess.run(command, check=True, capture_output=True, text=True)
-    for word in ("videos  9", "rejects  1"):
+    for word in ("videos  9", "rejects  1", "      1  cannot be decoded: ", "(for example 'a/truncated.mp4')"):
         assert word in first.stdout
     assert "frames/s" in first.stderr
     assert "MB/s" in first.stderr

@@ -13,7 +13,6 @@ import contextlib
 import io
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -165,18 +164,22 @@ def _turns() -> Any:
 
 
 def _answer(decoders_bytes: int = 0, **facts: Any) -> None:
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + decoders_bytes
-    print(json.dumps({**facts, "peak_bytes": peak_bytes}), flush=True)
+    print(json.dumps({**facts, "peak_bytes": _peak_bytes(Path("/proc/self")) + decoders_bytes}), flush=True)
+
+
+def _peak_bytes(process: Path) -> int:
+    """Most memory that a process held since its program began; getrusage would begin with what its parent held."""
+    return int((process / "status").read_text().split("VmHWM:")[1].split()[0]) * 1024
 
 
 def _decoders_peak_bytes() -> int:
-    """Most memory that this process's decoders held, all together; their own count would begin with ours."""
-    total_kib = 0
+    """Most memory that this process's decoders held, all together."""
+    total_bytes = 0
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if f"latte.decoding\0{os.getpid()}\0" in (folder / "cmdline").read_text():
-                total_kib += int((folder / "status").read_text().split("VmHWM:")[1].split()[0])
-    return total_kib * 1024
+                total_bytes += _peak_bytes(folder)
+    return total_bytes
 
 
 def _serve_ours(options: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """Run the pipeline here: the same components and DAG as on a cluster, through kfp.local, over a real object store."""
 
+import builtins
 import contextlib
 import logging
 import os
@@ -72,6 +73,7 @@ def _run_pipeline(config: settings.AnyConfig, run_dir: Path, root: str) -> Path 
             with (
                 _environment({EVENTS_ENV: str(events), "LATTE_PROGRESS_INTERVAL_S": PROGRESS_INTERVAL_S}),
                 contextlib.redirect_stdout(log),
+                _print_restored(),
                 warnings.catch_warnings(),
             ):
                 warnings.simplefilter("ignore")
@@ -150,6 +152,16 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 del os.environ[key]
             else:
                 os.environ[key] = value
+
+
+@contextlib.contextmanager
+def _print_restored() -> Iterator[None]:
+    """kfp.local indents print() while a task runs; after parallel tasks it may restore another task's."""
+    before = builtins.print
+    try:
+        yield
+    finally:
+        builtins.print = before
 
 
 @contextlib.contextmanager

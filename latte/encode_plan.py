@@ -204,7 +204,7 @@ def write_index(merged: Merged, uri: str, row_shape: Sequence[int], dtype: str) 
 def _write_compact(uri: str, value: dict[str, Any]) -> storage.Ref:
     """Put JSON without layout: laying out a million entries takes six times longer than encoding them."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return storage.write_bytes(uri, text.encode())
+    return storage.keep_bytes(uri, text.encode())
 
 
 def _name(uri: str) -> str:

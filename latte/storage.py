@@ -141,9 +141,17 @@ def write_bytes(uri: str, data: bytes) -> Ref:
     return Ref(uri, len(data), sha256_bytes(data))
 
 
+def keep_bytes(uri: str, data: bytes) -> Ref:
+    """Put an object unless just these bytes are there already: what is found done is not touched."""
+    info = stat(uri)
+    if info is not None and info.bytes == len(data) and read_bytes(uri) == data:
+        return Ref(uri, len(data), sha256_bytes(data))
+    return write_bytes(uri, data)
+
+
 def write_json(uri: str, value: Any) -> Ref:
-    """Put a JSON object: sorted keys, two spaces, so that equal values are equal bytes."""
-    return write_bytes(uri, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+    """Put a JSON object: sorted keys, two spaces, so that equal values are equal bytes, which are not written twice."""
+    return keep_bytes(uri, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n")
 
 
 def upload(path: str | Path, uri: str) -> Ref:

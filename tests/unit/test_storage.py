@@ -110,6 +110,17 @@ def test_a_file_in_the_place_of_a_folder_is_a_user_error(tmp_path: Path) -> None
         storage.write_bytes((tmp_path / "file" / "below").as_uri(), b"x")
 
 
+def test_bytes_that_are_there_are_not_written_again(root: str) -> None:
+    uri = storage.join(root, "kept")
+    storage.keep_bytes(uri, b"same")
+    if not storage.is_s3(uri):
+        os.utime(storage.local_path(uri), ns=(0, 0))
+        assert storage.keep_bytes(uri, b"same") == storage.Ref(uri, 4, storage.sha256_bytes(b"same"))
+        assert storage.local_path(uri).stat().st_mtime_ns == 0
+    storage.keep_bytes(uri, b"else")
+    assert storage.read_bytes(uri) == b"else"
+
+
 def test_json_is_canonical(root: str) -> None:
     uri = storage.join(root, "v.json")
     first = storage.write_json(uri, {"b": 1, "a": "é"})

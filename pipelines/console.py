@@ -113,19 +113,26 @@ def _write_line(file: TextIO, line: str) -> None:
 
 
 def time_table(events: list[dict[str, Any]]) -> Table:
-    """Seconds per step, tasks of one step put together (parallel tasks overlap, so a step's span counts)."""
-    spans: dict[str, list[float]] = {}
+    """Seconds per step: those in which at least one task of the step was at work, waiting for other steps left out."""
+    spans: dict[str, list[tuple[float, float]]] = {}
     for event in events:
         if event["event"] == "finished":
             step = event["task"].split(":")[0]
-            begin, end = event["time"] - event["seconds"], event["time"]
-            known = spans.setdefault(step, [begin, end])
-            known[0], known[1] = min(known[0], begin), max(known[1], end)
+            spans.setdefault(step, []).append((event["time"] - event["seconds"], event["time"]))
     table = Table("step", "seconds")
     table.columns[1].justify = "right"
-    for step, (begin, end) in spans.items():
-        table.add_row(step, f"{end - begin:.1f}")
+    for step, tasks in spans.items():
+        table.add_row(step, f"{_covered_s(tasks):.1f}")
     return table
+
+
+def _covered_s(spans: list[tuple[float, float]]) -> float:
+    """Length of the union of the spans."""
+    covered, reached = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        covered += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return covered
 
 
 def show(table: Table) -> None:

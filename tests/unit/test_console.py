@@ -39,12 +39,13 @@ def test_progress_goes_to_the_terminal_too() -> None:
     assert file.getvalue().count("\n") == 2
 
 
-def test_parallel_tasks_of_a_step_count_once() -> None:
+def test_parallel_tasks_of_a_step_count_once_and_waiting_for_another_step_does_not() -> None:
     events = [
+        {"event": "finished", "task": "encode: plan", "time": 1.5, "seconds": 1.0},
         {"event": "finished", "task": "encode: shards 1 of 2", "time": 10.0, "seconds": 8.0},
         {"event": "finished", "task": "encode: shards 2 of 2", "time": 11.0, "seconds": 8.0},
         {"event": "finished", "task": "train", "time": 31.0, "seconds": 20.0},
     ]
     table = time_table(events)
     assert list(table.columns[0].cells) == ["encode", "train"]
-    assert list(table.columns[1].cells) == ["9.0", "20.0"]
+    assert list(table.columns[1].cells) == ["10.0", "20.0"]

@@ -92,7 +92,7 @@ def _measure(videos: int) -> dict[str, Any]:
         done = encode_plan.Published({"shard": Shard(uri="file:///shard.safetensors", bytes=1, sha256="")}, known)
         began = time.perf_counter()
         merged = encode_plan.merge(catalog, done, 1)
-        encode_plan.write_index(merged, Path(folder).as_uri(), (2, 4, 32, 32), "float16")
+        encode_plan.write_index(merged, folder, Path(folder).as_uri(), (2, 4, 32, 32), "float16")
         lap("merge")
         if work != videos or len(merged.videos) != videos or not Path(folder, INDEX).exists():
             raise SystemExit(f"planned {work} and merged {len(merged.videos)} of {videos} videos")

@@ -9,19 +9,17 @@ Under a place (one autoencoder, one transform) content is encoded once, whatever
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from latte import manifest, storage
+from latte import captions, manifest, storage
+from latte.captions import CaptionShard
 from latte.catalog import Catalog, Entry
 from latte.encoding import Planned, PlannedShard
 from latte.errors import LatteError
 from latte.latents import INDEX, EncodedVideo
 
 PLAN = "plan.json"
-_READ_THREADS = 8
-_SHARD_ENDING = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -45,10 +43,11 @@ class Published:
 
 @dataclass(frozen=True)
 class Plan:
-    """A dataset's state and the shards that its new content goes into, each a list of entries."""
+    """A dataset's state, the shards that its new content goes into, lists of entries, and those of its captions."""
 
     catalog: Catalog
     shards: list[tuple[str, list[Entry]]]
+    captions: list[CaptionShard] = field(default_factory=list)
 
 
 def published(place: str) -> Published:
@@ -57,19 +56,10 @@ def published(place: str) -> Published:
     Raises:
         StorageError: the store does not answer.
     """
-    listed = storage.list_objects(storage.join(place, "shards"))
-    ending = _SHARD_ENDING + manifest.RECORD_SUFFIX
-    uris = sorted(uri for uri in listed if uri.endswith(ending))
-    with ThreadPoolExecutor(_READ_THREADS) as pool:
-        records = list(pool.map(storage.read_json, uris))
     shards: dict[str, manifest.Shard] = {}
     known: dict[str, Known] = {}
-    for record in records:
-        shard = manifest.Shard.model_validate(record["shard"])
-        info = listed.get(shard.uri)
-        if info is None or info.bytes != shard.bytes:
-            continue
-        name = _name(shard.uri)
+    for shard, record in manifest.read_records(storage.join(place, "shards")):
+        name = manifest.shard_name(shard.uri)
         shards[name] = shard
         for item in record["videos"]:
             known[item["digest"]] = Known(name, item["num_frames"], item["offset"], item["fps"])
@@ -104,11 +94,13 @@ def make(catalog: Catalog, known: Iterable[str], shard_bytes: int, num_tasks: in
 def write(plan: Plan, uri: str) -> manifest.Shard:
     """Publish a plan as one object."""
     numbers = {id(entry): number for number, entry in enumerate(plan.catalog.entries)}
+    captioned = {entry.caption: number for number, entry in enumerate(plan.catalog.entries)} | {captions.EMPTY: -1}
     value = {
         "classes": plan.catalog.classes,
         "entries": [[e.id, e.uri, e.digest, e.label, e.caption, e.bytes] for e in plan.catalog.entries],
         "rejects": [[reject.item, reject.reason] for reject in plan.catalog.rejects],
         "shards": [[name, [numbers[id(entry)] for entry in entries]] for name, entries in plan.shards],
+        "captions": [[shard.name, [captioned[caption] for caption in shard.captions]] for shard in plan.captions],
     }
     ref = _write_compact(uri, value)
     return manifest.Shard(uri=uri, bytes=ref.bytes, sha256=ref.sha256, items=len(plan.shards))
@@ -124,13 +116,22 @@ def read(uri: str) -> Plan:
     entries = [Entry(*row) for row in value["entries"]]
     rejects = [manifest.Reject(item=item, reason=reason) for item, reason in value["rejects"]]
     shards = [(name, [entries[number] for number in numbers]) for name, numbers in value["shards"]]
-    return Plan(Catalog(entries, value["classes"], rejects), shards)
+    texts = [
+        CaptionShard(name, [captions.EMPTY if n < 0 else str(entries[n].caption) for n in numbers])
+        for name, numbers in value["captions"]
+    ]
+    return Plan(Catalog(entries, value["classes"], rejects), shards, texts)
 
 
-def fits(plan: Plan, catalog: Catalog, known: Mapping[str, Known]) -> bool:
+def fits(plan: Plan, catalog: Catalog, known: Mapping[str, Known], new_captions: Iterable[str] = ()) -> bool:
     """Whether a plan made earlier covers all that the dataset still lacks."""
     covered = {entry.digest for _, entries in plan.shards for entry in entries}
-    return plan.catalog == catalog and all(e.digest in covered or e.digest in known for e in catalog.entries)
+    texts = {caption for shard in plan.captions for caption in shard.captions}
+    return (
+        plan.catalog == catalog
+        and all(e.digest in covered or e.digest in known for e in catalog.entries)
+        and texts.issuperset(new_captions)
+    )
 
 
 def task_shards(plan: Plan, place: str, task: int, num_tasks: int, hashed: bool) -> list[PlannedShard]:
@@ -146,20 +147,24 @@ def task_shards(plan: Plan, place: str, task: int, num_tasks: int, hashed: bool)
 
 def shard_uri(place: str, name: str) -> str:
     """Where a shard lies."""
-    return storage.join(place, "shards", name + _SHARD_ENDING)
+    return storage.join(place, "shards", name + manifest.SHARD_ENDING)
 
 
 @dataclass(frozen=True)
 class Merged:
-    """The videos of a dataset with their latents, the shards that hold them, and what was left out."""
+    """The videos of a dataset with their latents, the shards that hold them and their captions, and what was left out.
+
+    `null_text` is shard and offset of the empty caption's embedding.
+    """
 
     videos: list[EncodedVideo]
     shards: list[manifest.Shard]
     rejects: list[manifest.Reject]
+    null_text: tuple[int, int] | None = None
 
 
-def merge(catalog: Catalog, done: Published, min_frames: int) -> Merged:
-    """Bring a dataset's state together with what is published.
+def merge(catalog: Catalog, done: Published, min_frames: int, texts: captions.Embedded | None = None) -> Merged:
+    """Bring a dataset's state together with what is published; `texts` where its captions are embedded.
 
     Raises:
         LatteError: some content has not been encoded yet.
@@ -168,8 +173,15 @@ def merge(catalog: Catalog, done: Published, min_frames: int) -> Merged:
     if missing:
         raise LatteError(f"encode: {len(missing)} videos are not encoded yet, for example {missing[0]!r}; run again")
     rejects = list(catalog.rejects)
-    used: dict[str, int] = {}
+    used: dict[manifest.Shard, int] = {}
     videos = []
+
+    def place_of(caption: str | None) -> tuple[int, int] | None:
+        if texts is None or caption is None:
+            return None
+        name, offset = texts.find(caption)
+        return used.setdefault(texts.shards[name], len(used)), offset
+
     for entry in catalog.entries:
         known = done.known[entry.digest]
         reason = known.reject
@@ -178,25 +190,48 @@ def merge(catalog: Catalog, done: Published, min_frames: int) -> Merged:
         if reason is not None:
             rejects.append(manifest.Reject(item=entry.id, reason=reason))
             continue
-        number = used.setdefault(known.shard, len(used))
         videos.append(
             EncodedVideo(
-                entry.id, entry.label, known.num_frames, entry.uri, number, known.offset, known.fps, entry.caption
+                id=entry.id,
+                label=entry.label,
+                num_frames=known.num_frames,
+                uri=entry.uri,
+                shard=used.setdefault(done.shards[known.shard], len(used)),
+                offset=known.offset,
+                fps=known.fps,
+                caption=entry.caption,
+                text=place_of(entry.caption),
             )
         )
     rejects.sort(key=lambda reject: (reject.item, reject.reason))
-    return Merged(videos, [done.shards[name] for name in used], rejects)
+    null_text = place_of(captions.EMPTY)
+    return Merged(videos, list(used), rejects, null_text)
 
 
-def write_index(merged: Merged, uri: str, row_shape: Sequence[int], dtype: str) -> manifest.Shard:
-    """Publish what `latte.latents.LatentClips` reads: every video and where its frames lie."""
-    names = [field.name for field in fields(EncodedVideo)]
+def write_index(merged: Merged, place: str, uri: str, row_shape: Sequence[int], dtype: str) -> manifest.Shard:
+    """Publish what `latte.latents.LatentClips` reads: every video and where its frames and its caption's embedding lie.
+
+    Args:
+        merged: the videos.
+        place: of the latents.
+        uri: folder that the index goes to.
+        row_shape: (2, C, h, w), of one frame's mean and log-variance.
+        dtype: of latents and embeddings.
+    """
+    always = [known.name for known in fields(EncodedVideo) if known.default is MISSING]
+    others = [known.name for known in fields(EncodedVideo) if known.default is not MISSING]
     value: dict[str, Any] = {
         "dtype": dtype,
         "row_shape": list(row_shape),
-        "shards": [f"shards/{_name(shard.uri)}{_SHARD_ENDING}" for shard in merged.shards],
-        "videos": [{name: getattr(video, name) for name in names} for video in merged.videos],
+        "shards": [shard.uri.removeprefix(place + "/") for shard in merged.shards],
+        "videos": [
+            {name: getattr(video, name) for name in always}
+            | {name: known for name in others if (known := getattr(video, name)) is not None}
+            for video in merged.videos
+        ],
     }
+    if merged.null_text is not None:
+        value["text"] = {"shape": captions.EMBEDDING_SHAPE, "null": merged.null_text}
     ref = _write_compact(storage.join(uri, INDEX), value)
     return manifest.Shard(uri=ref.uri, bytes=ref.bytes, sha256=ref.sha256, items=len(merged.videos))
 
@@ -205,7 +240,3 @@ def _write_compact(uri: str, value: dict[str, Any]) -> storage.Ref:
     """Put JSON without layout: laying out a million entries takes six times longer than encoding them."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return storage.keep_bytes(uri, text.encode())
-
-
-def _name(uri: str) -> str:
-    return uri.rsplit("/", 1)[1].removesuffix(_SHARD_ENDING)

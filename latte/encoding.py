@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +14,7 @@ import numpy as np
 from latte import manifest, storage
 from latte.decoders import Chunk, End, Source, decode_all
 from latte.errors import StorageError, UserError
+from latte.latents import tensor_header
 from latte.progress import progress
 
 # Frames (N, S, S, 3) uint8 -> mean and log-variance, (N, C, h, w) float32 each.
@@ -225,19 +225,14 @@ class ShardWriter:
 
     def _layout(self) -> tuple[bytes, list[dict[str, Any]]]:
         """The file's header, and the items with the offset of each one's first row in the file."""
-        kind = {"float16": "F16", "float32": "F32"}[self._settings.dtype]
-        tensors: dict[str, Any] = {}
-        at = 0
+        shapes = {item["digest"]: (item["num_frames"], *self._settings.row_shape) for item in self._items}
+        header = tensor_header(shapes, self._settings.dtype)  # (F, 2, C, h, w) each
+        at = len(header)
+        items = []
         for item in self._items:
-            size = item["num_frames"] * self._row_bytes
-            shape = [item["num_frames"], *self._settings.row_shape]  # (F, 2, C, h, w)
-            tensors[item["digest"]] = {"dtype": kind, "shape": shape, "data_offsets": [at, at + size]}
-            at += size
-        text = json.dumps(tensors, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        start = 8 + len(text)
-        items = [{**item, "offset": start + tensors[item["digest"]]["data_offsets"][0]} for item in self._items]
-        return len(text).to_bytes(8, "little") + text, items
+            items.append({**item, "offset": at})
+            at += item["num_frames"] * self._row_bytes
+        return header, items
 
     def _copy(self, file: Any, row: int, count: int) -> None:
         self._rows.seek(row * self._row_bytes)

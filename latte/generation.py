@@ -9,7 +9,9 @@ import numpy as np
 from latte import manifest, rng, storage
 from latte.conditions import Conditions
 from latte.errors import UserError
+from latte.models.configs import ClipTextConfig
 
+EMBEDDING_SHAPE = (77, 768)  # tokens and channels of a text, as Latte takes them
 _networks: dict[tuple[str, str, str], Any] = {}
 
 
@@ -30,12 +32,19 @@ class TextSource:
     digest: str
 
     @classmethod
-    def checked(cls, encoder: manifest.Manifest, tokenizer: str) -> "TextSource":
-        """From the manifest of the weights and the path or URI of the tokenizer's file.
+    def checked(cls, text_encoder: str, tokenizer: str) -> "TextSource":
+        """From the URI of the weights' manifest and the path or URI of the tokenizer's file, checked for a Latte.
 
         Raises:
-            UserError: the tokenizer's file is not there.
+            UserError: the weights are of something else or of another width, or the tokenizer's file is not there.
         """
+        encoder = manifest.read(text_encoder, "weights")
+        if encoder.config.get("kind") != "clip":
+            raise UserError(f"text_encoder {text_encoder}: weights of {encoder.config.get('kind')}, expected clip")
+        settings = ClipTextConfig(**encoder.config["model"])
+        shape = (settings.max_position_embeddings, settings.hidden_size)
+        if shape != EMBEDDING_SHAPE:
+            raise UserError(f"text_encoder {text_encoder}: embeddings {shape}, the model takes {EMBEDDING_SHAPE}")
         weights, uri = encoder.shard("model.safetensors"), storage.from_path(tokenizer)
         files = [uri]
         if uri.endswith("vocab.json"):
@@ -102,7 +111,7 @@ def sampler(recipe: Recipe) -> Callable[[list[int], Callable[[int], None]], list
     except ValueError as error:
         raise UserError(f"num_sampling_steps {recipe.num_sampling_steps}: {error}") from None
     shape = (model.num_frames, model.in_channels, model.input_size, model.input_size)
-    embed = None if recipe.text is None else _embedder(recipe.text)
+    embed = None if recipe.text is None else embedder(recipe.text)
 
     def noise(indices: list[int], purpose: str, *more: int) -> np.ndarray:
         streams = [rng.stream(recipe.seed, purpose, index, *more) for index in indices]
@@ -133,8 +142,12 @@ def sampler(recipe: Recipe) -> Callable[[list[int], Callable[[int], None]], list
     return sample
 
 
-def _embedder(text: TextSource) -> Callable[[list[str]], np.ndarray]:
-    """A function from texts to their embeddings (N, 77, 768) float32."""
+def embedder(text: TextSource) -> Callable[[list[str]], np.ndarray]:
+    """A function from texts to their embeddings (N, 77, 768) float32; loads the network.
+
+    Raises:
+        UserError: the weights do not fit their settings, or the tokenizer's file is not one.
+    """
     from latte.models.clip_text import ClipTokenizer
 
     net = _network("clip", text.model, text.weights)
@@ -175,6 +188,5 @@ def _fresh(kind: str, settings: dict[str, Any]) -> Any:
 
         return AutoencoderKL(AutoencoderKLConfig(**settings))
     from latte.models.clip_text import ClipTextModel
-    from latte.models.configs import ClipTextConfig
 
     return ClipTextModel(ClipTextConfig(**settings))

@@ -3,9 +3,10 @@
 import json
 import math
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,7 @@ class EncodedVideo:
         offset: where its first frame begins in that shard, in bytes.
         fps: frames per second, None where unknown.
         caption: text that describes it, or None.
+        text: shard of the index and offset in bytes of its caption's embedding, or None.
     """
 
     id: str
@@ -39,6 +41,7 @@ class EncodedVideo:
     offset: int
     fps: float | None = None
     caption: str | None = None
+    text: Sequence[int] | None = None
 
 
 class LatentClips:
@@ -72,6 +75,40 @@ class LatentClips:
         by_uri = {shard.uri: shard for shard in latents.shards}
         self._shards = [by_uri[storage.join(latents.uri, name)] for name in index["shards"]]
         self._cache = _Cache(Path(cache_dir), cache_bytes)
+        self._text: dict[str, Any] | None = index.get("text")
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the captions' embeddings are there."""
+        return self._text is not None
+
+    def text(self, index: int) -> np.ndarray:
+        """The CLIP embedding of a video's caption, (77, 768) float32.
+
+        Args:
+            index: which of `videos`.
+
+        Raises:
+            UserError: the dataset was encoded without a text encoder.
+            StorageError: the store stayed away, or a shard is damaged.
+        """
+        return self._embedding(self.videos[index].text)
+
+    def null_text(self) -> np.ndarray:
+        """The embedding of the empty caption, (77, 768) float32: what stands in for a dropped caption, and in guidance.
+
+        Raises:
+            UserError: the dataset was encoded without a text encoder.
+            StorageError: the store stayed away, or a shard is damaged.
+        """
+        return self._embedding(None if self._text is None else self._text["null"])
+
+    def _embedding(self, place: Sequence[int] | None) -> np.ndarray:
+        if self._text is None or place is None:
+            raise UserError("latents: no text embeddings; encode again with text_encoder and tokenizer")
+        shape, (shard, offset) = self._text["shape"], place
+        data = self._cache.read(self._shards[shard], offset, math.prod(shape) * self._dtype.itemsize)
+        return np.frombuffer(data, self._dtype).reshape(shape).astype(np.float32)  # (77, 768)
 
     def clip(self, index: int, start: int, stride: int, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
         """Mean and log-variance of the frames start, start + stride, …, float32, (F, C, h, w) each.
@@ -96,6 +133,25 @@ class LatentClips:
         data = self._cache.read(self._shards[video.shard], video.offset + start * row_bytes, span * row_bytes)
         rows = np.frombuffer(data, self._dtype).reshape(span, *self._row_shape)[::stride]  # (F, 2, C, h, w)
         return rows[:, 0].astype(np.float32), rows[:, 1].astype(np.float32)
+
+
+def tensor_header(shapes: Mapping[str, Sequence[int]], dtype: str) -> bytes:
+    """Header of a safetensors file whose tensors, all of one type, follow in this order.
+
+    Args:
+        shapes: shape of each tensor by name.
+        dtype: float16 or float32.
+    """
+    kind, item_bytes = {"float16": ("F16", 2), "float32": ("F32", 4)}[dtype]
+    tensors: dict[str, Any] = {}
+    at = 0
+    for name, shape in shapes.items():
+        end = at + math.prod(shape) * item_bytes
+        tensors[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(tensors, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 class _Cache:

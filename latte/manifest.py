@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from latte.config import Config
 from latte.errors import UserError
 
 RECORD_SUFFIX = ".record.json"
+SHARD_ENDING = ".safetensors"
+_READ_THREADS = 8
 
 
 class Shard(Config):
@@ -160,6 +163,25 @@ def read_record(uri: str) -> dict[str, Any] | None:
     except storage.NotThereError:
         return None
     return record if is_whole(Shard.model_validate(record["shard"])) else None
+
+
+def read_records(prefix: str) -> list[tuple[Shard, dict[str, Any]]]:
+    """Every safetensors shard below a prefix with its record, but for those whose object is gone or has another size.
+
+    Raises:
+        StorageError: the store does not answer.
+    """
+    listed = storage.list_objects(prefix)
+    uris = sorted(uri for uri in listed if uri.endswith(SHARD_ENDING + RECORD_SUFFIX))
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        records = list(pool.map(storage.read_json, uris))
+    found = [(Shard.model_validate(record["shard"]), record) for record in records]
+    return [(s, record) for s, record in found if s.uri in listed and listed[s.uri].bytes == s.bytes]
+
+
+def shard_name(uri: str) -> str:
+    """Name of a safetensors shard, without its ending."""
+    return uri.rsplit("/", 1)[1].removesuffix(SHARD_ENDING)
 
 
 def is_whole(shard: Shard) -> bool:

@@ -151,6 +151,8 @@ def _check_inputs(source: str, step: config.Config) -> None:
     named = {
         "source": getattr(step, "source", None),
         "dataset.videos": getattr(getattr(step, "dataset", None), "videos", None),
+        "text_encoder": getattr(step, "text_encoder", None),
+        "tokenizer": getattr(step, "tokenizer", None),
     }
     for key, value in named.items():
         local = value is not None and value != "random" and not storage.is_s3(str(value))

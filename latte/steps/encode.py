@@ -5,15 +5,17 @@ not encoded again; a killed job goes on with the shards that it lacks and ends w
 """
 
 import time
+from dataclasses import replace
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from latte import encode_plan, manifest, storage
+from latte import captions, encode_plan, manifest, storage
 from latte.catalog import DatasetConfig, scan
 from latte.config import Config, build
 from latte.decoding import TRANSFORM_VERSION
 from latte.errors import LatteError, UserError
+from latte.generation import TextSource
 from latte.models.configs import AutoencoderKLConfig
 
 MAX_TASKS = 32
@@ -26,6 +28,10 @@ class EncodeConfig(Config):
     name: str = Field(description="name of the dataset; its latents lie under datasets/<name>/")
     dataset: DatasetConfig = Field(description="which videos: videos, layout, csv, labels, split, limit, s3_digest")
     vae: str = Field(description="manifest of the autoencoder's weights (file or URI)")
+    text_encoder: str | None = Field(
+        default=None, description="manifest of CLIP's text weights (file or URI): captions are embedded too"
+    )
+    tokenizer: str | None = Field(default=None, description="CLIP's tokenizer.json (path or URI), for text_encoder")
     image_size: int = Field(default=256, gt=0, description="side of the frames after scaling and cropping")
     dtype: Literal["float16", "float32"] = Field(default="float16", description="how latents are stored")
     batch_size: int | None = Field(
@@ -39,24 +45,40 @@ class EncodeConfig(Config):
     decode_limit_s: float = Field(default=300, gt=0, description="seconds for decoding a video, besides 0.1 s a frame")
     max_reject_share: float = Field(default=0.5, ge=0, le=1, description="larger shares of rejected videos are fatal")
 
+    @model_validator(mode="after")
+    def _fits(self) -> "EncodeConfig":
+        if (self.text_encoder is None) != (self.tokenizer is None):
+            raise ValueError("text_encoder and tokenizer go together; give both or neither")
+        return self
+
 
 def plan(config: EncodeConfig) -> manifest.Manifest:
     """List the dataset and plan shards for what is new in it; the same dataset gets the same plan again.
 
     Raises:
-        UserError: the dataset or the autoencoder's manifest is missing or unusable.
+        UserError: the dataset, the autoencoder's manifest or the text encoder is missing or unusable.
         StorageError: the store does not answer.
     """
     vae = manifest.read(config.vae, "weights")
     _row_shape(config, vae)
+    text = _text(config)
     place, fingerprint = _place(config, vae)
     catalog = scan(config.dataset)
     done = encode_plan.published(place)
-    folder = _folder(config, place, catalog.digest)
+    inputs = {"vae": _vae_digest(vae), "catalog": catalog.digest}
+    texts, new_captions = None, []
+    if text is not None:
+        if all(entry.caption is None for entry in catalog.entries):
+            raise UserError("text_encoder: the dataset has no captions; name a CSV file with some or leave it out")
+        inputs["text"] = text.digest
+        texts = captions.published(captions.text_place(place, text, config.dtype))
+        new_captions = texts.lacks(captions.distinct(catalog))
+    folder = _folder(config, place, inputs)
     uri = storage.join(folder, encode_plan.PLAN)
     planned = encode_plan.read(uri) if storage.exists(uri) else None
-    if planned is None or not encode_plan.fits(planned, catalog, done.known):
+    if planned is None or not encode_plan.fits(planned, catalog, done.known, new_captions):
         planned = encode_plan.make(catalog, done.known, int(config.shard_mb * 1e6), config.num_tasks)
+        planned = replace(planned, captions=captions.plan(new_captions, config.num_tasks))
     shard = encode_plan.write(planned, uri)
     # What is stored depends on the plan alone; what is left to do changes from run to run and is only handed on.
     stored = manifest.finish(
@@ -66,12 +88,14 @@ def plan(config: EncodeConfig) -> manifest.Manifest:
             uri=folder,
             fingerprint=fingerprint,
             shards=[shard],
-            counts={"videos": len(catalog.entries), "planned_shards": len(planned.shards)},
+            counts={"videos": len(catalog.entries), "planned_shards": len(planned.shards) + len(planned.captions)},
             rejects=catalog.rejects,
-            inputs={"vae": _vae_digest(vae), "catalog": catalog.digest},
+            inputs=inputs,
         )
     )
     waiting = sum(name not in done.shards for name, _ in planned.shards)
+    if texts is not None:
+        waiting = max(waiting, sum(shard.name not in texts.shards for shard in planned.captions))
     new_videos = sum(entry.digest not in done.known for entry in catalog.entries)
     metrics = {"num_tasks": max(1, min(config.num_tasks, waiting)), "shards_to_encode": waiting}
     return stored.model_copy(update={"metrics": metrics, "counts": {**stored.counts, "new_videos": new_videos}})
@@ -95,6 +119,7 @@ def encode_shards(config: EncodeConfig, plan_uri: str, task: int, num_tasks: int
     )
     mine = encode_plan.task_shards(planned, place, task, num_tasks, hashed)
     todo = [shard for shard in mine if manifest.read_record(shard.uri) is None]
+    new_captions = _embed_captions(config, place, planned.captions[task::num_tasks])
     if todo:
         from latte import encoding
 
@@ -116,7 +141,11 @@ def encode_shards(config: EncodeConfig, plan_uri: str, task: int, num_tasks: int
         uri=storage.join(plan_manifest.uri, "parts", f"{task:02d}-of-{num_tasks:02d}"),
         fingerprint=plan_manifest.fingerprint,
         shards=[manifest.Shard.model_validate(record["shard"]) for record in records],
-        counts={"videos": sum(len(record["videos"]) for record in records), "encoded_shards": len(todo)},
+        counts={
+            "videos": sum(len(record["videos"]) for record in records),
+            "encoded_shards": len(todo),
+            "embedded_captions": new_captions,
+        },
         rejects=[
             manifest.Reject(item=reject["id"], reason=reject["reason"])
             for record in records
@@ -125,7 +154,7 @@ def encode_shards(config: EncodeConfig, plan_uri: str, task: int, num_tasks: int
         inputs=plan_manifest.inputs,
         seconds=time.monotonic() - started,
     )
-    return manifest.finish(part) if todo else part
+    return manifest.finish(part) if todo or new_captions else part
 
 
 def merge(config: EncodeConfig, plan_uri: str) -> manifest.Manifest:
@@ -138,14 +167,19 @@ def merge(config: EncodeConfig, plan_uri: str) -> manifest.Manifest:
     started = time.monotonic()
     vae = manifest.read(config.vae, "weights")
     plan_manifest, place = _read_plan(config, vae, plan_uri)
-    found = _find(config, place, plan_manifest.fingerprint, plan_manifest.inputs["catalog"])
+    found = _find(config, place, plan_manifest)
     if found is not None:
         return found
     catalog = encode_plan.read(plan_manifest.shard(encode_plan.PLAN).uri).catalog
-    merged = encode_plan.merge(catalog, encode_plan.published(place), config.min_frames)
+    text = _text(config)
+    texts = None if text is None else captions.published(captions.text_place(place, text, config.dtype))
+    merged = encode_plan.merge(catalog, encode_plan.published(place), config.min_frames, texts)
     _check_rejects(config, len(merged.videos), merged.rejects)
     row_shape = _row_shape(config, vae)
-    index = encode_plan.write_index(merged, plan_manifest.uri, row_shape, config.dtype)
+    index = encode_plan.write_index(merged, place, plan_manifest.uri, row_shape, config.dtype)
+    counts = {"videos": len(merged.videos), "frames": sum(video.num_frames for video in merged.videos)}
+    if texts is not None:
+        counts["captions"] = len({video.caption for video in merged.videos})
     parts = [
         manifest.read(uri, "encode_part")
         for uri in storage.list_uris(storage.join(plan_manifest.uri, "parts"))
@@ -156,9 +190,9 @@ def merge(config: EncodeConfig, plan_uri: str) -> manifest.Manifest:
             kind="latents",
             name=config.name,
             uri=place,
-            fingerprint=_final_fingerprint(config, plan_manifest.fingerprint, plan_manifest.inputs["catalog"]),
+            fingerprint=_final_fingerprint(config, plan_manifest),
             shards=[*merged.shards, index],
-            counts={"videos": len(merged.videos), "frames": sum(video.num_frames for video in merged.videos)},
+            counts=counts,
             rejects=merged.rejects,
             inputs=plan_manifest.inputs,
             config={
@@ -192,16 +226,33 @@ def _place(config: EncodeConfig, vae: manifest.Manifest) -> tuple[str, str]:
     return storage.join(config.root, "datasets", config.name, fingerprint[:16]), fingerprint
 
 
-def _folder(config: EncodeConfig, place: str, catalog_digest: str) -> str:
+def _folder(config: EncodeConfig, place: str, inputs: dict[str, str]) -> str:
     """Where the plan and the index of one state of the dataset lie; other locations have other URIs in them."""
     videos = storage.from_path(config.dataset.videos)
-    return storage.join(
-        place, "catalogs", manifest.fingerprint("state", catalog_digest, videos, config.min_frames)[:16]
-    )
+    return storage.join(place, "catalogs", manifest.fingerprint("state", inputs, videos, config.min_frames)[:16])
 
 
-def _final_fingerprint(config: EncodeConfig, fingerprint: str, catalog_digest: str) -> str:
-    return manifest.fingerprint("latents", fingerprint, catalog_digest, config.min_frames)
+def _final_fingerprint(config: EncodeConfig, planned: manifest.Manifest) -> str:
+    return manifest.fingerprint("latents", planned.fingerprint, planned.inputs, config.min_frames)
+
+
+def _text(config: EncodeConfig) -> TextSource | None:
+    """What embeds the captions, or None where they are not wanted."""
+    if config.text_encoder is None or config.tokenizer is None:
+        return None
+    return TextSource.checked(config.text_encoder, config.tokenizer)
+
+
+def _embed_captions(config: EncodeConfig, place: str, planned: list[captions.CaptionShard]) -> int:
+    """Embed the captions of those shards that have no valid record; returns how many captions that were."""
+    text = _text(config)
+    if text is None:
+        return 0
+    folder = captions.text_place(place, text, config.dtype)
+    todo = [shard for shard in planned if manifest.read_record(captions.shard_uri(folder, shard)) is None]
+    if todo:
+        captions.embed_all(todo, folder, text, config.dtype)
+    return sum(len(shard.captions) for shard in todo)
 
 
 def _batch_size(config: EncodeConfig) -> int:
@@ -233,14 +284,16 @@ def _model(vae: manifest.Manifest) -> AutoencoderKLConfig:
 def _read_plan(config: EncodeConfig, vae: manifest.Manifest, uri: str) -> tuple[manifest.Manifest, str]:
     planned = manifest.read(uri, "encode_plan")
     place, fingerprint = _place(config, vae)
-    if planned.fingerprint != fingerprint or not planned.uri.startswith(place + "/"):
+    text = _text(config)
+    made_with = (planned.fingerprint, planned.inputs.get("text"))
+    if made_with != (fingerprint, text and text.digest) or not planned.uri.startswith(place + "/"):
         raise UserError(f"plan {uri}: it was made with other settings; plan again")
     return planned, place
 
 
-def _find(config: EncodeConfig, place: str, fingerprint: str, catalog_digest: str) -> manifest.Manifest | None:
+def _find(config: EncodeConfig, place: str, planned: manifest.Manifest) -> manifest.Manifest | None:
     found = manifest.find(place, "latents")
-    if found is None or found.fingerprint != _final_fingerprint(config, fingerprint, catalog_digest):
+    if found is None or found.fingerprint != _final_fingerprint(config, planned):
         return None
     # Equal content in another location: the index names the videos' URIs.
     return found if found.config["videos"] == storage.from_path(config.dataset.videos) else None

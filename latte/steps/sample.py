@@ -21,13 +21,11 @@ from latte import contact_sheet, generation, manifest, storage
 from latte.conditions import Conditions
 from latte.config import Config
 from latte.errors import UserError
-from latte.models.configs import ClipTextConfig
 from latte.progress import progress
 
 MAX_TASKS = 32
 CONTACT_SHEET = "contact-sheet.png"
 _RECORD_THREADS = 16
-_TEXT_SHAPE = (77, 768)
 
 
 class SampleConfig(Config):
@@ -225,7 +223,9 @@ def _resolve(config: SampleConfig) -> _Set:
         )
     _check_steps(config.num_sampling_steps)
     conditions = _conditions(config, facts)
-    text = _text_source(config) if conditions.captions is not None else None
+    text = None
+    if conditions.captions is not None:
+        text = generation.TextSource.checked(str(config.text_encoder), str(config.tokenizer))
     settings = config.model_dump(exclude=_NOT_IN_FINGERPRINT)
     files = [*conditions.from_files, *([text.digest] if text is not None else [])]
     fingerprint = manifest.fingerprint("sample", settings, found[0].sha256, vae.sha256, facts["diffusion"], *files)
@@ -279,18 +279,6 @@ def _conditions(config: SampleConfig, facts: dict[str, Any]) -> Conditions:
         raise UserError("labels: no classes in the list")
     chosen = None if config.labels is None else list(config.labels)
     return Conditions(config.seed, labels=conditioning.classes_of(chosen, facts))
-
-
-def _text_source(config: SampleConfig) -> generation.TextSource:
-    """The text encoder, checked against what a Latte takes."""
-    encoder = manifest.read(str(config.text_encoder), "weights")
-    if encoder.config.get("kind") != "clip":
-        raise UserError(f"text_encoder {config.text_encoder}: weights of {encoder.config.get('kind')}, expected clip")
-    settings = ClipTextConfig(**encoder.config["model"])
-    shape = (settings.max_position_embeddings, settings.hidden_size)
-    if shape != _TEXT_SHAPE:
-        raise UserError(f"text_encoder {config.text_encoder}: embeddings {shape}, the model takes {_TEXT_SHAPE}")
-    return generation.TextSource.checked(encoder, str(config.tokenizer))
 
 
 def _count_fingerprint(made: _Set, num_videos: int) -> str:

@@ -1,22 +1,20 @@
 """A set from captions: a tiny Latte and a shallow CLIP of the published width."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import tokenizers
 from safetensors.numpy import save_file
 
 from latte import device, manifest, storage
 from latte.errors import UserError
 from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from latte.models.clip_text import ClipTextModel
-from latte.models.configs import ClipTextConfig, LatteConfig
+from latte.models.configs import LatteConfig
 from latte.models.latte import Latte
 from latte.steps import sample
+from tests import small_clip
 
 MODEL = {"input_size": 4, "hidden_size": 32, "depth": 2, "num_heads": 2, "condition": "text"}
 VAE = {"block_out_channels": [8, 8], "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4}
@@ -42,12 +40,8 @@ def publish(root: Path, kind: str, objects: dict[str, Any], **fields: Any) -> st
 def world(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     root = tmp_path_factory.mktemp("text")
     device.setup(seed=0)
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), "<|startoftext|>", "<|endoftext|>"]
-    (root / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    (root / "merges.txt").write_text("#version: 0.2\n")
-    clip = {"vocab_size": len(tokens), "num_hidden_layers": 1, "intermediate_size": 32}
-    narrow = {**clip, "hidden_size": 24, "num_attention_heads": 2}
+    clip, tokenizer = small_clip.publish(root)
+    narrow, _ = small_clip.publish(root, "narrow", hidden_size=24, num_attention_heads=2)
     vae = publish(
         root,
         "weights",
@@ -63,16 +57,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         "scaling_factor": 0.2,
         "vae": manifest.read(vae).shards[0].sha256,
     }
-    encoders = {
-        name: publish(
-            root,
-            "weights",
-            {"model.safetensors": ClipTextModel(ClipTextConfig(**settings))},
-            name=name,
-            config={"kind": "clip", "model": settings},
-        )
-        for name, settings in (("clip", clip), ("narrow", narrow))
-    }
     checkpoint = publish(
         root,
         "checkpoint",
@@ -81,7 +65,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         config=facts,
         metrics={"step": 1},
     )
-    return SimpleNamespace(root=root, vae=vae, checkpoint=checkpoint, **encoders)
+    return SimpleNamespace(root=root, vae=vae, checkpoint=checkpoint, clip=clip, narrow=narrow, tokenizer=tokenizer)
 
 
 def config(world: SimpleNamespace, root: Path, lines: str, **changes: Any) -> sample.SampleConfig:
@@ -93,7 +77,7 @@ def config(world: SimpleNamespace, root: Path, lines: str, **changes: Any) -> sa
         "vae": world.vae,
         "captions": str(root / "captions.txt"),
         "text_encoder": world.clip,
-        "tokenizer": str(world.root / "vocab.json"),
+        "tokenizer": world.tokenizer,
         "num_videos": 3,
         "batch_size": 2,
         "num_sampling_steps": 2,

@@ -57,7 +57,7 @@ def dataset(root: str, dtype: str = "float16") -> manifest.Manifest:
     write_shard(place, 1, "ab", dtype=dtype)
     write_shard(place, 2, "cd", dtype=dtype)
     merged = merge(Catalog([entry(n) for n in FRAMES], ["one"], []), published(place), min_frames=1)
-    index = write_index(merged, storage.join(place, "catalogs", "0"), ROW_SHAPE, dtype)
+    index = write_index(merged, place, storage.join(place, "catalogs", "0"), ROW_SHAPE, dtype)
     return manifest.Manifest(
         kind="latents", name="x", uri=place, fingerprint="f", shards=[*merged.shards, index],
         config={"scaling_factor": 0.5},

@@ -1,0 +1,144 @@
+"""Text embeddings of captions, made when a dataset is encoded: each distinct caption once, in shards like the latents.
+
+They lie under the place of the latents, by what makes them:
+
+    text/<fingerprint of text encoder, tokenizer and stored type>/<fingerprint of its captions>.safetensors (+ record)
+
+The embedding of the empty caption is always among them: Latte's published code drops a condition by putting the empty
+text in its place (Vchitect/Latte, models/clip.py, TextEmbedder.token_drop), and guidance uses the same.
+"""
+
+import itertools
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from latte import manifest, storage
+from latte.catalog import Catalog
+from latte.errors import LatteError
+from latte.generation import EMBEDDING_SHAPE, TextSource, embedder
+from latte.latents import tensor_header
+from latte.progress import progress
+
+EMPTY = ""
+_BATCH = 16
+# 242 MB in float16.
+_PER_SHARD = 2048
+_TENSOR = "embeddings"
+
+
+@dataclass(frozen=True)
+class CaptionShard:
+    """Captions whose embeddings one shard is to hold, and its name."""
+
+    name: str
+    captions: list[str]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The shards of a place by name; shard and offset in bytes of each caption's embedding by the caption's digest."""
+
+    shards: dict[str, manifest.Shard]
+    known: dict[str, tuple[str, int]]
+
+    def lacks(self, captions: Iterable[str]) -> list[str]:
+        """Those of the captions that are not embedded yet."""
+        return [caption for caption in captions if _digest(caption) not in self.known]
+
+    def find(self, caption: str) -> tuple[str, int]:
+        """Shard and offset of a caption's embedding.
+
+        Raises:
+            LatteError: it is not embedded yet.
+        """
+        found = self.known.get(_digest(caption))
+        if found is None:
+            raise LatteError(f"encode: the caption {caption[:40]!r} is not embedded yet; run again")
+        return found
+
+
+def text_place(place: str, text: TextSource, dtype: str) -> str:
+    """Where the embeddings lie that this text encoder makes for the latents of `place`."""
+    return storage.join(place, "text", manifest.fingerprint("text", text.digest, dtype)[:16])
+
+
+def distinct(catalog: Catalog) -> list[str]:
+    """The empty caption, then every caption of a dataset once, in the order of the videos."""
+    return list(dict.fromkeys([EMPTY, *(entry.caption for entry in catalog.entries if entry.caption is not None)]))
+
+
+def published(place: str) -> Embedded:
+    """Read the records of a place; a record whose object is gone or has another size does not count.
+
+    Raises:
+        StorageError: the store does not answer.
+    """
+    shards: dict[str, manifest.Shard] = {}
+    known: dict[str, tuple[str, int]] = {}
+    row_bytes = {dtype: int(np.prod(EMBEDDING_SHAPE)) * np.dtype(dtype).itemsize for dtype in ("float16", "float32")}
+    for shard, record in manifest.read_records(place):
+        name = manifest.shard_name(shard.uri)
+        shards[name] = shard
+        step = row_bytes[record["dtype"]]
+        known |= {digest: (name, record["offset"] + row * step) for row, digest in enumerate(record["captions"])}
+    return Embedded(shards, known)
+
+
+def plan(captions: Sequence[str], num_tasks: int) -> list[CaptionShard]:
+    """Group captions into shards, smaller ones where there would be fewer of them than tasks."""
+    size = max(_BATCH, min(_PER_SHARD, -(-len(captions) // num_tasks)))
+    groups = [list(captions[start : start + size]) for start in range(0, len(captions), size)]
+    return [CaptionShard(manifest.fingerprint("captions", group)[:16], group) for group in groups]
+
+
+def shard_uri(place: str, shard: CaptionShard) -> str:
+    """Where a shard of embeddings lies."""
+    return storage.join(place, shard.name + manifest.SHARD_ENDING)
+
+
+def embed_all(shards: Sequence[CaptionShard], place: str, text: TextSource, dtype: str) -> None:
+    """Embed and publish shards in order, in batches of one shape.
+
+    Raises:
+        UserError: the weights or the tokenizer are not what their files say.
+        StorageError: the store stayed away for too long, or the disk is full.
+    """
+    from latte import device
+
+    device.setup()
+    embed = embedder(text)
+    total = sum(len(shard.captions) for shard in shards)
+    with progress(total=total, desc="embed captions", unit="caption") as bar:
+        for shard in shards:
+            _publish(shard, shard_uri(place, shard), embed, dtype, bar.update)
+
+
+def _publish(
+    shard: CaptionShard,
+    uri: str,
+    embed: Callable[[list[str]], np.ndarray],
+    dtype: str,
+    on_done: Callable[[int], object],
+) -> None:
+    header = tensor_header({_TENSOR: (len(shard.captions), *EMBEDDING_SHAPE)}, dtype)
+    with tempfile.TemporaryDirectory(prefix="latte-text-") as folder:
+        path = Path(folder, "shard.safetensors")
+        with path.open("wb") as file:
+            file.write(header)
+            for start in itertools.count(0, _BATCH):
+                batch = shard.captions[start : start + _BATCH]
+                if not batch:
+                    break
+                rows = embed(batch + [EMPTY] * (_BATCH - len(batch)))[: len(batch)]  # (n, 77, 768)
+                file.write(rows.astype(dtype).tobytes())
+                on_done(len(batch))
+        digests = [_digest(caption) for caption in shard.captions]
+        manifest.publish_shard(path, uri, len(digests), captions=digests, offset=len(header), dtype=dtype)
+
+
+def _digest(caption: str) -> str:
+    return storage.sha256_bytes(caption.encode())

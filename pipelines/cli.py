@@ -48,11 +48,20 @@ def run(
     Example:
       latte-pipeline run -c configs/demo/pipeline.yaml encode.dataset.videos=my/videos train.steps=1000
     """
-    from pipelines import local, settings
+    from pipelines import console, local, settings
 
     def go() -> None:
         config = settings.load(path, overrides, pipeline)
-        local.run(config, run_dir or Path("runs") / config.name, root or config.root, port)
+        done = local.run(config, run_dir or Path("runs") / config.name, root or config.root, port)
+        console.show(console.time_table(done.events))
+        click.echo(f"done in {done.seconds:.0f} s")
+        for summary in done.summaries("promotion"):
+            click.echo(f"promotion: {'promoted' if summary['promoted'] else 'not promoted'}: {summary['reason']}")
+        if done.report is None:
+            for kind in ("video_set", "score"):
+                click.echo(f"{kind.replace('_', ' ')}: {done.summaries(kind)[-1]['uri']}")
+        else:
+            click.echo(f"report: {done.report}")
 
     guarded(go)
 

@@ -6,6 +6,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -112,7 +113,7 @@ def _write_line(file: TextIO, line: str) -> None:
     file.flush()
 
 
-def time_table(events: list[dict[str, Any]]) -> Table:
+def time_table(events: Sequence[dict[str, Any]]) -> Table:
     """Seconds per step: those in which at least one task of the step was at work, waiting for other steps left out."""
     spans: dict[str, list[tuple[float, float]]] = {}
     for event in events:

@@ -8,9 +8,10 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import filelock
 
@@ -23,17 +24,42 @@ PROGRESS_INTERVAL_S = "2"
 POLITE_S = 20.0
 
 
-def run(config: settings.AnyConfig, run_dir: Path, root: str | None = None, port: int | None = None) -> Path | None:
-    """Run a pipeline to its end on this machine.
+@dataclass(frozen=True)
+class Finished:
+    """A run that has come to its end.
+
+    Attributes:
+        root: where its data is; out of reach by now if the store was the run's own.
+        report: the copy of the report in the run's folder, or None where the pipeline makes none.
+        seconds: how long it took.
+        events: what its tasks told, in order: "started" and "finished", the latter with the manifest's summary.
+    """
+
+    root: str
+    report: Path | None
+    seconds: float
+    events: tuple[dict[str, Any], ...]
+
+    def summaries(self, kind: str) -> list[dict[str, Any]]:
+        """Summaries of the manifests of this kind that the run's tasks made or found."""
+        return _summaries(self.events, kind)
+
+
+def run(
+    config: settings.AnyConfig,
+    run_dir: Path,
+    root: str | None = None,
+    port: int | None = None,
+    terminal: TextIO | None = None,
+) -> Finished:
+    """Run a pipeline to its end on this machine, as `latte-pipeline run` and the notebooks do.
 
     Args:
         config: checked settings; their class says which pipeline.
         run_dir: the run's folder: log, KFP's small artifacts, report.html, and the store's data if it is the run's own.
         root: where the heavy data goes; None starts SeaweedFS inside `run_dir`, unless AWS_ENDPOINT_URL_S3 is set.
         port: port of that SeaweedFS; a free one when None.
-
-    Returns:
-        Path of the report, or None where the pipeline makes none.
+        terminal: where one line a task and the newest progress go; standard error when None.
 
     Raises:
         LatteError: a step failed; the error's exit code is the step's.
@@ -52,10 +78,10 @@ def run(config: settings.AnyConfig, run_dir: Path, root: str | None = None, port
         _root(run_dir, root, config.prefix, port) as place,
     ):
         storage.check_root(place)
-        return _run_pipeline(config, run_dir, place)
+        return _run_pipeline(config, run_dir, place, terminal or sys.stderr)
 
 
-def _run_pipeline(config: settings.AnyConfig, run_dir: Path, root: str) -> Path | None:
+def _run_pipeline(config: settings.AnyConfig, run_dir: Path, root: str, terminal: TextIO) -> Finished:
     # KFP is slow to import, and a wrong setting or secret should be told at once.
     from kfp import local
 
@@ -64,7 +90,7 @@ def _run_pipeline(config: settings.AnyConfig, run_dir: Path, root: str) -> Path 
     events.unlink(missing_ok=True)
     started = time.monotonic()
     with (run_dir / "run.log").open("w", encoding="utf-8") as log_file:
-        log = console.RunLog(log_file, sys.stderr)
+        log = console.RunLog(log_file, terminal)
         log.say(f"latte-pipeline: {config.name} into {root}; log {run_dir / 'run.log'}")
         watcher = console.EventWatcher(events, log)
         watcher.start()
@@ -90,20 +116,10 @@ def _run_pipeline(config: settings.AnyConfig, run_dir: Path, root: str) -> Path 
             raise
         watcher.stop()
     report = _copy_report(run_dir, watcher.events)
-    console.show(console.time_table(watcher.events))
-    print(f"done in {time.monotonic() - started:.0f} s")
-    for summary in _summaries(watcher.events, "promotion"):
-        print(f"promotion: {'promoted' if summary['promoted'] else 'not promoted'}: {summary['reason']}")
-    if report is None:
-        for kind in ("video_set", "score"):
-            print(f"{kind.replace('_', ' ')}: {_summaries(watcher.events, kind)[-1]['uri']}")
-    else:
-        print(f"report: {report}")
-    return report
+    return Finished(root, report, time.monotonic() - started, tuple(watcher.events))
 
 
-def _summaries(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    """Summaries of the manifests of this kind that the run's tasks made or found."""
+def _summaries(events: Iterable[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     summaries = [event["summary"] for event in events if event["event"] == "finished"]
     return [summary for summary in summaries if summary["kind"] == kind]
 

@@ -70,7 +70,7 @@ def load_encoder(vae: manifest.Manifest, batch_size: int, image_size: int) -> En
     device.setup()
     net = AutoencoderKL(build(AutoencoderKLConfig, vae.config["model"], storage.join(vae.uri, "manifest.json")))
     net.set_train(False)
-    checkpoints.load(net, vae.shard("model.safetensors").uri)
+    checkpoints.load(net, vae.weights_file().uri)
     batch = np.zeros((batch_size, 3, image_size, image_size), np.float32)
 
     def encode(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

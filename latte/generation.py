@@ -12,7 +12,7 @@ from latte.errors import UserError
 from latte.models.configs import ClipTextConfig
 
 EMBEDDING_SHAPE = (77, 768)  # tokens and channels of a text, as Latte takes them
-_networks: dict[tuple[str, str, str], Any] = {}
+_networks: dict[tuple[str, str, str, str], Any] = {}
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class TextSource:
         shape = (settings.max_position_embeddings, settings.hidden_size)
         if shape != EMBEDDING_SHAPE:
             raise UserError(f"text_encoder {text_encoder}: embeddings {shape}, the model takes {EMBEDDING_SHAPE}")
-        weights, uri = encoder.shard("model.safetensors"), storage.from_path(tokenizer)
+        weights, uri = encoder.weights_file(), storage.from_path(tokenizer)
         files = [uri]
         if uri.endswith("vocab.json"):
             files.append(uri.removesuffix("vocab.json") + "merges.txt")
@@ -71,6 +71,8 @@ class Recipe:
         method: sampler.
         num_sampling_steps: a count, "ddimN" or sections.
         cfg_scale: guidance, 1 is none.
+        cfg_channels: what is guided, "noise" or "all".
+        precision: of the Latte's matrix products.
         seed: what all noise follows from.
         conditions: what the videos show.
         text: for captions.
@@ -86,6 +88,8 @@ class Recipe:
     method: str
     num_sampling_steps: int | str
     cfg_scale: float
+    cfg_channels: str
+    precision: str
     seed: int
     conditions: Conditions
     text: TextSource | None
@@ -96,14 +100,15 @@ def sampler(recipe: Recipe) -> Callable[[list[int], Callable[[int], None]], list
     """A function from the numbers of videos to these videos, each (F, H, W, 3) uint8; loads the networks.
 
     Raises:
-        UserError: the weights do not fit the settings, or the sampling steps do not fit the schedule.
+        UserError: the weights do not fit the settings, the sampling steps do not fit the schedule, or the device does
+            not have the precision.
     """
     from latte import device
     from latte.diffusion import Diffusion
     from latte.models.autoencoder_kl import decode_in_chunks
 
     device.setup(seed=recipe.seed)
-    net = _network("latte", recipe.model, recipe.weights)
+    net = _network("latte", recipe.model, recipe.weights, recipe.precision)
     vae = _network("vae", recipe.vae_model, recipe.vae)
     model = net.config
     try:
@@ -126,6 +131,7 @@ def sampler(recipe: Recipe) -> Callable[[list[int], Callable[[int], None]], list
             condition["null_text"] = embed([""] * len(indices))[0]  # (77, 768)
         if condition:
             condition["cfg_scale"] = recipe.cfg_scale
+            condition["all_channels"] = recipe.cfg_channels == "all"
         latents = diffusion.sample(
             net,
             noise(indices, "sample noise"),
@@ -160,17 +166,20 @@ def embedder(text: TextSource) -> Callable[[list[str]], np.ndarray]:
     return embed
 
 
-def _network(kind: str, settings: dict[str, Any], weights: manifest.Shard) -> Any:
+def _network(kind: str, settings: dict[str, Any], weights: manifest.Shard, precision: str = "fp32") -> Any:
     """The network of this kind and these settings with these weights; kept as long as the process lives.
 
     MindSpore keeps compiled graphs by object: a graph would not notice other weights in its network, and the graph of a
     network that is gone can be taken for that of a new one at the same address.
     """
-    key = (kind, weights.sha256, manifest.fingerprint(settings))
+    key = (kind, weights.sha256, manifest.fingerprint(settings), precision)
     if key not in _networks:
-        from latte import checkpoints
+        from latte import checkpoints, device
+        from latte.models import layers
 
+        compute_type = device.compute_type(precision)
         net = _fresh(kind, settings)
+        layers.set_compute_type(net, compute_type)
         with storage.as_local_file(weights.uri, weights.sha256) as path:
             checkpoints.load(net, str(path))
         net.set_train(False)

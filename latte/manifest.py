@@ -80,6 +80,14 @@ class Manifest(Config):
             raise UserError(f"{self.kind} manifest of {self.uri}: expected one object *{ending}, found {len(found)}")
         return found[0]
 
+    def weights_file(self) -> Shard:
+        """The one object of converted weights: model.safetensors in a place, or a file of the user's name.
+
+        Raises:
+            UserError: there is none, or there are several.
+        """
+        return self.shard("")
+
     def summary(self) -> dict[str, Any]:
         """What the KFP UI shows of it: flat and small."""
         return {

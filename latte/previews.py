@@ -81,7 +81,7 @@ class Previews:
 
 
 def _load_vae(weights: manifest.Manifest) -> AutoencoderKL:
-    shard = weights.shard("model.safetensors")
+    shard = weights.weights_file()
     net = AutoencoderKL(AutoencoderKLConfig(**weights.config["model"]))
     with storage.as_local_file(shard.uri, shard.sha256) as path:
         checkpoints.load(net, str(path))

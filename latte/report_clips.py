@@ -117,7 +117,7 @@ def reconstruct(
 
     device.setup()
     net = AutoencoderKL(build(AutoencoderKLConfig, vae.config["model"], storage.join(vae.uri, "manifest.json")))
-    with storage.as_local_file(vae.shard("model.safetensors").uri, vae.shard("model.safetensors").sha256) as path:
+    with storage.as_local_file(vae.weights_file().uri, vae.weights_file().sha256) as path:
         checkpoints.load(net, str(path))
     # A divisor of the clip's length, so that the decoder is compiled for one shape only.
     part = max(count for count in range(1, _DECODE_AT_MOST_FRAMES + 1) if num_frames % count == 0)

@@ -49,9 +49,7 @@ def train(
     _check_memory(config, model_config, group)
     net = Latte(model_config)
     net.set_train(True)
-    for _, cell in net.cells_and_names():
-        if isinstance(cell, layers.Affine):
-            cell.compute_type = compute_type
+    layers.set_compute_type(net, compute_type)
     if config.recompute:
         for block in net.blocks:
             block.recompute()

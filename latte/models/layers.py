@@ -69,6 +69,13 @@ class Affine(nn.Cell):
         return dx.astype(ms.float32), dweight.astype(ms.float32), dbias
 
 
+def set_compute_type(net: nn.Cell, compute_type: ms.Type) -> None:
+    """Let the matrix products of all linear layers of a network take factors of this type."""
+    for _, cell in net.cells_and_names():
+        if isinstance(cell, Affine):
+            cell.compute_type = compute_type
+
+
 class Embedding(nn.Cell):
     """Rows of a table; torch.nn.Embedding's `weight` (rows, size)."""
 

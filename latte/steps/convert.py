@@ -22,6 +22,17 @@ from latte.models.configs import ClipTextConfig
 
 RANDOM = "random"
 _HASH_BYTES = 8 << 20
+_PIXELS_PER_LATENT = 8
+
+
+class TrainedOn(Config):
+    """What published Latte weights were trained on, which their file does not tell; the defaults are the published."""
+
+    vae: str = Field(default="sd-vae-ft-ema", description="the autoencoder whose latents they were, by name")
+    scaling_factor: float = Field(default=0.18215, gt=0, description="what its latents were multiplied by")
+    image_size: int | None = Field(default=None, gt=0, description="side of a frame in pixels; null: 8 per latent")
+    noise_schedule: Literal["linear", "cosine"] = Field(default="linear", description="betas of the diffusion")
+    classes: list[str] = Field(default_factory=list, description="names of the classes, in the order of their numbers")
 
 
 class ConvertConfig(Config):
@@ -39,6 +50,10 @@ class ConvertConfig(Config):
         default_factory=dict,
         description="settings of the network that neither the file nor the config.json beside it tells",
     )
+    trained_on: TrainedOn | None = Field(
+        default=None,
+        description="kind latte: vae, scaling_factor, image_size, noise_schedule and classes; null: as published",
+    )
     sha256: str | None = Field(default=None, description="SHA-256 that the source must have, hexadecimal")
     page: str | None = Field(default=None, description="page that the source comes from; kept in the manifest")
 
@@ -52,6 +67,8 @@ class ConvertConfig(Config):
             raise ValueError(f"target {self.target}: its ending names the format; write .safetensors or .ckpt")
         if self.source == RANDOM and self.kind != "i3d":
             raise ValueError(f"source random is there for kind i3d, not for {self.kind}")
+        if self.trained_on is not None and self.kind != "latte":
+            raise ValueError(f"trained_on is there for kind latte, not for {self.kind}")
         return self
 
 
@@ -113,7 +130,28 @@ def _prepare(
         config.source,
     )
     facts = {"model": model, "left_out": [list(row) for row in _grouped(left_out)]}
+    if config.kind == "latte":
+        facts |= _sampling_facts(config, model)
     return {name: tensors[name] for name in shapes}, facts
+
+
+def _sampling_facts(config: ConvertConfig, model: dict[str, Any]) -> dict[str, Any]:
+    """What a training run says about its checkpoints, for whoever samples; the autoencoder by name, not by SHA-256."""
+    trained_on = config.trained_on or TrainedOn()
+    if trained_on.classes and len(trained_on.classes) != model["num_classes"]:
+        raise UserError(
+            f"{config.source}: trained_on.classes has {len(trained_on.classes)} names, the weights are of "
+            f"{model['num_classes']} classes"
+        )
+    return {
+        "classes": trained_on.classes,
+        "diffusion": {"noise_schedule": trained_on.noise_schedule},
+        "image_size": trained_on.image_size or _PIXELS_PER_LATENT * model["input_size"],
+        "latent_size": model["input_size"],
+        "scaling_factor": trained_on.scaling_factor,
+        "vae": None,
+        "vae_name": trained_on.vae,
+    }
 
 
 def _write(
@@ -172,7 +210,8 @@ def _write(
 
 def _place(config: ConvertConfig, beside: dict[str, Any], digest: str) -> tuple[str, str]:
     """Folder and fingerprint of the weights under the root (no folder where there is no root)."""
-    fingerprint = manifest.fingerprint("convert", config.kind, beside, config.model, digest)
+    told = [config.trained_on or TrainedOn()] if config.kind == "latte" else []
+    fingerprint = manifest.fingerprint("convert", config.kind, beside, config.model, digest, *told)
     if config.root is None:
         return "", fingerprint
     return storage.join(config.root, "weights", str(config.name), fingerprint[:16]), fingerprint

@@ -147,7 +147,7 @@ def _score_again(config: PromoteConfig, score: manifest.Manifest, current: Entry
     if manifest.read(real, "latents").fingerprint != score.inputs["real"]:
         raise UserError(f"real {real}: has changed since {config.score} was made; score the candidate again")
     detector = manifest.read(config.detector, "weights")
-    if detector.shard("model.safetensors").sha256 != current.detector_sha256:
+    if detector.weights_file().sha256 != current.detector_sha256:
         raise UserError(f"detector {config.detector}: not the one of the scores")
     from latte.steps import score as scoring
 

@@ -5,6 +5,7 @@ from pydantic import Field
 from latte import manifest, registry, storage
 from latte.config import Config
 from latte.errors import UserError
+from latte.sources import read_checkpoint
 
 
 class PromotedConfig(Config):
@@ -12,7 +13,9 @@ class PromotedConfig(Config):
 
     root: str = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
     name: str = Field(description="name of the model in the registry")
-    checkpoint: str = Field(default="", description="manifest of a checkpoint; empty: the promoted one")
+    checkpoint: str = Field(
+        default="", description="manifest of a checkpoint or of converted Latte weights; empty: the promoted one"
+    )
 
 
 def look_up(config: PromotedConfig) -> manifest.Manifest:
@@ -44,4 +47,4 @@ def fetch(config: PromotedConfig) -> manifest.Manifest:
     if not uri:
         pointer = storage.join(registry.place(config.root, config.name), "current.json")
         raise UserError(f"{pointer}: nothing is promoted under {config.name} yet; promote first, or name a checkpoint")
-    return manifest.read(uri, "checkpoint")
+    return read_checkpoint(uri)

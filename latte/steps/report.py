@@ -60,9 +60,12 @@ def run(config: ReportConfig) -> manifest.Manifest:
     vae = manifest.read(config.vae, "weights")
     checkpoint = manifest.read(config.checkpoint, "checkpoint")
     sets = [manifest.read(uri, "video_set") for uri in config.video_sets]
+    for uri, videos in zip(config.video_sets, sets, strict=True):
+        if videos.config["step"] is None:
+            raise UserError(f"video_sets {uri}: generated with published weights, not by a checkpoint of this run")
     sets.sort(key=lambda videos: -int(videos.config["step"]))
     scores = [manifest.read(uri, "score") for uri in config.scores]
-    if latents.inputs["vae"] != vae.shard("model.safetensors").sha256:
+    if latents.inputs["vae"] != vae.weights_file().sha256:
         raise UserError(f"vae {config.vae}: the latents of {latents.name} were made by another autoencoder")
     pairs = pair_scores(scores, sets)
     sources = [latents, vae, checkpoint, *sets, *scores]

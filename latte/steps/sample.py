@@ -17,11 +17,12 @@ import numpy as np
 from pydantic import Field
 
 from latte import conditions as conditioning
-from latte import contact_sheet, generation, manifest, storage
+from latte import contact_sheet, generation, manifest, sources, storage
 from latte.conditions import Conditions
 from latte.config import Config
 from latte.errors import UserError
 from latte.progress import progress
+from latte.sources import Source
 
 MAX_TASKS = 32
 CONTACT_SHEET = "contact-sheet.png"
@@ -33,7 +34,9 @@ class SampleConfig(Config):
 
     root: str = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
     name: str = Field(description="name of the video set; it goes to videos/<name>/")
-    checkpoint: str = Field(description="manifest of a training run's checkpoints (file or URI)")
+    checkpoint: str = Field(
+        description="manifest (file or URI) of a training run's checkpoints, or of converted Latte weights"
+    )
     vae: str = Field(description="manifest of the autoencoder's weights (file or URI)")
     step: int | None = Field(default=None, ge=0, description="training step; null: the newest, 0: before training")
     weights: Literal["ema", "model"] = Field(default="ema", description="moving average of the weights, or the last")
@@ -42,6 +45,12 @@ class SampleConfig(Config):
     method: Literal["ddpm", "ddim", "dpm-solver++"] = Field(default="ddim", description="sampler")
     num_sampling_steps: int | str = Field(default=250, description='steps: a count, "ddimN" or sections "a,b,…"')
     cfg_scale: float = Field(default=1.0, ge=0, description="classifier-free guidance; 1 is none (published: 7)")
+    cfg_channels: Literal["noise", "all"] = Field(
+        default="noise", description="what is guided: the noise (published), or the learned variance too"
+    )
+    precision: Literal["fp32", "fp16", "bf16"] = Field(
+        default="fp32", description="of the Latte's matrix products; bf16 needs Ascend"
+    )
     labels: list[int | str] | Literal["dataset"] | None = Field(
         default=None,
         description="classes (index or name) that the videos take in turn; null: all of them; "
@@ -65,6 +74,11 @@ _NOT_IN_FINGERPRINT = {
     "root", "name", "checkpoint", "vae", "step", "num_videos", "batch_size", "decode_frames", "num_tasks",
     "latents", "captions", "text_encoder", "tokenizer",
 }  # fmt: skip
+# Came later: sets that were made before keep their place.
+_NOT_SAID_AT_DEFAULT = ("cfg_channels", "precision")
+_IN_MANIFEST = {
+    "weights", "method", "num_sampling_steps", "cfg_scale", "cfg_channels", "precision", "labels", "fps", "seed",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,22 +88,14 @@ class _Set:
     Attributes:
         uri: the place of the set.
         fingerprint: of what makes video i, whatever their number.
-        step: of the checkpoint.
-        weights: the network's weights.
-        vae: the autoencoder's weights.
-        facts: the checkpoint manifest's config.
-        vae_model: settings of the autoencoder.
+        source: the networks.
         conditions: what the videos show.
         text: what embeds their captions, or None without captions.
     """
 
     uri: str
     fingerprint: str
-    step: int
-    weights: manifest.Shard
-    vae: manifest.Shard
-    facts: dict[str, Any]
-    vae_model: dict[str, Any]
+    source: Source
     conditions: Conditions
     text: generation.TextSource | None
 
@@ -165,6 +171,7 @@ def merge(config: SampleConfig, plan_uri: str) -> manifest.Manifest:
     done = manifest.find(made.uri, "video_set")
     if done is not None and done.fingerprint == fingerprint:
         return done
+    source = made.source
     items, shards, seconds = [], [], 0.0
     for index, record in _records(made, range(config.num_videos)).items():
         if record is None:
@@ -185,58 +192,40 @@ def merge(config: SampleConfig, plan_uri: str) -> manifest.Manifest:
             fingerprint=fingerprint,
             shards=shards,
             counts={"videos": len(items)},
-            inputs={"weights": made.weights.sha256, "vae": made.vae.sha256},
+            inputs={"weights": source.weights.sha256, "vae": source.vae.sha256},
             config={
                 "checkpoint": config.checkpoint,
-                "step": made.step,
-                "classes": made.facts["classes"],
-                "num_frames": int(made.facts["model"]["num_frames"]),
-                "image_size": made.facts["image_size"],
-                **config.model_dump(
-                    include={"weights", "method", "num_sampling_steps", "cfg_scale", "labels", "fps", "seed"}
-                ),
+                "step": source.step,
+                "vae_known_by": source.vae_known_by,
+                "classes": source.facts["classes"],
+                "num_frames": int(source.facts["model"]["num_frames"]),
+                "image_size": source.facts["image_size"],
+                **config.model_dump(include=_IN_MANIFEST),
             },
-            metrics={"step": made.step},
+            metrics={} if source.step is None else {"step": source.step},
             seconds=seconds,
         )
     )
 
 
 def _resolve(config: SampleConfig) -> _Set:
-    checkpoint = manifest.read(config.checkpoint, "checkpoint")
-    vae_manifest = manifest.read(config.vae, "weights")
-    if vae_manifest.config.get("kind") != "vae":
-        raise UserError(f"vae {config.vae}: weights of {vae_manifest.config.get('kind')}, expected vae")
-    step = int(checkpoint.metrics["step"]) if config.step is None else config.step
-    ending = f"step-{step:08d}/{config.weights}.safetensors"
-    found = [shard for shard in checkpoint.shards if shard.uri.endswith("/" + ending)]
-    if not found:
-        kept = sorted({int(shard.uri.split("/step-")[-1][:8]) for shard in checkpoint.shards if "/step-" in shard.uri})
-        raise UserError(
-            f"step {step}: not kept in {config.checkpoint}; there are {', '.join(map(str, kept)) or 'none'}"
-        )
-    vae = vae_manifest.shard("model.safetensors")
-    facts = checkpoint.config
-    if facts["vae"] != vae.sha256:
-        raise UserError(
-            f"vae {config.vae}: the model was trained on latents of another autoencoder ({facts['vae'][:12]}…)"
-        )
+    source = sources.resolve(config.checkpoint, config.vae, config.step, config.weights)
     _check_steps(config.num_sampling_steps)
-    conditions = _conditions(config, facts)
+    conditions = _conditions(config, source.facts)
     text = None
     if conditions.captions is not None:
         text = generation.TextSource.checked(str(config.text_encoder), str(config.tokenizer))
     settings = config.model_dump(exclude=_NOT_IN_FINGERPRINT)
+    for key in _NOT_SAID_AT_DEFAULT:
+        if settings[key] == SampleConfig.model_fields[key].default:
+            del settings[key]
     files = [*conditions.from_files, *([text.digest] if text is not None else [])]
-    fingerprint = manifest.fingerprint("sample", settings, found[0].sha256, vae.sha256, facts["diffusion"], *files)
+    facts = [source.weights.sha256, source.vae.sha256, source.facts["diffusion"], source.facts["scaling_factor"]]
+    fingerprint = manifest.fingerprint("sample", settings, *facts, *files)
     return _Set(
         uri=storage.join(config.root, "videos", config.name, fingerprint[:16]),
         fingerprint=fingerprint,
-        step=step,
-        weights=found[0],
-        vae=vae,
-        facts=facts,
-        vae_model=vae_manifest.config["model"],
+        source=source,
         conditions=conditions,
         text=text,
     )
@@ -329,16 +318,19 @@ def _generate(config: SampleConfig, made: _Set, indices: list[int], label: str) 
 
 
 def _recipe(config: SampleConfig, made: _Set) -> generation.Recipe:
+    source = made.source
     return generation.Recipe(
-        weights=made.weights,
-        model=made.facts["model"],
-        vae=made.vae,
-        vae_model=made.vae_model,
-        scaling_factor=float(made.facts["scaling_factor"]),
-        noise_schedule=made.facts["diffusion"]["noise_schedule"],
+        weights=source.weights,
+        model=source.facts["model"],
+        vae=source.vae,
+        vae_model=source.vae_model,
+        scaling_factor=float(source.facts["scaling_factor"]),
+        noise_schedule=source.facts["diffusion"]["noise_schedule"],
         method=config.method,
         num_sampling_steps=config.num_sampling_steps,
         cfg_scale=config.cfg_scale,
+        cfg_channels=config.cfg_channels,
+        precision=config.precision,
         seed=config.seed,
         conditions=made.conditions,
         text=made.text,

@@ -134,7 +134,7 @@ def _resolve_vae(config: TrainConfig, latents: manifest.Manifest) -> manifest.Ma
     if config.vae is None or not config.preview_every:
         return None
     vae = manifest.read(config.vae, "weights")
-    if vae.shard("model.safetensors").sha256 != latents.inputs["vae"]:
+    if vae.weights_file().sha256 != latents.inputs["vae"]:
         raise UserError(f"vae {config.vae}: the latents are of another autoencoder ({latents.inputs['vae'][:12]}…)")
     return vae
 
@@ -158,7 +158,7 @@ def _resolve_start(init_from: str | None) -> tuple[str | None, str | None]:
     if source.kind == "checkpoint":
         shard = source.shard(f"step-{source.metrics['step']:08d}/ema.safetensors")
     elif source.kind == "weights":
-        shard = source.shard("model.safetensors")
+        shard = source.weights_file()
     else:
         raise UserError(f"init_from {init_from}: a manifest of {source.kind}, expected checkpoint or weights")
     return shard.uri, shard.sha256

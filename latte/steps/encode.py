@@ -205,6 +205,7 @@ def merge(config: EncodeConfig, plan_uri: str) -> manifest.Manifest:
                 "min_frames": config.min_frames,
                 "max_frames": config.max_frames,
                 "videos": storage.from_path(config.dataset.videos),
+                "split": config.dataset.split,
             },
             seconds=sum(part.seconds for part in parts) + time.monotonic() - started,
         )
@@ -261,7 +262,7 @@ def _batch_size(config: EncodeConfig) -> int:
 
 
 def _vae_digest(vae: manifest.Manifest) -> str:
-    return vae.shard("model.safetensors").sha256
+    return vae.weights_file().sha256
 
 
 def _row_shape(config: EncodeConfig, vae: manifest.Manifest) -> tuple[int, int, int, int]:

@@ -24,6 +24,7 @@ from latte.progress import progress
 
 PUBLISHED_METRIC = "fvd"
 RANDOM_METRIC = "frechet_random_i3d"
+_CHECK_THREADS = 16
 _detectors: dict[str, Any] = {}
 
 
@@ -53,12 +54,14 @@ class _Side:
         role: "generated" or "real".
         count: how many clips.
         load: reads clip i as (F, H, W, 3) uint8.
+        check: raises where clip i is missing or damaged; much cheaper than features.
         key: what the features depend on beside the detector and the protocol's preparation.
     """
 
     role: str
     count: int
     load: Callable[[int], np.ndarray] = field(repr=False)
+    check: Callable[[int], None] = field(repr=False)
     key: dict[str, Any] = field(repr=False)
 
 
@@ -75,7 +78,7 @@ def run(config: ScoreConfig) -> manifest.Manifest:
     detector = manifest.read(config.detector, "weights")
     if detector.config.get("kind") != "i3d":
         raise UserError(f"detector {config.detector}: weights of {detector.config.get('kind')}, expected i3d")
-    weights = detector.shard("model.safetensors")
+    weights = detector.weights_file()
     fingerprint = manifest.fingerprint("score", videos.fingerprint, real.fingerprint, weights.sha256, protocol)
     uri = storage.join(config.root, "scores", config.name, fingerprint[:16])
     done = manifest.find(uri, "score")
@@ -87,8 +90,12 @@ def run(config: ScoreConfig) -> manifest.Manifest:
     sides = (_generated_side(config, protocol, videos), _real_side(config, protocol, real))
     features, moments, digests = [], [], []
     detect = _Detector(weights, protocol)
-    for side in sides:
-        collected = _collect(side, detect, config, protocol)
+    places = [_Place.of(side, detect, config, protocol) for side in sides]
+    for side, place in zip(sides, places, strict=True):
+        if place.found is None:
+            _check_clips(side)
+    for side, place in zip(sides, places, strict=True):
+        collected = place.found or _collect(side, place, detect, config, protocol)
         rows, sums = _read_features(collected)
         features.append(rows)
         moments.append(sums)
@@ -117,6 +124,7 @@ def run(config: ScoreConfig) -> manifest.Manifest:
                 "detector": {"sha256": weights.sha256, "random": bool(detector.config.get("random", True))},
                 "videos": videos.uri,
                 "real": real.uri,
+                "split": real.config.get("split"),
                 "image_size": videos.config["image_size"],
                 "notes": notes,
             },
@@ -194,8 +202,12 @@ def _generated_side(config: ScoreConfig, protocol: Protocol, videos: manifest.Ma
             raise UserError(f"{item['video']}: frames {frames.shape}, expected {protocol.clip_frames} of {size} pixels")
         return frames
 
+    def check(index: int) -> None:
+        with storage.as_local_file(items[index]["video"], items[index]["sha256"]):
+            pass
+
     key = {"videos": [item["sha256"] for item in items], "stride": protocol.generated_stride}
-    return _Side("generated", len(items), load, key)
+    return _Side("generated", len(items), load, check, key)
 
 
 def _real_side(config: ScoreConfig, protocol: Protocol, real: manifest.Manifest) -> _Side:
@@ -221,12 +233,17 @@ def _real_side(config: ScoreConfig, protocol: Protocol, real: manifest.Manifest)
         frames = video.load_real_clip(source, clip.start_frame, protocol.frame_stride, protocol.clip_frames, size)
         return np.asarray(frames)  # (F, H, W, 3)
 
+    def check(index: int) -> None:
+        uri = videos[clips[index].video].uri
+        if not storage.exists(uri) and not storage.list_uris(uri + "/"):  # a folder of frames in S3 is no object
+            raise UserError(f"real {config.real}: {uri}: no such video")
+
     key = {
         "latents": real.fingerprint,
         "clips": [(videos[clip.video].id, clip.start_frame) for clip in clips],
         "stride": protocol.frame_stride,
     }
-    return _Side("real", len(clips), load, key)
+    return _Side("real", len(clips), load, check, key)
 
 
 class _Detector:
@@ -261,25 +278,52 @@ def _loaded(weights: manifest.Shard) -> Any:
     return _detectors[weights.sha256]
 
 
-def _collect(side: _Side, detect: _Detector, config: ScoreConfig, protocol: Protocol) -> manifest.Manifest:
-    """The features of a side: found, or computed shard by shard, skipping shards that are published."""
-    settings = {
-        "clips_per_shard": config.clips_per_shard,
-        **protocol.model_dump(include={"clip_frames", "resolution", "resize", "features"}),
-    }
-    fingerprint = manifest.fingerprint("features", side.key, settings, detect.sha256)
-    uri = storage.join(config.root, "features", fingerprint[:16])
-    done = manifest.find(uri, "features")
-    if done is not None:
-        return done
+def _check_clips(side: _Side) -> None:
+    """Look at every clip of a side before the detector starts.
+
+    Raises:
+        UserError: one is not there.
+        StorageError: one does not have the recorded SHA-256.
+    """
+    with ThreadPoolExecutor(_CHECK_THREADS, thread_name_prefix="check") as pool:
+        label = f"score: checking {side.role} clips"
+        for _ in progress(pool.map(side.check, range(side.count)), total=side.count, desc=label, unit="clip"):
+            pass
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the features of a side lie: URI, fingerprint, the settings behind it, and the manifest if it is done."""
+
+    uri: str
+    fingerprint: str
+    settings: dict[str, Any]
+    found: manifest.Manifest | None
+
+    @classmethod
+    def of(cls, side: _Side, detect: _Detector, config: ScoreConfig, protocol: Protocol) -> "_Place":
+        """The place of this side's features under this protocol and detector."""
+        settings = {
+            "clips_per_shard": config.clips_per_shard,
+            **protocol.model_dump(include={"clip_frames", "resolution", "resize", "features"}),
+        }
+        fingerprint = manifest.fingerprint("features", side.key, settings, detect.sha256)
+        uri = storage.join(config.root, "features", fingerprint[:16])
+        return cls(uri, fingerprint, settings, manifest.find(uri, "features"))
+
+
+def _collect(
+    side: _Side, place: _Place, detect: _Detector, config: ScoreConfig, protocol: Protocol
+) -> manifest.Manifest:
+    """Compute the features of a side shard by shard, skipping shards that are published."""
     started = time.monotonic()
     shards: list[manifest.Shard] = []
     label = f"score: {side.role} clips"
     with progress(total=side.count, desc=label, unit="clip") as bar, ThreadPoolExecutor(config.workers) as pool:
         for number, first in enumerate(range(0, side.count, config.clips_per_shard)):
             indices = range(first, min(first + config.clips_per_shard, side.count))
-            place = storage.join(uri, f"features-{number:05d}.safetensors")
-            record = manifest.read_record(place)
+            uri = storage.join(place.uri, f"features-{number:05d}.safetensors")
+            record = manifest.read_record(uri)
             if record is not None:
                 shards.append(manifest.Shard.model_validate(record["shard"]))
                 bar.update(len(indices))
@@ -288,17 +332,17 @@ def _collect(side: _Side, detect: _Detector, config: ScoreConfig, protocol: Prot
             for batch, used in _batches(side, indices, config.batch_size, protocol, pool):
                 parts.append(detect(batch)[:used])
                 bar.update(used)
-            shards.append(_publish(np.concatenate(parts), place))
+            shards.append(_publish(np.concatenate(parts), uri))
     return manifest.finish(
         manifest.Manifest(
             kind="features",
             name=side.role,
-            uri=uri,
-            fingerprint=fingerprint,
+            uri=place.uri,
+            fingerprint=place.fingerprint,
             shards=shards,
             counts={"clips": side.count},
             inputs={"detector": detect.sha256},
-            config=settings,
+            config=place.settings,
             seconds=time.monotonic() - started,
         )
     )

@@ -118,7 +118,7 @@ def test_the_place_depends_on_what_makes_a_video_and_on_nothing_else(tmp_path: P
     ]  # fmt: skip
     other = [
         {"seed": 1}, {"step": 50}, {"weights": "model"}, {"cfg_scale": 2.0}, {"method": "ddpm"},
-        {"num_sampling_steps": 50}, {"labels": [1]}, {"fps": 10.0},
+        {"num_sampling_steps": 50}, {"labels": [1]}, {"fps": 10.0}, {"cfg_channels": "all"}, {"precision": "fp16"},
     ]  # fmt: skip
     for changes in same:
         assert sample.plan(config(tmp_path, **changes)).uri == place, changes

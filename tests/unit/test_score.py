@@ -9,7 +9,7 @@ import pytest
 
 from latte import latents, manifest, storage, video
 from latte.config import load
-from latte.errors import UserError
+from latte.errors import StorageError, UserError
 from latte.metrics.protocol import Protocol
 from latte.steps import score
 
@@ -92,6 +92,24 @@ def test_refusals_name_the_side_and_what_it_lacks(tmp_path: Path) -> None:
             score.run(case)
         assert "\n" not in str(caught.value)
     assert not list((tmp_path).glob("scores/*/*/manifest.json"))
+
+
+def test_missing_and_damaged_clips_are_refused_before_the_detector_starts(tmp_path: Path) -> None:
+    # Its weights cannot even be read: whatever came that far would say so.
+    weights = detector(tmp_path)
+    videos, real = video_set(tmp_path, 4), dataset(tmp_path, [40] * 4)
+    clip = storage.local_path(storage.join(manifest.read(videos).uri, "clip-00002.mkv"))
+    whole = clip.read_bytes()
+    with pytest.raises(UserError, match=r"file:///nowhere/v\d\.mp4: no such video"):
+        score.run(config(tmp_path, videos, real, weights))
+    clip.write_bytes(whole[:-1] + b"x")
+    with pytest.raises(StorageError, match=r"clip-00002\.mkv: damaged") as damaged:
+        score.run(config(tmp_path, videos, real, weights))
+    clip.unlink()
+    with pytest.raises(UserError, match=r"clip-00002\.mkv: no such object") as missing:
+        score.run(config(tmp_path, videos, real, weights))
+    assert not [error for error in (damaged, missing) if "\n" in str(error.value)]
+    assert not (tmp_path / "features").exists()
 
 
 @pytest.mark.parametrize(

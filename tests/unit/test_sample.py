@@ -6,8 +6,12 @@ from typing import Any
 import pytest
 
 from latte import manifest, storage
+from latte.config import load, read_yaml
 from latte.errors import UserError
+from latte.models.configs import LatteConfig
 from latte.steps import sample
+
+SAMPLING = Path(__file__).parents[2] / "configs" / "sampling"
 
 MODEL = {
     "input_size": 8,
@@ -142,3 +146,36 @@ def test_classes_without_names_count(tmp_path: Path) -> None:
     assert made.conditions.labels == [0, 1, 2]
     named = sample._resolve(config(tmp_path, labels=["fish", 0]))
     assert named.conditions.labels == [2, 0]
+
+
+@pytest.mark.parametrize("path", sorted(SAMPLING.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_sampling_preset_takes_what_its_model_preset_converts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path
+) -> None:
+    given = load(sample.SampleConfig, path, [f"root={tmp_path.as_uri()}"])
+    presets = [read_yaml(file) for file in (SAMPLING.parent / "models").glob("latte-*.yaml")]
+    model = next(preset for preset in presets if preset["target"] + ".manifest.json" == given.checkpoint)
+    vae = read_yaml(SAMPLING.parent / "models" / "sd-vae-ft-ema.yaml")
+    assert given.vae == vae["target"] + ".manifest.json"
+    trained_on = model["trained_on"]
+    size = {key: value for key, value in model["model"].items() if key != "preset"}
+    settings = LatteConfig.preset(model["model"]["preset"], **size).model_dump()
+    facts = {
+        "model": settings,
+        "classes": [],
+        "diffusion": {"noise_schedule": trained_on["noise_schedule"]},
+        "image_size": trained_on["image_size"],
+        "scaling_factor": trained_on["scaling_factor"],
+        "vae": None,
+        "vae_name": trained_on["vae"],
+    }
+    for preset, config in ((model, {"kind": "latte", **facts}), (vae, {"kind": "vae", "model": vae["model"]})):
+        shard = manifest.publish_shard(b"weights", (tmp_path / preset["target"]).as_uri())
+        made = manifest.Manifest(
+            kind="weights", name="w", uri=tmp_path.as_uri(), fingerprint="w", shards=[shard], config=config
+        )
+        manifest.write(made, tmp_path / (preset["target"] + ".manifest.json"))
+    monkeypatch.chdir(tmp_path)
+    planned = sample.plan(given)
+    assert (planned.counts["videos"], planned.metrics["num_tasks"]) == (2048, 32)
+    assert (given.cfg_scale == 7.0) == (settings["condition"] == "class")

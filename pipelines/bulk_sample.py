@@ -40,7 +40,7 @@ def bulk_sample(
         encode: Keys of EncodeConfig of the dataset that the score is against.
         sample: Keys of SampleConfig.
         score: Keys of ScoreConfig.
-        checkpoint: Manifest of a checkpoint; empty for the promoted one.
+        checkpoint: Manifest of a checkpoint or of converted Latte weights; empty for the promoted one.
     """
     chosen = parts.named(promote_checkpoint(root=root, name=model, uri=checkpoint), "checkpoint")
     weights, i3d = parts.weights(root, vae, detector)

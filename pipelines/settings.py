@@ -65,7 +65,9 @@ class BulkConfig(_Common):
     pipeline: ClassVar[str] = "bulk_sample"
     model: str = Field(default="", description="name of the model in the registry")
     dataset: str = Field(description="name of the dataset that the score is against")
-    checkpoint: str = Field(default="", description="manifest of a checkpoint; empty: the promoted one of `model`")
+    checkpoint: str = Field(
+        default="", description="manifest of a checkpoint or of converted Latte weights; empty: the promoted one"
+    )
 
     @property
     def prefix(self) -> str:

@@ -68,7 +68,7 @@ def promote_checkpoint(root: str, name: str, uri: str, checkpoint: dsl.Output[ds
     Args:
         root: Where everything is kept, s3://bucket/prefix or file:///dir.
         name: Name of the model in the registry.
-        uri: Manifest of a checkpoint; empty for the promoted one.
+        uri: Manifest of a checkpoint or of converted Latte weights; empty for the promoted one.
         checkpoint: Manifest of the checkpoint.
     """
     from components.runtime import run_step

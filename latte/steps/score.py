@@ -5,26 +5,25 @@ score with the same clips, preparation and detector. The distance itself is a fu
 """
 
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 
-from latte import manifest, metrics, storage
+from latte import manifest, metrics, score_sides, storage
 from latte.config import Config
 from latte.errors import StorageError, UserError
 from latte.metrics import protocol as protocols
 from latte.metrics.protocol import Protocol
 from latte.progress import progress
+from latte.score_sides import Side
 
 PUBLISHED_METRIC = "fvd"
 RANDOM_METRIC = "frechet_random_i3d"
-_CHECK_THREADS = 16
 _detectors: dict[str, Any] = {}
 
 
@@ -44,25 +43,6 @@ class ScoreConfig(Config):
     )
     clips_per_shard: int = Field(default=64, gt=0, description="clips per published features object")
     workers: int = Field(default=2, gt=0, description="threads that read and resize clips ahead of the detector")
-
-
-@dataclass(frozen=True)
-class _Side:
-    """One side of the comparison.
-
-    Attributes:
-        role: "generated" or "real".
-        count: how many clips.
-        load: reads clip i as (F, H, W, 3) uint8.
-        check: raises where clip i is missing or damaged; much cheaper than features.
-        key: what the features depend on beside the detector and the protocol's preparation.
-    """
-
-    role: str
-    count: int
-    load: Callable[[int], np.ndarray] = field(repr=False)
-    check: Callable[[int], None] = field(repr=False)
-    key: dict[str, Any] = field(repr=False)
 
 
 def run(config: ScoreConfig) -> manifest.Manifest:
@@ -87,13 +67,16 @@ def run(config: ScoreConfig) -> manifest.Manifest:
 
     started = time.monotonic()
     _check_same_picture(config, videos, real)
-    sides = (_generated_side(config, protocol, videos), _real_side(config, protocol, real))
+    sides = (
+        score_sides.generated(config.videos, videos, protocol),
+        score_sides.real(config.real, real, protocol),
+    )
     features, moments, digests = [], [], []
     detect = _Detector(weights, protocol)
     places = [_Place.of(side, detect, config, protocol) for side in sides]
     for side, place in zip(sides, places, strict=True):
         if place.found is None:
-            _check_clips(side)
+            score_sides.check(side)
     for side, place in zip(sides, places, strict=True):
         collected = place.found or _collect(side, place, detect, config, protocol)
         rows, sums = _read_features(collected)
@@ -179,73 +162,6 @@ def _check_same_picture(config: ScoreConfig, videos: manifest.Manifest, real: ma
         )
 
 
-def _generated_side(config: ScoreConfig, protocol: Protocol, videos: manifest.Manifest) -> _Side:
-    num_frames, span = int(videos.config["num_frames"]), protocol.generated_span_frames
-    if num_frames < span:
-        raise UserError(f"videos {config.videos}: {num_frames} frames each, the protocol needs {span}")
-    items = storage.read_json(storage.join(videos.uri, "items.json"))
-    items = sorted(items, key=lambda item: int(item["index"]))[: protocol.num_clips]
-    if len(items) < protocol.num_clips:
-        raise UserError(
-            f"videos {config.videos}: {len(items)} videos, the protocol needs num_clips={protocol.num_clips}"
-        )
-    taken = slice(0, span, protocol.generated_stride)
-    size = int(videos.config["image_size"])
-
-    def load(index: int) -> np.ndarray:
-        from latte import video
-
-        item = items[index]
-        with storage.as_local_file(item["video"], item["sha256"]) as path:
-            frames = video.read_lossless(path)[taken]  # (F, H, W, 3)
-        if frames.shape != (protocol.clip_frames, size, size, 3):
-            raise UserError(f"{item['video']}: frames {frames.shape}, expected {protocol.clip_frames} of {size} pixels")
-        return frames
-
-    def check(index: int) -> None:
-        with storage.as_local_file(items[index]["video"], items[index]["sha256"]):
-            pass
-
-    key = {"videos": [item["sha256"] for item in items], "stride": protocol.generated_stride}
-    return _Side("generated", len(items), load, check, key)
-
-
-def _real_side(config: ScoreConfig, protocol: Protocol, real: manifest.Manifest) -> _Side:
-    from latte.latents import LatentClips
-
-    with tempfile.TemporaryDirectory(prefix="latte-index-") as cache:
-        videos = list(LatentClips(real, cache).videos)
-    clips = protocols.choose_real_clips([(video.id, video.num_frames) for video in videos], protocol)
-    if len(clips) < protocol.real_clips:
-        long_enough = sum(video.num_frames >= protocol.real_span_frames for video in videos)
-        raise UserError(
-            f"real {config.real}: {len(clips)} clips, the protocol needs {protocol.real_clips}: {long_enough} of "
-            f"{len(videos)} videos have {protocol.real_span_frames} frames, and clips_per_video is "
-            f"{protocol.clips_per_video}"
-        )
-    size = int(real.config["image_size"])
-
-    def load(index: int) -> np.ndarray:
-        from latte import video
-
-        clip = clips[index]
-        source = videos[clip.video].uri
-        frames = video.load_real_clip(source, clip.start_frame, protocol.frame_stride, protocol.clip_frames, size)
-        return np.asarray(frames)  # (F, H, W, 3)
-
-    def check(index: int) -> None:
-        uri = videos[clips[index].video].uri
-        if not storage.exists(uri) and not storage.list_uris(uri + "/"):  # a folder of frames in S3 is no object
-            raise UserError(f"real {config.real}: {uri}: no such video")
-
-    key = {
-        "latents": real.fingerprint,
-        "clips": [(videos[clip.video].id, clip.start_frame) for clip in clips],
-        "stride": protocol.frame_stride,
-    }
-    return _Side("real", len(clips), load, check, key)
-
-
 class _Detector:
     """I3D, loaded and compiled at the first clip: a score whose features are all there never starts MindSpore."""
 
@@ -278,19 +194,6 @@ def _loaded(weights: manifest.Shard) -> Any:
     return _detectors[weights.sha256]
 
 
-def _check_clips(side: _Side) -> None:
-    """Look at every clip of a side before the detector starts.
-
-    Raises:
-        UserError: one is not there.
-        StorageError: one does not have the recorded SHA-256.
-    """
-    with ThreadPoolExecutor(_CHECK_THREADS, thread_name_prefix="check") as pool:
-        label = f"score: checking {side.role} clips"
-        for _ in progress(pool.map(side.check, range(side.count)), total=side.count, desc=label, unit="clip"):
-            pass
-
-
 @dataclass(frozen=True)
 class _Place:
     """Where the features of a side lie: URI, fingerprint, the settings behind it, and the manifest if it is done."""
@@ -301,7 +204,7 @@ class _Place:
     found: manifest.Manifest | None
 
     @classmethod
-    def of(cls, side: _Side, detect: _Detector, config: ScoreConfig, protocol: Protocol) -> "_Place":
+    def of(cls, side: Side, detect: _Detector, config: ScoreConfig, protocol: Protocol) -> "_Place":
         """The place of this side's features under this protocol and detector."""
         settings = {
             "clips_per_shard": config.clips_per_shard,
@@ -313,7 +216,7 @@ class _Place:
 
 
 def _collect(
-    side: _Side, place: _Place, detect: _Detector, config: ScoreConfig, protocol: Protocol
+    side: Side, place: _Place, detect: _Detector, config: ScoreConfig, protocol: Protocol
 ) -> manifest.Manifest:
     """Compute the features of a side shard by shard, skipping shards that are published."""
     started = time.monotonic()
@@ -349,7 +252,7 @@ def _collect(
 
 
 def _batches(
-    side: _Side, indices: range, batch_size: int, protocol: Protocol, pool: ThreadPoolExecutor
+    side: Side, indices: range, batch_size: int, protocol: Protocol, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[np.ndarray, int]]:
     """Batches of one shape, the last one padded with its last clip, and how many clips of each count.
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from latte import latents, manifest, storage, video
+from latte import latents, manifest, score_sides, storage, video
 from latte.config import load
 from latte.errors import StorageError, UserError
 from latte.metrics.protocol import Protocol
@@ -130,9 +130,7 @@ def test_weights_of_unknown_origin_are_not_called_fvd() -> None:
 
 def test_the_generated_side_is_the_first_clips_by_index(tmp_path: Path) -> None:
     videos = video_set(tmp_path, 5)
-    side = score._generated_side(
-        config(tmp_path, videos, "unused", "unused"), Protocol(num_clips=3), manifest.read(videos)
-    )
+    side = score_sides.generated(videos, manifest.read(videos), Protocol(num_clips=3))
     assert side.count == 3
     for index in range(3):
         frames = np.random.default_rng(index).integers(0, 256, (16, SIZE, SIZE, 3), dtype=np.uint8)
@@ -141,9 +139,7 @@ def test_the_generated_side_is_the_first_clips_by_index(tmp_path: Path) -> None:
 
 def test_a_generated_stride_skips_frames(tmp_path: Path) -> None:
     videos = video_set(tmp_path, 2, num_frames=31)
-    side = score._generated_side(
-        config(tmp_path, videos, "unused", "unused"), Protocol(num_clips=2, generated_stride=2), manifest.read(videos)
-    )
+    side = score_sides.generated(videos, manifest.read(videos), Protocol(num_clips=2, generated_stride=2))
     frames = np.random.default_rng(1).integers(0, 256, (31, SIZE, SIZE, 3), dtype=np.uint8)
     np.testing.assert_array_equal(side.load(1), frames[::2])
 

@@ -1,0 +1,134 @@
+"""The two sides of a score: which clips they are, how a clip is read, and whether all of them are there."""
+
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from latte import manifest, storage
+from latte.errors import UserError
+from latte.metrics import protocol as protocols
+from latte.metrics.protocol import Protocol
+from latte.progress import progress
+
+_CHECK_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of the comparison.
+
+    Attributes:
+        role: "generated" or "real".
+        count: how many clips.
+        load: reads clip i as (F, H, W, 3) uint8.
+        check: raises where clip i is missing or damaged; much cheaper than features.
+        key: what the features depend on beside the detector and the protocol's preparation.
+    """
+
+    role: str
+    count: int
+    load: Callable[[int], np.ndarray] = field(repr=False)
+    check: Callable[[int], None] = field(repr=False)
+    key: dict[str, Any] = field(repr=False)
+
+
+def generated(uri: str, videos: manifest.Manifest, protocol: Protocol) -> Side:
+    """The first clips of a set, in the order of their numbers.
+
+    Args:
+        uri: of the set's manifest, for errors.
+        videos: the manifest.
+        protocol: how many, how long, at which stride.
+
+    Raises:
+        UserError: the videos are too short or too few.
+    """
+    num_frames, span = int(videos.config["num_frames"]), protocol.generated_span_frames
+    if num_frames < span:
+        raise UserError(f"videos {uri}: {num_frames} frames each, the protocol needs {span}")
+    items = storage.read_json(storage.join(videos.uri, "items.json"))
+    items = sorted(items, key=lambda item: int(item["index"]))[: protocol.num_clips]
+    if len(items) < protocol.num_clips:
+        raise UserError(f"videos {uri}: {len(items)} videos, the protocol needs num_clips={protocol.num_clips}")
+    taken = slice(0, span, protocol.generated_stride)
+    size = int(videos.config["image_size"])
+
+    def load(index: int) -> np.ndarray:
+        from latte import video
+
+        item = items[index]
+        with storage.as_local_file(item["video"], item["sha256"]) as path:
+            frames = video.read_lossless(path)[taken]  # (F, H, W, 3)
+        if frames.shape != (protocol.clip_frames, size, size, 3):
+            raise UserError(f"{item['video']}: frames {frames.shape}, expected {protocol.clip_frames} of {size} pixels")
+        return frames
+
+    def check_clip(index: int) -> None:
+        with storage.as_local_file(items[index]["video"], items[index]["sha256"]):
+            pass
+
+    key = {"videos": [item["sha256"] for item in items], "stride": protocol.generated_stride}
+    return Side("generated", len(items), load, check_clip, key)
+
+
+def real(uri: str, dataset: manifest.Manifest, protocol: Protocol) -> Side:
+    """Clips of the videos of an encoded dataset, chosen by the protocol.
+
+    Args:
+        uri: of the dataset's manifest, for errors.
+        dataset: the manifest.
+        protocol: how many, how long, at which stride, and which.
+
+    Raises:
+        UserError: too few of the videos are long enough.
+    """
+    from latte.latents import LatentClips
+
+    with tempfile.TemporaryDirectory(prefix="latte-index-") as cache:
+        videos = list(LatentClips(dataset, cache).videos)
+    clips = protocols.choose_real_clips([(video.id, video.num_frames) for video in videos], protocol)
+    if len(clips) < protocol.real_clips:
+        long_enough = sum(video.num_frames >= protocol.real_span_frames for video in videos)
+        raise UserError(
+            f"real {uri}: {len(clips)} clips, the protocol needs {protocol.real_clips}: {long_enough} of "
+            f"{len(videos)} videos have {protocol.real_span_frames} frames, and clips_per_video is "
+            f"{protocol.clips_per_video}"
+        )
+    size = int(dataset.config["image_size"])
+
+    def load(index: int) -> np.ndarray:
+        from latte import video
+
+        clip = clips[index]
+        source = videos[clip.video].uri
+        frames = video.load_real_clip(source, clip.start_frame, protocol.frame_stride, protocol.clip_frames, size)
+        return np.asarray(frames)  # (F, H, W, 3)
+
+    def check_clip(index: int) -> None:
+        video = videos[clips[index].video].uri
+        if not storage.exists(video) and not storage.list_uris(video + "/"):  # a folder of frames in S3 is no object
+            raise UserError(f"real {uri}: {video}: no such video")
+
+    key = {
+        "latents": dataset.fingerprint,
+        "clips": [(videos[clip.video].id, clip.start_frame) for clip in clips],
+        "stride": protocol.frame_stride,
+    }
+    return Side("real", len(clips), load, check_clip, key)
+
+
+def check(side: Side) -> None:
+    """Look at every clip of a side before the detector starts.
+
+    Raises:
+        UserError: one is not there.
+        StorageError: one does not have the recorded SHA-256.
+    """
+    with ThreadPoolExecutor(_CHECK_THREADS, thread_name_prefix="check") as pool:
+        label = f"score: checking {side.role} clips"
+        for _ in progress(pool.map(side.check, range(side.count)), total=side.count, desc=label, unit="clip"):
+            pass

@@ -16,6 +16,7 @@ RETRY_FOR_S = float(os.environ.get("LATTE_S3_RETRY_S", "60"))
 # An answer that takes longer than this to begin or go on is asked for again.
 _READ_TIMEOUT = "LATTE_S3_READ_TIMEOUT_S"
 _CHUNK_BYTES = 8 << 20
+_PART_ATTEMPTS = 5
 _USER_CODES = {
     "InvalidAccessKeyId": "the access key is not known there; check AWS_ACCESS_KEY_ID",
     "SignatureDoesNotMatch": "the secret does not fit the access key; check AWS_SECRET_ACCESS_KEY",
@@ -50,21 +51,28 @@ def _client(_pid: int, *_environment: str | None) -> Any:
     from botocore.config import Config as BotoConfig
 
     # A session of its own: boto3's default session keeps the credentials that it saw first.
-    client = boto3.session.Session().client(
-        "s3",
-        region_name=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
-        config=BotoConfig(
-            s3={"addressing_style": "path"},
-            # Every retry is ours (below): one place, one time limit. Stores before 2025 refuse trailing checksums.
-            retries={"total_max_attempts": 1},
-            connect_timeout=5,
-            read_timeout=float(os.environ.get(_READ_TIMEOUT, "20")),
-            max_pool_connections=32,
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        ),
-    )
-    return client, TransferConfig(preferred_transfer_client="classic", multipart_chunksize=_CHUNK_BYTES)
+    session = boto3.session.Session()
+
+    def client(attempts: int) -> Any:
+        return session.client(
+            "s3",
+            region_name=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
+            config=BotoConfig(
+                s3={"addressing_style": "path"},
+                retries={"total_max_attempts": attempts, "mode": "standard"},
+                connect_timeout=5,
+                read_timeout=float(os.environ.get(_READ_TIMEOUT, "20")),
+                max_pool_connections=32,
+                # Stores before 2025 refuse trailing checksums.
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+            ),
+        )
+
+    # Retries are ours (below): one place, one time limit. But a file of hundreds of parts would begin again at its
+    # first part each time one of them fails, and on a store with a few faults in a hundred never reach its end.
+    transfer = TransferConfig(preferred_transfer_client="classic", multipart_chunksize=_CHUNK_BYTES)
+    return client(attempts=1), client(attempts=_PART_ATTEMPTS), transfer
 
 
 def call(operation: str, uri: str, **arguments: Any) -> Any:
@@ -108,8 +116,10 @@ def _once(operation: str, uri: str, arguments: dict[str, Any]) -> Any:
 
     # A client does not survive a fork, and the environment may name another store by now.
     environment = [os.environ.get(name) for name in _ENVIRONMENT]
-    client, transfer = _client(os.getpid(), *environment)
-    extra = {"Config": transfer} if operation in ("upload_file", "download_file") else {}
+    client, in_parts, transfer = _client(os.getpid(), *environment)
+    extra = {}
+    if operation in ("upload_file", "download_file"):
+        client, extra = in_parts, {"Config": transfer}
     try:
         answer = getattr(client, operation)(**arguments, **extra)
         if operation == "get_object":

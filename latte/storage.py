@@ -35,10 +35,17 @@ class Ref:
 
 @dataclass(frozen=True)
 class ObjectStat:
-    """What the store says of an object without reading it; `etag` serves `swap` only."""
+    """What the store says of an object without reading it; `etag` serves `swap` only.
+
+    Attributes:
+        bytes: size.
+        etag: changes with the content.
+        modified_s: when it was written, in seconds since 1970 (S3 tells whole ones).
+    """
 
     bytes: int
     etag: str
+    modified_s: float
 
 
 def join(uri: str, *parts: str | int) -> str:
@@ -80,13 +87,13 @@ def stat(uri: str) -> ObjectStat | None:
                 info = _path(uri).stat()
             except (FileNotFoundError, NotADirectoryError):
                 return None
-            return ObjectStat(info.st_size, f"{info.st_ino}-{info.st_mtime_ns}-{info.st_size}")
+            return ObjectStat(info.st_size, f"{info.st_ino}-{info.st_mtime_ns}-{info.st_size}", info.st_mtime)
     bucket, key = _split(uri)
     try:
         answer = s3.call("head_object", uri, Bucket=bucket, Key=key)
     except NotThereError:
         return None
-    return ObjectStat(answer["ContentLength"], answer["ETag"])
+    return ObjectStat(answer["ContentLength"], answer["ETag"], answer["LastModified"].timestamp())
 
 
 def exists(uri: str) -> bool:
@@ -236,7 +243,8 @@ def list_objects(prefix: str) -> dict[str, ObjectStat]:
         page = s3.call("list_objects_v2", prefix, Bucket=bucket, Prefix=key[:-1], **token)
         for item in page.get("Contents", []):
             if not item["Key"].endswith("/"):
-                listed[f"s3://{bucket}/{item['Key']}"] = ObjectStat(item["Size"], item["ETag"])
+                modified_s = item["LastModified"].timestamp()
+                listed[f"s3://{bucket}/{item['Key']}"] = ObjectStat(item["Size"], item["ETag"], modified_s)
         if not page.get("IsTruncated"):
             return listed
         token = {"ContinuationToken": page["NextContinuationToken"]}
@@ -260,12 +268,13 @@ def swap(uri: str, data: bytes, etag: str | None) -> bool:
     """
     if is_s3(uri):
         bucket, key = _split(uri)
-        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
-        try:
-            s3.call("put_object", uri, Bucket=bucket, Key=key, Body=data, **condition)
-        except s3.ConflictError:
-            return False
-        return True
+        # Ceph's gateway compares If-Match with the bare ETag, so a quoted one never fits there.
+        conditions = [{"IfNoneMatch": "*"}] if etag is None else [{"IfMatch": etag}, {"IfMatch": etag.strip('"')}]
+        for condition in conditions:
+            with contextlib.suppress(s3.ConflictError):
+                s3.call("put_object", uri, Bucket=bucket, Key=key, Body=data, **condition)
+                return True
+        return False
     import filelock
 
     path = _path(uri)

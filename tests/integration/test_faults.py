@@ -17,10 +17,10 @@ from latte.checkpoints import store as checkpoint_store
 from latte.config import build
 from latte.latents import LatentClips
 from latte.steps import encode
-from pipelines.store import Store
-from tests import fault_proxy, small_vae, video_files
+from tests import fault_proxy, other_stores, small_vae, video_files
 
 READ_TIMEOUT_S = 0.5
+pytestmark = pytest.mark.parametrize("s3_root", ["seaweedfs", *other_stores.IN_SOAK], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +29,9 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def proxy(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[fault_proxy.Proxy]:
-    """A proxy before the store, which the environment names from now on."""
-    with fault_proxy.serve(store.endpoint, stall_s=3 * READ_TIMEOUT_S) as served:
+def proxy(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[fault_proxy.Proxy]:
+    """A proxy before the store of `s3_root`, which the environment names from now on."""
+    with fault_proxy.serve(os.environ["AWS_ENDPOINT_URL_S3"], stall_s=3 * READ_TIMEOUT_S) as served:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", served.endpoint)
         monkeypatch.setenv("LATTE_S3_READ_TIMEOUT_S", str(READ_TIMEOUT_S))
         yield served
@@ -97,6 +97,19 @@ def test_a_store_with_faults_gets_the_same_bytes(
     fetched = storage.download(uri, tmp_path / "model.safetensors", ref.sha256)
     assert fetched.stat().st_size == ref.bytes
     np.testing.assert_array_equal(checkpoints.read(uri)["weight"], large["weight"])
+
+
+def test_a_file_of_many_parts_does_not_begin_again_with_each_fault(
+    s3_root: str, proxy: fault_proxy.Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latte.s3.RETRY_FOR_S", 20.0)
+    monkeypatch.setenv("LATTE_S3_READ_TIMEOUT_S", "5")  # a part takes its time on a busy machine
+    proxy.share = 0.3
+    source = tmp_path / "large"
+    source.write_bytes(np.random.default_rng(0).bytes(80 << 20))  # ten parts
+    ref = storage.upload(source, storage.join(s3_root, "large"))
+    assert sum(proxy.injected.values()) > 1
+    assert storage.sha256_file(storage.download(ref.uri, tmp_path / "back", ref.sha256)) == ref.sha256
 
 
 def test_wrong_credentials_end_at_once_with_one_line(

@@ -17,6 +17,12 @@ from latte.steps.promote import PromoteConfig, run
 from tests.unit.promotions import Candidate, make
 
 
+@pytest.fixture
+def root(registry_root: str) -> str:
+    """Only where promotion works."""
+    return registry_root
+
+
 def promote(root: str, candidate: Candidate, **settings: object) -> manifest.Manifest:
     config = {"root": root, "name": "m", "checkpoint": candidate.checkpoint, "score": candidate.score, **settings}
     return run(build(PromoteConfig, config, "test"))
@@ -167,6 +173,7 @@ class LaxStore(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, body: bytes = b"") -> None:
         self.send_response(status)
+        self.send_header("Last-Modified", self.date_time_string())
         self.send_header("ETag", f'"{storage.sha256_bytes(body)[:32]}"')
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -195,3 +202,14 @@ def test_a_store_without_conditional_writes_is_refused_in_one_line(lax_root: str
     with pytest.raises(UserError, match=r"does not keep the conditions of a write \(If-None-Match, If-Match\)"):
         promote(lax_root, candidate)
     assert registry.read_current(lax_root, "m") == (None, None)
+
+
+@pytest.mark.parametrize("s3_root", ["swift"], indirect=True)
+def test_swift_which_has_no_if_match_is_refused_in_one_line(s3_root: str) -> None:
+    command = [sys.executable, "-m", "latte.cli", "promote", f"root={s3_root}", "name=m"]
+    candidate = make(s3_root, "a", 1.0)
+    command += [f"checkpoint={candidate.checkpoint}", f"score={candidate.score}"]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
+    assert "does not keep the conditions of a write" in refused.stderr
+    assert not storage.list_uris(storage.join(s3_root, "registry"))

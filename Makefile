@@ -48,6 +48,8 @@ bench: $(VENV)/.dev
 	@for file in benchmarks/[a-z]*.py; do grep -q '^def main' $$file && { echo "== $$file"; $(BIN)/python $$file --json || exit 1; }; done
 
 soak: $(VENV)/.dev
+	@for program in radosgw ceph-mon ceph-osd; do command -v $$program >/dev/null || \
+	{ echo "error: $$program not found; the storage tests also run against Ceph: apt-get install radosgw ceph-mon ceph-osd" >&2; exit 2; }; done
 	LATTE_SOAK=1 $(BIN)/python -m pytest -m soak
 
 lock: $(VENV)/.dev

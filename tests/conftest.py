@@ -1,16 +1,21 @@
 """A real S3 server for the tests that need one, and a root of their own in it for each."""
 
+import contextlib
+import functools
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from pipelines import store as stores
+from tests import other_stores, soak
 
 # MindSpore's own log lines would bury a test's message.
 os.environ.setdefault("GLOG_v", "3")
+# Ceph comes from Debian's packages and is slow to start: only `make soak` asks for it.
+S3_STORES = ["seaweedfs", "swift", *([pytest.param("radosgw", marks=pytest.mark.soak)] if soak.FULL else [])]
 
 
 @pytest.fixture(scope="session")
@@ -29,15 +34,42 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stores.Store]:
                     del os.environ[key]
 
 
-@pytest.fixture
-def s3_root(store: stores.Store) -> str:
-    """A fresh prefix in the store's bucket."""
+@pytest.fixture(scope="session")
+def other_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], stores.Store]]:
+    """Starts Swift or the RADOS gateway once it is asked for; each runs to the end of the session."""
+    with contextlib.ExitStack() as running:
+
+        @functools.cache
+        def start(name: str) -> stores.Store:
+            return running.enter_context(other_stores.STORES[name](tmp_path_factory.mktemp(name)))
+
+        yield start
+
+
+def in_store(request: pytest.FixtureRequest, name: str) -> str:
+    """A fresh prefix in a store's bucket; the environment names the store for the time of the test."""
+    if name == "seaweedfs":
+        request.getfixturevalue("store")
+    else:
+        served = request.getfixturevalue("other_store")(name)
+        for key, value in served.environment.items():
+            request.getfixturevalue("monkeypatch").setenv(key, value)
     return f"s3://{stores.BUCKET}/{uuid.uuid4().hex[:12]}"
 
 
-@pytest.fixture(params=["file", "s3"])
+@pytest.fixture(params=S3_STORES)
+def s3_root(request: pytest.FixtureRequest) -> str:
+    """A fresh prefix in each of the stores."""
+    return in_store(request, request.param)
+
+
+@pytest.fixture(params=["file", *S3_STORES])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A fresh root, once as a folder and once in the store."""
-    if request.param == "file":
-        return (tmp_path / "root").as_uri()
-    return str(request.getfixturevalue("s3_root"))
+    """A fresh root, in a folder and in each of the stores."""
+    return (tmp_path / "root").as_uri() if request.param == "file" else in_store(request, request.param)
+
+
+@pytest.fixture(params=["file", *(name for name in S3_STORES if name != "swift")])
+def registry_root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """As `root`, where promotion works: Swift has no If-Match."""
+    return (tmp_path / "root").as_uri() if request.param == "file" else in_store(request, request.param)

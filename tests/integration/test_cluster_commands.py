@@ -137,6 +137,7 @@ def test_mistakes_are_one_line(
     assert message in done.stderr
 
 
+@pytest.mark.parametrize("s3_root", ["seaweedfs"], indirect=True)
 def test_doctor(
     server: kfp_server.KfpServer, store: Store, s3_root: str, kubeconfig: tuple[Path, dict], tmp_path: Path
 ) -> None:

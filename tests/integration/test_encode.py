@@ -20,7 +20,7 @@ from latte.config import build
 from latte.errors import LatteError, UserError
 from latte.latents import LatentClips
 from latte.steps import encode
-from tests import small_vae, video_files
+from tests import other_stores, small_vae, video_files
 from tests.soak import scaled
 
 LATTE = [sys.executable, "-m", "latte.cli"]
@@ -297,6 +297,7 @@ def command_for(root: str, vae: str, videos: Path) -> list[str]:
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("root", ["file", "seaweedfs", *other_stores.IN_SOAK], indirect=True)
 def test_killed_anywhere_it_ends_with_the_same_bytes(root: str, vae: str, videos: Path) -> None:
     command = command_for(root, vae, videos)
     started = time.monotonic()

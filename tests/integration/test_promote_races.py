@@ -30,6 +30,12 @@ for number in itertools.count(first):
 """
 
 
+@pytest.fixture
+def root(registry_root: str) -> str:
+    """Only where promotion works."""
+    return registry_root
+
+
 def check_registry(root: str) -> list[registry.Entry]:
     """The pointer is whole, its weights are there, and the entries from 1 on are all there."""
     current, _ = registry.read_current(root, "m")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from latte import storage
 from latte.errors import StorageError, UserError
 
-# Each test that takes `root` runs twice: in a folder and in a real S3 store.
+# Each test that takes `root` runs in a folder and in every real S3 store of conftest.py.
 
 
 def test_write_read_range_stat_delete(root: str) -> None:
@@ -69,8 +69,8 @@ def test_listing_is_sorted_bytewise_and_complete(root: str) -> None:
     assert storage.list_uris(storage.join(root, "nothing-here")) == []
 
 
-def test_swap_lets_exactly_one_of_many_writers_win(root: str) -> None:
-    uri = storage.join(root, "current.json")
+def test_swap_lets_exactly_one_of_many_writers_win(registry_root: str) -> None:
+    uri = storage.join(registry_root, "current.json")
     assert storage.swap(uri, b"first", None)
     assert not storage.swap(uri, b"second", None)
     etag = storage.stat(uri).etag

@@ -20,13 +20,13 @@ from typing import Any
 from latte import manifest
 from latte.errors import LatteError, UserError
 from pipelines import compiled, cron, settings
+from pipelines.status import ENDED, Status, Task
 
 HOST_ENV, NAMESPACE_ENV, TOKEN_ENV = "KF_PIPELINES_ENDPOINT", "KFP_NAMESPACE", "KFP_TOKEN"
 ACCOUNT_ENV, AUTHORITY_ENV = "KFP_SERVICE_ACCOUNT", "SSL_CERT_FILE"
 EXPERIMENT = "latte"
 _PAGE = 100
 _REACH_TIMEOUT_S = 15.0
-_ENDED = {"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"}
 
 
 @dataclass(frozen=True)
@@ -47,33 +47,6 @@ class Schedule:
     cron: str
     version: str
     changed: bool
-
-
-@dataclass(frozen=True)
-class Task:
-    """One task of a run: its name, its state, the pods that worked on it, and its error."""
-
-    name: str
-    state: str
-    seconds: float | None
-    pods: tuple[str, ...]
-    error: str
-
-
-@dataclass(frozen=True)
-class Status:
-    """A run, its state (PENDING, RUNNING, SUCCEEDED, FAILED, …) and its tasks in the order in which they started."""
-
-    run_id: str
-    name: str
-    state: str
-    error: str
-    tasks: tuple[Task, ...]
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing will change any more."""
-        return self.state in _ENDED
 
 
 class Client:
@@ -164,7 +137,7 @@ class Client:
         title = name or f"{pipeline} {checked['name']}"
         with self._errors(f"submit {title}"):
             experiment_id = self._experiment()
-            if any(run.display_name == title and run.state not in _ENDED for run in self._runs(experiment_id)):
+            if any(run.display_name == title and run.state not in ENDED for run in self._runs(experiment_id)):
                 raise UserError(f"run {title}: one of this name is going on; wait for it or give another --name")
             pipeline_id, version_id, _ = self._upload(pipeline)
             run = self._kfp.run_pipeline(

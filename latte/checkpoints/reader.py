@@ -269,11 +269,20 @@ def _fields(data: np.ndarray, position: int, end: int) -> Iterator[tuple[int, in
         elif kind == 2:
             size, position = _varint(data, position, end)
             if position + size > end:
-                raise Refusal("a tensor ends after the end of the file; the file is truncated or damaged")
+                what = f"tensor {show(name)}" if (name := _cut_name(data, position, end)) else "a tensor"
+                raise Refusal(f"{what} ends after the end of the file; the file is truncated or damaged")
             yield key >> 3, position, position + size
             position += size
         else:
             raise Refusal("not a checkpoint: neither PyTorch's, nor safetensors, nor MindSpore's")
+
+
+def _cut_name(data: np.ndarray, position: int, end: int) -> str:
+    """The name at the beginning of a Value whose end is missing; empty where that is missing too."""
+    head = data[position : min(position + 129, end)].tobytes()
+    if len(head) < 2 or head[0] != 0x0A or head[1] > 127 or len(head) < 2 + head[1]:
+        return ""
+    return head[2 : 2 + head[1]].decode("utf-8", "backslashreplace")
 
 
 def _varint(data: np.ndarray, position: int, end: int) -> tuple[int, int]:

@@ -67,10 +67,13 @@ def read_zip(data: np.ndarray) -> Checkpoint:
     value, _ = interpret(content.data, persistent, CALLS)
     is_script = prefix + "constants.pkl" in archive.entries
     found = _checkpoint("TorchScript archive" if is_script else "PyTorch zip", value, list(storages.values()))
-    used = {id(tensor.storage) for tensor in found.tensors.values()}
+    users = {id(tensor.storage): name for name, tensor in reversed(found.tensors.items())}
     for key, storage in storages.items():  # only what is taken is read: the optimizer's state may be twice as large
-        if id(storage) in used:
-            archive.verify(f"{prefix}data/{key}", storage.pieces[0])
+        if id(storage) in users:
+            try:
+                archive.verify(f"{prefix}data/{key}", storage.pieces[0])
+            except Refusal as error:
+                raise Refusal(f"tensor {show(users[id(storage)])}: {error}") from None
     return found
 
 
@@ -103,7 +106,10 @@ def read_legacy(data: np.ndarray) -> Checkpoint:
         raise Refusal("its list of storages does not fit its tensors")
     for key in keys:
         storage = storages[key]
-        position = _fill(storage, key, data, position)
+        try:
+            position = _fill(storage, key, data, position)
+        except Refusal as error:
+            raise Refusal(f"tensor {show(_user(storage, value))}: {error}") from None
     if position != data.size:
         raise Refusal(f"{data.size - position} bytes follow after its last storage")
     return _checkpoint("PyTorch before 1.6", value, list(storages.values()))
@@ -118,6 +124,13 @@ def _fill(storage: Storage, key: str, data: np.ndarray, position: int) -> int:
         raise Refusal(f"storage {show(key)} has another size than its tensors say")
     storage.pieces.append(data[start:end])
     return end
+
+
+def _user(storage: Storage, value: Any) -> str:
+    """Name of the first tensor that is a view of `storage`; "?" where only something unnamed is."""
+    parts = [value, *(value.values() if isinstance(value, dict) else [])]
+    named = (entry for part in parts for entry in _entries(part))
+    return next((name for name, item in named if isinstance(item, StoredTensor) and item.storage is storage), "?")
 
 
 def _storage_id(identity: Any) -> tuple[str, str, int]:

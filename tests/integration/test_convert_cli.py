@@ -1,14 +1,19 @@
 """`latte convert` as a user runs it: a process of its own, its exit code, what it prints and what it leaves."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import click.testing
 import numpy as np
+import pytest
+import torch
 
 from latte import checkpoints, manifest, storage
 from latte.checkpoints import store as checkpoint_store
+from latte.cli import cli
 from latte.steps.convert import ConvertConfig, run
 from tests.unit import hostile
 
@@ -67,6 +72,81 @@ def test_bad_files_end_with_2_one_line_and_no_output(tmp_path):
         assert words in done.stderr, (name, done.stderr)
         assert not target.parent.exists()
     assert not canary.exists()
+
+
+def refusal(kind: str, source: Path, target: Path) -> str:
+    """What `latte convert` says of a file that it must refuse: one line, exit code 2, nothing left behind."""
+    arguments = ["convert", "--kind", kind, "--source", str(source), "--target", str(target)]
+    done = click.testing.CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 2, (source.name, done.output, done.exception)
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"error: {source}: ")
+    assert done.stderr.count("\n") == 1
+    assert not target.parent.exists()
+    return done.stderr
+
+
+def test_every_hostile_file_is_refused(tmp_path):
+    """None of them is a Latte: what the reader passes as inert, the check of names refuses."""
+    canary = tmp_path / "canary"
+    source = tmp_path / "hostile.pt"
+    for content in hostile.collection(str(canary)).values():
+        source.write_bytes(content)
+        refusal("latte", source, tmp_path / "out" / "weights.ckpt")
+    assert not canary.exists()
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> dict[str, Path]:
+    """One set of weights in every format."""
+    folder = tmp_path_factory.mktemp("published")
+    arrays = checkpoints.read(str(DATA / "uncond.pt"))
+    state = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    torch.save(state, folder / "new.pt")
+    torch.save({"ema": state}, folder / "old.pt", _use_new_zipfile_serialization=False)
+    for ending in ("safetensors", "ckpt"):
+        checkpoint_store.save(arrays, folder / f"weights.{ending}")
+    return {path.name: path for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("file", ["new.pt", "old.pt", "weights.safetensors", "weights.ckpt"])
+def test_truncated_files_are_refused_wherever_they_end(tmp_path, published, file):
+    content = published[file].read_bytes()
+    names = list(checkpoints.read(str(published[file])))
+    source = tmp_path / file
+    for share in (0.0, 0.001, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.999):
+        source.write_bytes(content[: int(share * len(content))])
+        line = refusal("latte", source, tmp_path / "out" / "weights.ckpt")
+        # A zip archive's directory is at its end: without it nothing is known of the tensors.
+        if share >= 0.1 and file != "new.pt":
+            assert "truncated" in line
+            assert any(repr(name) in line for name in names), line
+
+
+def test_flipped_bits_are_named_by_their_tensor(tmp_path, published):
+    """In formats with checksums; elsewhere the source's SHA-256 tells (`sha256=` of the published page)."""
+    content = bytearray(published["new.pt"].read_bytes())
+    weight = checkpoints.read(str(published["new.pt"]))["blocks.2.mlp.fc1.weight"].tobytes()
+    content[content.index(weight) + 100] ^= 1
+    source = tmp_path / "flipped.pt"
+    source.write_bytes(content)
+    line = refusal("latte", source, tmp_path / "out" / "weights.ckpt")
+    assert "tensor 'blocks.2.mlp.fc1.weight': " in line
+    assert "checksum" in line
+
+
+def test_files_of_another_kind_and_missing_shards_are_named(tmp_path, published):
+    target = tmp_path / "out" / "weights.ckpt"
+    assert "it holds weights of kind latte" in refusal("vae", published["new.pt"], target)
+    for name, words in {"none.pt": "no such object", "model.safetensors.index.json": "no such object"}.items():
+        assert words in refusal("clip", tmp_path / name, target)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"w": "model-00001-of-00002.safetensors"}}))
+    done = click.testing.CliRunner().invoke(
+        cli, ["convert", "--kind", "clip", "--source", str(index), "--target", str(target)]
+    )
+    assert done.exit_code == 2
+    assert "model-00001-of-00002.safetensors: no such object" in done.stderr
 
 
 def test_source_and_target_in_a_store(root, tmp_path):

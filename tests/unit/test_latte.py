@@ -9,7 +9,7 @@ import pytest
 from mindspore import ops
 
 from latte import device, optim
-from latte.checkpoints.architectures import latte_shapes, num_latte_parameters
+from latte.checkpoints.architectures import describe, latte_shapes, num_latte_parameters
 from latte.diffusion import Diffusion
 from latte.errors import UserError
 from latte.models import latte as module
@@ -45,6 +45,22 @@ def test_counting_formula_against_a_real_network(condition):
     assert {p.name: tuple(p.shape) for p in net.get_parameters()} == latte_shapes(config)
     assert sum(p.size for p in net.get_parameters()) == num_latte_parameters(config)
     assert sum(p.size for p in net.trainable_params()) == num_latte_parameters(config, trained_only=True)
+
+
+@pytest.mark.parametrize(("pixels", "side"), [(256, 32), (512, 64)])
+def test_presets_of_256_and_512_pixels(pixels, side):
+    """The autoencoder makes 8x8 pixels one latent; only the fixed position features know the size."""
+    small, config = (LatteConfig.preset("Latte-XL/2", input_size=size) for size in (32, pixels // 8))
+    shapes = latte_shapes(config)
+    assert shapes["pos_embed"] == (1, (side // 2) ** 2, 1152)
+    assert {**shapes, "pos_embed": ()} == {**latte_shapes(small), "pos_embed": ()}
+    settings, expected = describe("latte", shapes, {}, "file.pt")
+    assert settings["input_size"] == side
+    assert expected == shapes
+    net = with_random_weights(Latte(LatteConfig(**{**TINY, "input_size": side, "patch_size": 8})))
+    out = net(normal(1, 2, 4, side, side), ms.Tensor([3])).asnumpy()
+    assert out.shape == (1, 2, 8, side, side)
+    assert np.abs(out).max() > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -287,6 +287,7 @@ def main(folder: Path, show: Callable[[str], object] = print) -> None:
     from latte.errors import UserError
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+    before = set(sys.modules)
     outcomes = {}
     for i, (name, content) in enumerate(collection(str(folder / "canary")).items()):
         path = folder / f"hostile-{i}.pt"
@@ -301,7 +302,7 @@ def main(folder: Path, show: Callable[[str], object] = print) -> None:
     # Not getrusage: its maximum includes the process that this one was started from.
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     peak_bytes = int(status["VmHWM"].split()[0]) * 1024
-    modules = sorted({"torch", "mindspore", "antigravity", "subprocess"} & set(sys.modules))
+    modules = sorted({"torch", "mindspore", "antigravity", "subprocess", "runpy"} & (set(sys.modules) - before))
     show(json.dumps({"outcomes": outcomes, "peak_bytes": peak_bytes, "modules": modules}))
 
 

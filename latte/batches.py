@@ -27,6 +27,7 @@ class BatchPlan:
     scaling_factor: float
     num_classes: int
     class_dropout_prob: float
+    text: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class Batch:
         x0: latents, scaled to about unit variance, float32, (N, F, C, h, w).
         t: diffusion timesteps, int32, (N,).
         noise: standard normal, float32, (N, F, C, h, w).
-        y: class labels, int32, (N,), `num_classes` where the label was dropped; zeros without classes.
+        condition: what the network is told. Class labels, int32, (N,), `num_classes` where the label was dropped;
+            or embeddings of captions, float32, (N, 77, 768), that of the empty text where the caption was dropped or
+            there is none; or zeros, int32, (N,), that nobody reads.
         videos: ids of the videos, for error messages.
     """
 
@@ -45,7 +48,7 @@ class Batch:
     x0: np.ndarray
     t: np.ndarray
     noise: np.ndarray
-    y: np.ndarray
+    condition: np.ndarray
     videos: list[str]
 
 
@@ -78,13 +81,13 @@ def make_batch(clips: LatentClips, usable: Sequence[int], plan: BatchPlan, step:
     the published training code, where the VAE encodes inside the loop.
     """
     parts = [_make_item(clips, usable, plan, step * plan.batch_size + item) for item in items]
-    x0, t, noise, y, videos = zip(*parts, strict=True)
+    x0, t, noise, conditions, videos = zip(*parts, strict=True)
     return Batch(
         step=step,
         x0=np.stack(x0),  # (N, F, C, h, w)
         t=np.array(t, np.int32),
         noise=np.stack(noise),  # (N, F, C, h, w)
-        y=np.array(y, np.int32),
+        condition=np.stack(conditions),  # (N,) or (N, 77, 768)
         videos=list(videos),
     )
 
@@ -128,7 +131,7 @@ def prefetched(
 
 def _make_item(
     clips: LatentClips, usable: Sequence[int], plan: BatchPlan, position: int
-) -> tuple[np.ndarray, int, np.ndarray, int, str]:
+) -> tuple[np.ndarray, int, np.ndarray, np.ndarray, str]:
     epoch, place = divmod(position, len(usable))
     index = usable[_epoch_order(plan.seed, epoch, len(usable))[place]]
     video = clips.videos[index]
@@ -140,10 +143,12 @@ def _make_item(
     mean, logvar = clips.clip(index, start, plan.frame_stride, plan.num_frames)  # (F, C, h, w) each
     posterior = mean + np.exp(0.5 * logvar) * draw.standard_normal(mean.shape, np.float32)  # (F, C, h, w)
     noise = draw.standard_normal(mean.shape, np.float32)  # (F, C, h, w)
-    label = 0
+    condition = np.array(0, np.int32)
     if plan.num_classes:
-        label = plan.num_classes if dropped or video.label is None else video.label
-    return posterior * np.float32(plan.scaling_factor), t, noise, label, video.id
+        condition = np.array(plan.num_classes if dropped or video.label is None else video.label, np.int32)
+    elif plan.text:
+        condition = clips.null_text() if dropped or video.text is None else clips.text(index)  # (77, 768)
+    return posterior * np.float32(plan.scaling_factor), t, noise, condition, video.id
 
 
 _ORDERS: dict[tuple[int, int, int], np.ndarray] = {}

@@ -4,6 +4,7 @@ The CPU path is what the tests run. The Ascend path uses documented MindSpore in
 """
 
 import os
+from collections.abc import Callable
 from functools import cache
 
 import mindspore as ms
@@ -82,6 +83,16 @@ def _join() -> tuple[int, int]:
 def make_all_reduce() -> ops.AllReduce:
     """The operator that sums a tensor over all workers; usable inside `ms.jit`, after `join_workers`."""
     return ops.AllReduce()
+
+
+def make_broadcast(root: int) -> Callable[[ms.Tensor], ms.Tensor]:
+    """What gives every worker the tensor of worker `root`; usable inside `ms.jit`, after `join_workers`."""
+    broadcast = ops.Broadcast(root)
+
+    def call(x: ms.Tensor) -> ms.Tensor:
+        return broadcast((x,))[0]
+
+    return call
 
 
 def share_cores(index: int, count: int) -> None:

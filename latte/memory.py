@@ -50,7 +50,9 @@ class MemoryNeed:
         return ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in parts.items())
 
 
-def estimate(model: LatteConfig, parameters: int, clips: int, workers: int = 1, recompute: bool = False) -> MemoryNeed:
+def estimate(
+    model: LatteConfig, parameters: int, clips: int, workers: int = 1, recompute: bool = False, shards: int = 1
+) -> MemoryNeed:
     """What one process needs.
 
     Args:
@@ -59,6 +61,7 @@ def estimate(model: LatteConfig, parameters: int, clips: int, workers: int = 1, 
         clips: clips of one micro-batch of one worker.
         workers: more than one exchange gradients through one more copy of them.
         recompute: activations are computed again in the backward pass, block by block.
+        shards: workers that share the moments and the moving average.
     """
     weights = parameters * _FLOAT_BYTES
     tokens = clips * model.num_frames * model.num_patches
@@ -67,8 +70,8 @@ def estimate(model: LatteConfig, parameters: int, clips: int, workers: int = 1, 
     per_block += tokens * model.num_heads * (model.num_patches + model.num_frames) // 2 * 2
     blocks = per_block + model.depth * tokens * model.hidden_size if recompute else model.depth * per_block
     return MemoryNeed(
-        weights_bytes=weights * (4 + (2 if workers > 1 else 0)),
-        optimizer_bytes=weights * 2,
+        weights_bytes=weights * (3 + (2 if workers > 1 else 0)) + weights // shards,
+        optimizer_bytes=weights * 2 // shards,
         activations_bytes=(blocks + tokens * model.hidden_size * 4) * _FLOAT_BYTES,
         copies_bytes=weights * 4,
     )

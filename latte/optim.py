@@ -1,7 +1,7 @@
 """AdamW, gradient clipping and the moving average of weights, as functions for one compiled update graph."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mindspore as ms
@@ -17,14 +17,16 @@ _SCALE_DOUBLES_AFTER = 2000
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """Tensors that live beside the network's parameters, one of each per trainable parameter, same shape, float32.
+    """Tensors that live beside the network's parameters, same shape, float32.
 
     Attributes:
         params: the network's trainable parameters (updated in place).
-        grads: gradients summed over the micro-batches of a step (the first one overwrites).
-        exp_avg: first moment of AdamW.
-        exp_avg_sq: second moment of AdamW.
-        ema: exponential moving average of the parameters.
+        grads: for each of them, gradients summed over the micro-batches of a step (the first one overwrites).
+        exp_avg: first moment of AdamW, for each of `own`.
+        exp_avg_sq: second moment of AdamW, for each of `own`.
+        ema: exponential moving average of the parameters, for each of `own`.
+        owner: which worker updates each parameter; 0 for all of them where the state is not sharded.
+        own: which of `params` this worker updates.
     """
 
     params: ms.ParameterTuple
@@ -32,22 +34,54 @@ class OptimizerState:
     exp_avg: ms.ParameterTuple
     exp_avg_sq: ms.ParameterTuple
     ema: ms.ParameterTuple
+    owner: tuple[int, ...]
+    own: tuple[int, ...]
 
-    def named(self) -> dict[str, ms.Parameter]:
-        """The moments, as they are stored in a checkpoint: `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`."""
+    @property
+    def sharded(self) -> bool:
+        """Whether other workers keep a part of the moments and of the average."""
+        return len(self.own) < len(self.params)
+
+    def moments(self) -> dict[str, ms.Parameter]:
+        """This worker's moments, named as in a checkpoint: `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`."""
         return {p.name: p for p in (*self.exp_avg, *self.exp_avg_sq)}
 
+    def averages(self) -> dict[str, ms.Parameter]:
+        """This worker's part of the average, by the names of the parameters."""
+        return {self.params[i].name: average for i, average in zip(self.own, self.ema, strict=True)}
 
-def make_state(net: nn.Cell) -> OptimizerState:
-    """Zero moments and gradients, and an average that starts at the weights, for the trainable parameters of `net`."""
+
+def make_state(net: nn.Cell, rank: int = 0, shards: int = 1) -> OptimizerState:
+    """Zero moments and gradients, and an average that starts at the weights, for the trainable parameters of `net`.
+
+    Args:
+        net: the network.
+        rank: number of this worker.
+        shards: how many workers share the moments and the average; with more than one this worker keeps its part
+            (stage 1 of ZeRO, Rajbhandari et al. 2020, by whole tensors).
+    """
     params = net.trainable_params()
+    owner = owners([param.size for param in params], shards)
+    own = tuple(i for i, worker in enumerate(owner) if worker == rank or shards == 1)
+    mine = [params[i] for i in own]
     return OptimizerState(
         params=ms.ParameterTuple(params),
         grads=_twins(params, "grad", zero=True),
-        exp_avg=_twins(params, "exp_avg", zero=True),
-        exp_avg_sq=_twins(params, "exp_avg_sq", zero=True),
-        ema=_twins(params, "ema", zero=False),
+        exp_avg=_twins(mine, "exp_avg", zero=True),
+        exp_avg_sq=_twins(mine, "exp_avg_sq", zero=True),
+        ema=_twins(mine, "ema", zero=False),
+        owner=owner,
+        own=own,
     )
+
+
+def owners(sizes: Sequence[int], workers: int) -> tuple[int, ...]:
+    """Which worker updates each tensor: the largest tensors first, each to the worker that has least so far."""
+    loads, owner = [0] * workers, [0] * len(sizes)
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        owner[i] = loads.index(min(loads))
+        loads[owner[i]] += sizes[i]
+    return tuple(owner)
 
 
 def make_update(state: OptimizerState, weight_decay: float) -> Callable[..., float]:
@@ -59,18 +93,21 @@ def make_update(state: OptimizerState, weight_decay: float) -> Callable[..., flo
     Returns:
         `update(step_size, epsilon, decay, ema_decay, max_norm, loss_scale=1.0) -> gradient norm before clipping`, all
         float32 scalars. The gradients are those of the loss times `loss_scale`. Where the norm is NaN or infinite,
-        nothing is updated.
+        nothing is updated. Where the state is sharded, each worker updates its own parameters and hands them round.
     """
     adam = ops.Adam()
     zero, beta1, beta2 = (ms.Tensor(value, ms.float32) for value in (0.0, BETA1, BETA2))
-    params, sums, exp_avg, exp_avg_sq, ema = state.params, state.grads, state.exp_avg, state.exp_avg_sq, state.ema
-    count = len(params)
+    sums, exp_avg, exp_avg_sq, ema = state.grads, state.exp_avg, state.exp_avg_sq, state.ema
+    params = ms.ParameterTuple([state.params[i] for i in state.own])
+    grads = ms.ParameterTuple([state.grads[i] for i in state.own])
+    count, total_count = len(params), len(sums)
+    hand_round = make_hand_round(state.params, state) if state.sharded else None
 
     # Graphs of their own: inside one graph MindSpore may let an in-place operator overtake another's reading.
     @ms.jit
     def measure() -> ms.Tensor:
         squares = zero
-        for i in range(count):
+        for i in range(total_count):
             squares = squares + (sums[i] * sums[i]).sum()
         return ops.sqrt(squares)
 
@@ -82,7 +119,7 @@ def make_update(state: OptimizerState, weight_decay: float) -> Callable[..., flo
     @ms.jit
     def descend(step_size: ms.Tensor, epsilon: ms.Tensor, scale: ms.Tensor) -> None:
         for i in range(count):
-            adam(params[i], exp_avg[i], exp_avg_sq[i], zero, zero, step_size, beta1, beta2, epsilon, sums[i] * scale)
+            adam(params[i], exp_avg[i], exp_avg_sq[i], zero, zero, step_size, beta1, beta2, epsilon, grads[i] * scale)
 
     @ms.jit
     def average(ema_decay: ms.Tensor) -> None:
@@ -108,9 +145,60 @@ def make_update(state: OptimizerState, weight_decay: float) -> Callable[..., flo
         clip = min(float(max_norm) / (norm + 1e-6), 1.0)
         descend(step_size, epsilon, ms.Tensor(clip / loss_scale, ms.float32))
         average(ema_decay)
+        if hand_round is not None:
+            hand_round()
         return norm
 
     return update
+
+
+def make_hand_round(tensors: ms.ParameterTuple, state: OptimizerState) -> Callable[[], None]:
+    """The compiled exchange after a sharded update: what each worker has of its own `tensors` replaces all copies.
+
+    Args:
+        tensors: one for each of `state.params`, of its shape.
+        state: says who owns which.
+    """
+    sizes = [param.size for param in state.params]
+    messages = []
+    for root in sorted(set(state.owner)):
+        broadcast = device.make_broadcast(root)
+        theirs = [i for i, worker in enumerate(state.owner) if worker == root]
+        messages += [(broadcast, bucket) for bucket in _buckets(theirs, sizes)]
+
+    @ms.jit
+    def hand_round() -> None:
+        for broadcast, bucket in messages:
+            flat = broadcast(ops.cat([tensors[i].reshape(-1) for i in bucket]))
+            at = 0
+            for i in bucket:
+                ops.assign(tensors[i], flat[at : at + tensors[i].size].reshape(tensors[i].shape))
+                at += tensors[i].size
+
+    return hand_round
+
+
+def make_gather(state: OptimizerState) -> Callable[[ms.ParameterTuple], dict[str, np.ndarray]]:
+    """Copies of the moments or of the average, whole, wherever the workers keep them.
+
+    Returns:
+        `gather(own) -> copies`, by the names of the parameters; `own` is one of this worker's `exp_avg`, `exp_avg_sq`
+        and `ema`. Where the state is sharded all workers must call it together, between two steps: what is gathered
+        passes through `state.grads`.
+    """
+    names = [param.name for param in state.params]
+    hand_round = make_hand_round(state.grads, state) if state.sharded else None
+
+    def gather(own: ms.ParameterTuple) -> dict[str, np.ndarray]:
+        whole = own
+        if hand_round is not None:
+            for i, tensor in zip(state.own, own, strict=True):
+                ops.assign(state.grads[i], tensor)
+            hand_round()
+            whole = state.grads
+        return {name: tensor.asnumpy().copy() for name, tensor in zip(names, whole, strict=True)}
+
+    return gather
 
 
 def make_exchange(state: OptimizerState, workers: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -122,14 +210,7 @@ def make_exchange(state: OptimizerState, workers: int) -> Callable[[np.ndarray],
     """
     total = device.make_all_reduce()
     sums, share = state.grads, 1.0 / workers
-    buckets: list[list[int]] = [[]]
-    filled = 0
-    for i, grad in enumerate(sums):
-        if filled and filled + 4 * grad.size > BUCKET_BYTES:
-            buckets.append([])
-            filled = 0
-        buckets[-1].append(i)
-        filled += 4 * grad.size
+    buckets = _buckets(range(len(sums)), [grad.size for grad in sums])
 
     @ms.jit
     def exchange(numbers: ms.Tensor) -> ms.Tensor:
@@ -198,6 +279,19 @@ def learning_rate_at(step: int, peak: float, schedule: str, warmup_steps: int, t
         return peak
     done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
     return peak * (1 - done) if schedule == "linear" else peak * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _buckets(indices: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
+    """Tensors that travel in one message of at most `BUCKET_BYTES`, in their order."""
+    buckets: list[list[int]] = []
+    filled = BUCKET_BYTES
+    for i in indices:
+        if filled + 4 * sizes[i] > BUCKET_BYTES:
+            buckets.append([])
+            filled = 0
+        buckets[-1].append(i)
+        filled += 4 * sizes[i]
+    return buckets
 
 
 def _twins(params: list[ms.Parameter], prefix: str, zero: bool) -> ms.ParameterTuple:

@@ -1,15 +1,18 @@
 """Samples of a model in training, always from the same noise, so that one sees it learn."""
 
+import json
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import ops
-from safetensors.numpy import save_file
+from safetensors import safe_open
+from safetensors.numpy import save
 
-from latte import checkpoints, manifest, optim, rng, storage, video
+from latte import checkpoints, manifest, rng, storage, video
 from latte.diffusion import Diffusion
 from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig, decode_in_chunks
 from latte.models.latte import Latte, LatteConfig
@@ -21,8 +24,8 @@ _DECODE_FRAMES = 8
 class Previews:
     """Draws samples with the moving average of the weights and publishes them under `<run>/previews/`.
 
-    `step-00001000.safetensors` holds the latents, (N, F, C, h, w) float32, scaled as in training;
-    `step-00001000-0.mp4` and so on are the decoded clips, where an autoencoder is given. Labels are 0, 1, … in turn.
+    `step-00001000.safetensors` holds the latents, (N, F, C, h, w) float32, scaled as in training, and the titles;
+    `step-00001000-0.mp4` and so on are the decoded clips, where an autoencoder is given.
 
     Args:
         run_uri: the run's place.
@@ -30,9 +33,10 @@ class Previews:
         vae: manifest of the autoencoder's weights, or None for latents alone.
         scaling_factor: of the latents.
         noise_schedule: of the diffusion.
-        clips: how many samples.
         steps: denoising steps (DDIM).
         seed: what the noise follows from.
+        titles: what each of the N samples is to show, in words.
+        conditions: the same for the network: y (N,) or text (N, 77, 768), or nothing.
     """
 
     def __init__(
@@ -42,9 +46,10 @@ class Previews:
         vae: manifest.Manifest | None,
         scaling_factor: float,
         noise_schedule: str,
-        clips: int,
         steps: int,
         seed: int,
+        titles: Sequence[str],
+        conditions: Mapping[str, np.ndarray],
     ) -> None:
         self._uri = storage.join(run_uri, "previews")
         self._scaling_factor = scaling_factor
@@ -52,32 +57,50 @@ class Previews:
         self._net = Latte(model)
         self._net.set_train(False)
         shape = (model.num_frames, model.in_channels, model.input_size, model.input_size)
-        draws = [rng.stream(seed, "preview", clip).standard_normal(shape, np.float32) for clip in range(clips)]
+        draws = [rng.stream(seed, "preview", clip).standard_normal(shape, np.float32) for clip in range(len(titles))]
         self._noise = np.stack(draws)  # (N, F, C, h, w)
-        labels = np.arange(clips, dtype=np.int32) % max(1, model.num_classes)  # (N,)
-        self._condition: dict[str, Any] = {"y": labels} if model.condition == "class" else {}
+        self._titles = list(titles)
+        self._conditions: dict[str, Any] = dict(conditions)
         self._vae = None if vae is None else _load_vae(vae)
 
-    def publish(self, step: int, state: optim.OptimizerState) -> None:
-        """Draw and write the samples of the present weights; equal weights make equal bytes."""
+    def publish(self, step: int, weights: Mapping[str, np.ndarray]) -> None:
+        """Draw and write the samples of these weights, by parameter; equal weights make equal bytes."""
         own = {param.name: param for param in self._net.get_parameters()}
-        for param, average in zip(state.params, state.ema, strict=True):
+        for name, values in weights.items():
             # A compiled graph does not see set_data.
-            ops.assign(own[param.name], ms.Tensor(average.asnumpy()))
-        latents = self._diffusion.sample(self._net, self._noise, method="ddim", **self._condition)
-        name = f"step-{step:08d}"
+            ops.assign(own[name], ms.Tensor(values))
+        latents = self._diffusion.sample(self._net, self._noise, method="ddim", **self._conditions)
+        write(self._uri, step, latents, self._titles)
+        if self._vae is None:
+            return
         with tempfile.TemporaryDirectory(prefix="latte-previews-") as folder:
-            path = Path(folder) / f"{name}.safetensors"
-            save_file({"latents": np.ascontiguousarray(latents, np.float32)}, path)
-            storage.upload(path, storage.join(self._uri, path.name))
-            if self._vae is None:
-                return
             for number, clip in enumerate(latents):
                 images = decode_in_chunks(self._vae, clip / np.float32(self._scaling_factor), _DECODE_FRAMES)
                 pixels = np.clip(images * 127.5 + 128.0, 0, 255).astype(np.uint8)  # (F, 3, H, W)
-                path = Path(folder) / f"{name}-{number}.mp4"
+                path = Path(folder) / f"step-{step:08d}-{number}.mp4"
                 video.write_preview(path, pixels.transpose(0, 2, 3, 1), _FPS)
                 storage.upload(path, storage.join(self._uri, path.name))
+
+
+def write(previews_uri: str, step: int, latents: np.ndarray, titles: Sequence[str]) -> None:
+    """Publish the latents of a preview, (N, F, C, h, w), scaled as in training, with the titles of its N clips."""
+    data = save({"latents": np.ascontiguousarray(latents, np.float32)}, metadata={"titles": json.dumps(list(titles))})
+    storage.write_bytes(storage.join(previews_uri, f"step-{step:08d}.safetensors"), data)
+
+
+def listed(previews_uri: str) -> dict[int, str]:
+    """The latents of every preview of a run, by step."""
+    found = {}
+    for uri in storage.list_uris(previews_uri):
+        if uri.endswith(".safetensors"):
+            found[int(uri.removesuffix(".safetensors").rpartition("/step-")[2])] = uri
+    return found
+
+
+def read(uri: str) -> tuple[np.ndarray, list[str]]:
+    """The latents of a preview, (N, F, C, h, w), scaled as in training, and the titles of its N clips."""
+    with storage.as_local_file(uri) as path, safe_open(path, "numpy") as file:
+        return file.get_tensor("latents"), json.loads(file.metadata()["titles"])
 
 
 def _load_vae(weights: manifest.Manifest) -> AutoencoderKL:

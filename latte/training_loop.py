@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn, ops
+from mindspore import ops
 
-from latte import batches, checkpoints, device, manifest, memory, optim
+from latte import batches, device, manifest, memory, optim, training_start
 from latte.checkpoints import architectures, resume
-from latte.config import build
 from latte.diffusion import Diffusion
 from latte.errors import LatteError, UserError
 from latte.latents import LatentClips
@@ -28,11 +27,6 @@ from latte.training_log import Clock, TrainingLog
 if TYPE_CHECKING:
     from latte.steps.train import TrainConfig
 
-# What a preset decides; the rest follows from the latents or from the user.
-_SIZE_KEYS = {"hidden_size", "depth", "num_heads", "patch_size"}
-# Tensors whose shape follows from the classes, the frames or the latents' size, not from the architecture.
-_MAY_DIFFER = ("y_embedder.", "text_embedding_projection.", "temp_embed", "pos_embed")
-
 
 def train(
     config: "TrainConfig", latents: manifest.Manifest, uri: str, start: str | None, vae: manifest.Manifest | None = None
@@ -42,7 +36,7 @@ def train(
     Returns:
         Last metrics, the kept checkpoints' model and EMA objects, and facts that whoever samples needs.
     """
-    model_config = resolve_model(config.model, latents)
+    model_config = training_start.resolve_model(config.model, latents)
     device.setup(seed=config.seed)
     group = Group(*device.join_workers())
     compute_type = device.compute_type(config.precision)
@@ -53,33 +47,36 @@ def train(
     if config.recompute:
         for block in net.blocks:
             block.recompute()
-    reinitialised = _load_start(net, start) if start else []
-    state = optim.make_state(net)
+    reinitialised = training_start.load(net, start) if start else []
+    state = optim.make_state(net, group.rank, group.size if config.shard_optimizer else 1)
     facts = {
         "parameters": int(sum(param.size for param in state.params)),
         "model": model_config.model_dump(),
         "diffusion": {"noise_schedule": config.noise_schedule},
         "classes": latents.config["classes"],
+        "text": latents.inputs["text"] if model_config.condition == "text" else None,
         "latent_size": latents.config["latent_size"],
         "scaling_factor": latents.config["scaling_factor"],
         "image_size": latents.config["image_size"],
         "vae": latents.inputs["vae"],
         "reinitialised": reinitialised,
     }
-    previews = None
-    if config.preview_every and group.leads:
-        previews = Previews(
-            uri,
-            model_config,
-            vae,
-            latents.config["scaling_factor"],
-            config.noise_schedule,
-            config.preview_clips,
-            config.preview_steps,
-            config.seed,
-        )
     with tempfile.TemporaryDirectory(prefix="latte-latents-") as cache:
-        clips = LatentClips(latents, config.cache_dir or cache)
+        clips = LatentClips(latents, config.cache_dir or cache, round(config.cache_gb * 1e9))
+        previews = None
+        if config.preview_every and group.leads:
+            previews = Previews(
+                uri,
+                model_config,
+                vae,
+                clips.scaling_factor,
+                config.noise_schedule,
+                config.preview_steps,
+                config.seed,
+                *training_start.preview_conditions(
+                    model_config, latents.config["classes"], clips, config.preview_clips
+                ),
+            )
         metrics = _Loop(config, clips, model_config, net, state, uri, group, previews).run()
     shards = [c.shards[role] for c in resume.committed(uri) for role in ("model", "ema")]
     return metrics, shards, facts
@@ -102,61 +99,9 @@ def _check_memory(config: "TrainConfig", model: LatteConfig, group: Group) -> No
     clips = config.batch_size // (config.accumulation * group.size)
     shapes = architectures.latte_shapes(model)
     parameters = sum(math.prod(shape) for name, shape in shapes.items() if name not in ("pos_embed", "temp_embed"))
-    need = memory.estimate(model, parameters, clips, group.size, config.recompute)
+    shards = group.size if config.shard_optimizer else 1
+    need = memory.estimate(model, parameters, clips, group.size, config.recompute, shards)
     memory.check(need, int(os.environ.get("LATTE_WORKERS_PER_NODE", group.size)), device.memory_bytes())
-
-
-def resolve_model(given: dict[str, Any], latents: manifest.Manifest) -> LatteConfig:
-    """The network's config: what the user set, sizes and classes from the latents where nothing is set.
-
-    Raises:
-        UserError: a key is unknown or bad, or contradicts the latents.
-    """
-    classes = latents.config["classes"]
-    from_latents = {
-        "input_size": latents.config["latent_size"],
-        "in_channels": latents.config["latent_channels"],
-        "condition": "class" if classes else "none",
-        "num_classes": len(classes),
-    }
-    values = {**from_latents, **given}
-    preset = values.pop("preset", None)
-    sizes = LatteConfig.preset(preset).model_dump(include=_SIZE_KEYS) if preset else {}
-    model = build(LatteConfig, {**sizes, **values}, "model")
-    for key in ("input_size", "in_channels"):
-        if getattr(model, key) != from_latents[key]:
-            raise UserError(
-                f"model.{key}={getattr(model, key)}, but the latents of {latents.name} have {key}={from_latents[key]}"
-            )
-    if model.condition == "class" and model.num_classes < len(classes):
-        raise UserError(f"model.num_classes={model.num_classes}, but the latents have {len(classes)} classes")
-    if model.condition == "text":
-        raise UserError("model.condition=text: the latents carry no text embeddings; use none or class")
-    return model
-
-
-def _load_start(net: nn.Cell, start: str) -> list[str]:
-    """Load weights of the same architecture; return the names of what was left at its fresh value.
-
-    Raises:
-        UserError: a tensor is of another architecture. Only what follows from the number of classes, the number of
-            frames and the latents' size may differ or be missing.
-    """
-    given = checkpoints.read(start)
-    own = {param.name: param for param in net.get_parameters()}
-    unknown = sorted(set(given) - set(own))
-    if unknown:
-        raise UserError(f"init_from {start}: tensor {unknown[0]} ({len(unknown)} in all) is not in this model")
-    fresh = []
-    for name, param in own.items():
-        if name in given and given[name].shape == tuple(param.shape):
-            param.set_data(ms.Tensor(np.array(given[name], np.float32)))
-        elif name.startswith(_MAY_DIFFER):
-            fresh.append(name)
-        else:
-            found = f"has shape {given[name].shape}" if name in given else "is missing"
-            raise UserError(f"init_from {start}: tensor {name} {found}, this model has {tuple(param.shape)}")
-    return fresh
 
 
 class _Loop:
@@ -184,6 +129,7 @@ class _Loop:
             scaling_factor=clips.scaling_factor,
             num_classes=model.num_classes if model.condition == "class" else 0,
             class_dropout_prob=model.class_dropout_prob,
+            text=model.condition == "text",
         )
         self._usable = batches.usable_videos(clips, self._plan)
         self._log = TrainingLog(uri)
@@ -192,6 +138,7 @@ class _Loop:
         diffusion = Diffusion(noise_schedule=config.noise_schedule)
         self._accumulate = make_accumulate(net, diffusion, state, config.accumulation)
         self._update = optim.make_update(state, config.weight_decay)
+        self._gather = optim.make_gather(state)
         self._exchange = optim.make_exchange(state, group.size) if group.size > 1 else None
         part = config.batch_size // (config.accumulation * group.size)
         first = group.rank * config.accumulation
@@ -203,12 +150,12 @@ class _Loop:
         first = self._restore()
         if first > config.steps:
             raise UserError(f"steps={config.steps}, but the run {config.name} is at step {first} already; ask for more")
-        bar = progress(total=config.steps, desc="train", unit="step", disable=not self._group.leads)
-        bar.update(first)
         metrics: dict[str, Any] = dict(self._log.last)
         steps = range(first, config.steps)
         clock = Clock()
-        with _PoliteStop() as stop:
+        bar = progress(total=config.steps, desc="train", unit="step", disable=not self._group.leads)
+        with bar, _PoliteStop() as stop:
+            bar.update(first)
             read = batches.prefetched(self._clips, self._usable, self._plan, steps, self._items)
             for step, parts in enumerate(clock.waiting(read), start=first + 1):
                 metrics, asked = self._step(step, parts, stop.asked)
@@ -220,13 +167,13 @@ class _Loop:
                 bar.update()
                 if step % config.checkpoint_every == 0 or step == config.steps or asked:
                     self._save(step)
-                if self._previews is not None and step % config.preview_every == 0:
-                    self._previews.publish(step, self._state)
+                if config.preview_every and step % config.preview_every == 0:
+                    self._preview(step)
+                self._writer.check()
                 if asked:
                     self._finish_writing()
                     raise LatteError(f"asked to stop: saved step {step}; run the same command again to go on")
             self._finish_writing()
-        bar.close()
         return {**metrics, **clock.rates()}
 
     def _step(self, step: int, parts: list[batches.Batch], asked: bool) -> tuple[dict[str, Any], bool]:
@@ -259,17 +206,36 @@ class _Loop:
         return metrics, asked
 
     def _forward_backward(self, batch: batches.Batch, keep: bool) -> list[float]:
-        arrays = (batch.x0, batch.t, batch.noise, batch.y, np.float32(keep), np.float32(self._scale.value))
+        arrays = (batch.x0, batch.t, batch.noise, batch.condition, np.float32(keep), np.float32(self._scale.value))
         return [float(value) for value in self._accumulate(*(ms.Tensor(array) for array in arrays))]
 
     def _save(self, step: int) -> None:
+        if not (self._group.leads or self._state.sharded):
+            return
+        parts = self._copies()
         if not self._group.leads:
             return
         self._log.publish()
         loop = {"log_lines": len(self._log.lines)}
         if self._config.precision == "fp16":
             loop |= asdict(self._scale)
-        self._writer.submit(step, _copies(self._net, self._state), loop)
+        self._writer.submit(step, parts, loop)
+
+    def _copies(self) -> dict[str, dict[str, np.ndarray]]:
+        """Copies of all tensors that a checkpoint holds; the EMA is a whole model, fixed tensors included."""
+        model = {param.name: param.asnumpy().copy() for param in self._net.get_parameters()}
+        moments = {
+            f"{name}.{param}": tensor
+            for name in ("exp_avg", "exp_avg_sq")
+            for param, tensor in self._gather(getattr(self._state, name)).items()
+        }
+        return {"model": model, "ema": {**model, **self._gather(self._state.ema)}, "optimizer": moments}
+
+    def _preview(self, step: int) -> None:
+        if self._previews is not None or self._state.sharded:
+            average = self._gather(self._state.ema)
+            if self._previews is not None:
+                self._previews.publish(step, average)
 
     def _finish_writing(self) -> None:
         """Wait for the last checkpoint; the other workers wait for the first, because msrun ends all with one."""
@@ -290,15 +256,14 @@ class _Loop:
             found = found if self._group.leads else resume.committed(self._uri)
         if newest < 0:
             if self._group.leads:
-                parts = _copies(self._net, self._state, roles=("model", "ema"))
-                resume.publish(self._uri, 0, parts, {"log_lines": 0})
+                model = {param.name: param.asnumpy() for param in self._net.get_parameters()}
+                resume.publish(self._uri, 0, {"model": model, "ema": model}, {"log_lines": 0})
             return 0
         checkpoint = next(checkpoint for checkpoint in found if checkpoint.step == newest)
         own = {param.name: param for param in self._net.get_parameters()}
-        averages = zip(self._state.params, self._state.ema, strict=True)
-        roles: list[tuple[str, dict[str, ms.Parameter]]] = [("model", own), ("ema", {p.name: e for p, e in averages})]
+        roles: list[tuple[str, dict[str, ms.Parameter]]] = [("model", own), ("ema", self._state.averages())]
         if newest:
-            roles.append(("optimizer", self._state.named()))
+            roles.append(("optimizer", self._state.moments()))
         for role, params in roles:
             tensors = resume.load_part(checkpoint, role)
             for name, param in params.items():
@@ -327,19 +292,21 @@ def make_accumulate(
     """The compiled front of a step: loss and gradients of one micro-batch, gradients added to `state.grads`.
 
     Returns:
-        `accumulate(x0, t, noise, y, keep, loss_scale) -> (loss, mse, vb)`; arguments as in `latte.batches.Batch`;
-        `keep` is 0 in a step's first micro-batch, whose gradients overwrite those of the step before, and 1 after it;
-        the gradients are those of the loss times `loss_scale`.
+        `accumulate(x0, t, noise, condition, keep, loss_scale) -> (loss, mse, vb)`; arguments as in
+        `latte.batches.Batch`; `keep` is 0 in a step's first micro-batch, whose gradients overwrite those of the step
+        before, and 1 after it; the gradients are those of the loss times `loss_scale`.
     """
-    conditional = net.config.condition == "class"
+    kind = net.config.condition
     sums = state.grads
     count = len(sums)
 
     def loss_of(
-        x0: ms.Tensor, t: ms.Tensor, noise: ms.Tensor, y: ms.Tensor, loss_scale: ms.Tensor
+        x0: ms.Tensor, t: ms.Tensor, noise: ms.Tensor, condition: ms.Tensor, loss_scale: ms.Tensor
     ) -> tuple[ms.Tensor, ...]:
-        if conditional:
-            terms = diffusion.training_losses(net, x0, t, noise, y=y)
+        if kind == "class":
+            terms = diffusion.training_losses(net, x0, t, noise, y=condition)
+        elif kind == "text":
+            terms = diffusion.training_losses(net, x0, t, noise, text=condition)
         else:
             terms = diffusion.training_losses(net, x0, t, noise)
         loss = terms["loss"].mean()
@@ -349,11 +316,14 @@ def make_accumulate(
 
     @ms.jit
     def accumulate(
-        x0: ms.Tensor, t: ms.Tensor, noise: ms.Tensor, y: ms.Tensor, keep: ms.Tensor, loss_scale: ms.Tensor
+        x0: ms.Tensor, t: ms.Tensor, noise: ms.Tensor, condition: ms.Tensor, keep: ms.Tensor, loss_scale: ms.Tensor
     ) -> tuple[ms.Tensor, ...]:
-        (_, loss, mse, vb), grads = grad_of(x0, t, noise, y, loss_scale)
+        (_, loss, mse, vb), grads = grad_of(x0, t, noise, condition, loss_scale)
         for i in range(count):
-            ops.assign(sums[i], sums[i] * keep + grads[i] * (1.0 / accumulation))
+            if accumulation == 1:
+                ops.assign(sums[i], grads[i])
+            else:
+                ops.assign(sums[i], sums[i] * keep + grads[i] * (1.0 / accumulation))
         return loss, mse, vb
 
     return accumulate
@@ -374,17 +344,3 @@ class _PoliteStop:
 
     def _ask(self, *_: object) -> None:
         self.asked = True
-
-
-def _copies(
-    net: Latte, state: optim.OptimizerState, roles: tuple[str, ...] = ("model", "ema", "optimizer")
-) -> dict[str, dict[str, np.ndarray]]:
-    """Copies of all tensors that a checkpoint holds; the EMA is a whole model, fixed tensors included."""
-    model = {param.name: param.asnumpy().copy() for param in net.get_parameters()}
-    averages = {p.name: e.asnumpy().copy() for p, e in zip(state.params, state.ema, strict=True)}
-    made: dict[str, Callable[[], dict[str, np.ndarray]]] = {
-        "model": lambda: model,
-        "ema": lambda: {**model, **averages},
-        "optimizer": lambda: {name: param.asnumpy().copy() for name, param in state.named().items()},
-    }
-    return {role: made[role]() for role in roles}

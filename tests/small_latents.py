@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latte import storage
+from latte import manifest, storage
 from latte.config import build
 from latte.steps import convert, encode
 from pipelines.demo import data
@@ -24,8 +24,12 @@ def once(factory: pytest.TempPathFactory) -> str:
     return _published[0]
 
 
-def publish(folder: Path, clips_per_class: int = 5, num_frames: int = FRAMES) -> str:
-    """Cut, convert and encode; returns the URI of the latents' manifest. Classes: bikes, carphone."""
+def publish(folder: Path, clips_per_class: int = 5, num_frames: int = FRAMES, **text: str) -> str:
+    """Cut, convert and encode; returns the URI of the latents' manifest. Classes: bikes, carphone.
+
+    With `text`, the encode step's keys `text_encoder` and `tokenizer`, clips have captions: "bikes 0" and so on.
+    """
+    rows = ["path,caption"]
     for source in data.SOURCES:
         if source.label not in ("bikes", "carphone"):
             continue
@@ -34,6 +38,8 @@ def publish(folder: Path, clips_per_class: int = 5, num_frames: int = FRAMES) ->
             shown = frames[number * 25 : number * 25 + num_frames]
             cropped = np.stack([data.crop(frame, 0.25 + 0.1 * number, 0.9) for frame in shown])  # (F, 64, 64, 3)
             video_files.write(folder / "videos" / source.label / f"{number}.mp4", cropped)
+            rows.append(f"{source.label}/{number}.mp4,{source.label} {number}")
+    (folder / "captions.csv").write_text("\n".join(rows))
     root = storage.from_path(folder / "root")
     weights = convert.run(
         build(convert.ConvertConfig, {"kind": "vae", "source": str(AUTOENCODER), "root": root, "name": "vae"}, "test")
@@ -44,6 +50,20 @@ def publish(folder: Path, clips_per_class: int = 5, num_frames: int = FRAMES) ->
         "vae": storage.join(weights.uri, "manifest.json"),
         "image_size": 64,
         "num_tasks": 1,
-        "dataset": {"videos": str(folder / "videos")},
+        "dataset": {"videos": str(folder / "videos"), **({"csv": str(folder / "captions.csv")} if text else {})},
+        **text,
     }
     return storage.join(encode.run(build(encode.EncodeConfig, settings, "test")).uri, "manifest.json")
+
+
+def copy(latents: str, root: str) -> str:
+    """The same latents under another root; returns the URI of their manifest there."""
+    source = manifest.read(latents)
+    place = storage.join(root, "datasets/few")
+    shards = []
+    for shard in source.shards:
+        uri = storage.join(place, shard.uri.removeprefix(source.uri + "/"))
+        storage.write_bytes(uri, storage.read_bytes(shard.uri))
+        shards.append(shard.model_copy(update={"uri": uri}))
+    manifest.finish(source.model_copy(update={"uri": place, "shards": shards}))
+    return storage.join(place, "manifest.json")

@@ -100,6 +100,15 @@ class BackgroundWriter:
         self._thread = threading.Thread(target=self._write, args=(step, parts, state), name="write-checkpoint")
         self._thread.start()
 
+    def check(self) -> None:
+        """Return at once; a failure is not kept until the next checkpoint, which may be hours away.
+
+        Raises:
+            StorageError: the last checkpoint could not be written.
+        """
+        if self._error is not None:
+            self.wait()
+
     def wait(self) -> None:
         """Wait until the last checkpoint is committed.
 

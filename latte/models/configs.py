@@ -41,7 +41,9 @@ class LatteConfig(Config):
     mlp_ratio: float = Field(default=4.0, gt=0, description="hidden channels of the MLP over hidden_size")
     num_frames: int = Field(default=16, gt=0, description="frames of a clip")
     num_classes: int = Field(default=1000, ge=0, description="classes; the label num_classes means none of them")
-    class_dropout_prob: float = Field(default=0.1, ge=0, le=1, description="share of labels dropped in training")
+    class_dropout_prob: float = Field(
+        default=0.1, ge=0, le=1, description="share of labels or captions dropped in training"
+    )
     learn_sigma: bool = Field(default=True, description="predict the variance too: twice the channels come out")
     condition: Literal["none", "class", "text"] = Field(default="none", description="what the video is to show")
 

@@ -215,6 +215,10 @@ def _resolve(config: SampleConfig) -> _Set:
     text = None
     if conditions.captions is not None:
         text = generation.TextSource.checked(str(config.text_encoder), str(config.tokenizer))
+        if source.facts.get("text") not in (None, text.digest):
+            raise UserError(
+                f"text_encoder {config.text_encoder}: the model was trained with another encoder or tokenizer"
+            )
     settings = config.model_dump(exclude=_NOT_IN_FINGERPRINT)
     for key in _NOT_SAID_AT_DEFAULT:
         if settings[key] == SampleConfig.model_fields[key].default:

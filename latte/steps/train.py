@@ -54,12 +54,18 @@ class TrainConfig(Config):
     precision: Literal["fp32", "fp16", "bf16"] = Field(
         default="fp32", description="of matrix products; fp16 scales the loss; bf16 needs Ascend"
     )
+    shard_optimizer: bool = Field(
+        default=False, description="each worker keeps its part of AdamW's moments and of the average: less memory"
+    )
     recompute: bool = Field(default=False, description="compute activations again in the backward pass: less memory")
     preview_every: int = Field(default=0, ge=0, description="updates between sample previews, 0 for none")
     preview_clips: int = Field(default=4, gt=0, description="clips of a preview")
     preview_steps: int = Field(default=25, gt=0, le=1000, description="denoising steps of a preview (DDIM)")
     vae: str | None = Field(default=None, description="manifest of the autoencoder that decodes previews")
     cache_dir: str | None = Field(default=None, description="folder for the local cache of latents")
+    cache_gb: float = Field(
+        default=32.0, ge=0, description="size of that cache; latents beyond it are read from the store each time"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> "TrainConfig":
@@ -78,7 +84,7 @@ _STAT_THREADS = 16
 # These change how a run is watched, cached or stopped, not what it computes.
 _NOT_IN_FINGERPRINT = {
     "root", "name", "latents", "init_from", "log_every", "checkpoint_every", "keep_last", "keep_every", "cache_dir",
-    "workers", "recompute", "preview_every", "preview_clips", "preview_steps", "vae",
+    "cache_gb", "workers", "recompute", "shard_optimizer", "preview_every", "preview_clips", "preview_steps", "vae",
 }  # fmt: skip
 
 
@@ -90,7 +96,7 @@ def run(config: TrainConfig) -> manifest.Manifest:
         StorageError: object storage stayed away for too long, or stored data is damaged.
     """
     latents = manifest.read(config.latents, "latents")
-    start, start_digest = _resolve_start(config.init_from)
+    start, start_digest = _resolve_start(config.init_from, latents)
     vae = _resolve_vae(config, latents)
     settings = config.model_dump(exclude=_NOT_IN_FINGERPRINT)
     if config.lr_schedule == "constant":
@@ -122,7 +128,7 @@ def run(config: TrainConfig) -> manifest.Manifest:
         shards=shards,
         counts={"steps": config.steps, "parameters": facts.pop("parameters")},
         inputs={"latents": latents.fingerprint, "init_from": start_digest or ""},
-        config={**facts, "train": config.model_dump(exclude={"root", "cache_dir"})},
+        config={**facts, "train": config.model_dump(exclude={"root", "cache_dir", "cache_gb"})},
         metrics={**metrics, "metrics_uri": storage.join(uri, "metrics.jsonl")},
         seconds=time.monotonic() - started,
     )
@@ -147,7 +153,7 @@ def _check_shards(latents: manifest.Manifest) -> None:
         raise UserError(f"latents {latents.uri}: shard {missing[0]} ({len(missing)} in all) is missing or cut off")
 
 
-def _resolve_start(init_from: str | None) -> tuple[str | None, str | None]:
+def _resolve_start(init_from: str | None, latents: manifest.Manifest) -> tuple[str | None, str | None]:
     """The weights file that `init_from` means, and its SHA-256."""
     if init_from is None:
         return None, None
@@ -156,6 +162,11 @@ def _resolve_start(init_from: str | None) -> tuple[str | None, str | None]:
             return init_from, storage.sha256_file(path)
     source = manifest.read(init_from)
     if source.kind == "checkpoint":
+        if source.config["vae"] != latents.inputs["vae"]:
+            raise UserError(
+                f"init_from {init_from}: that model knows the latents of another autoencoder "
+                f"({source.config['vae'][:12]}…), these are of {latents.inputs['vae'][:12]}…"
+            )
         shard = source.shard(f"step-{source.metrics['step']:08d}/ema.safetensors")
     elif source.kind == "weights":
         shard = source.weights_file()

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
-from latte import manifest, memory, rng, storage
+from latte import manifest, memory, previews, rng, storage
 from latte.config import build
 from latte.errors import UserError
 from latte.latents import LatentClips
@@ -59,7 +58,8 @@ def test_recomputed_activations_give_the_same_losses_and_previews_show_the_avera
     folder = storage.local_path(done.uri) / "previews"
     names = ["step-00000002-0.mp4", "step-00000002-1.mp4", "step-00000002-2.mp4", "step-00000002.safetensors"]
     assert sorted(path.name for path in folder.iterdir()) == names
-    drawn = load_file(folder / "step-00000002.safetensors")["latents"]
+    drawn, titles = previews.read((folder / "step-00000002.safetensors").as_uri())
+    assert titles == ["bikes", "carphone", "bikes"]
     assert drawn.shape == (3, 8, 4, 8, 8)
     assert np.isfinite(drawn).all()
     assert (folder / "step-00000002-0.mp4").read_bytes()[4:8] == b"ftyp"
@@ -90,6 +90,9 @@ def test_the_estimate_follows_what_a_run_is_made_of() -> None:
     assert memory.estimate(model, 32_480_000, 4).activations_bytes == 2 * one.activations_bytes
     assert memory.estimate(model, 32_480_000, 2, recompute=True).activations_bytes < one.activations_bytes / 4
     assert memory.estimate(model, 32_480_000, 2, workers=2).weights_bytes > one.weights_bytes
+    sharded = memory.estimate(model, 32_480_000, 2, workers=2, shards=2)
+    assert sharded.optimizer_bytes == one.optimizer_bytes // 2
+    assert sharded.weights_bytes < memory.estimate(model, 32_480_000, 2, workers=2).weights_bytes
     assert memory.available_bytes() > 0
     memory.check(one, 1, device_bytes=64 << 30)
     with pytest.raises(UserError, match=r"of the device's 1\.1 GB"):

@@ -49,6 +49,12 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in place.read_text().splitlines()]
 
 
+def checkpoint(folder: Path, step: int) -> dict[str, bytes]:
+    """The parts of a checkpoint."""
+    (place,) = (folder / "root").glob(f"runs/*/*/checkpoints/step-{step:08d}")
+    return {path.stem: path.read_bytes() for path in place.glob("*.safetensors")}
+
+
 def steps(folder: Path) -> list[int]:
     """Steps of the committed checkpoints."""
     return sorted(int(path.parent.name.removeprefix("step-")) for path in folder.rglob("checkpoint.json"))
@@ -73,13 +79,18 @@ def workers_of(process: "subprocess.Popen[Any]") -> list[int]:
 
 
 def test_stopped_killed_and_with_other_workers_the_losses_are_the_same(latents: str, tmp_path: Path) -> None:
-    """One run with one worker, one with two, and one that is killed and stopped with two and ends with one."""
+    """One run with one worker, one with two, and one that is killed and stopped with two and ends with one.
+
+    The last one shards its optimizer state while there are two: its checkpoints are the same bytes.
+    """
     alone, pair, changing = (tmp_path / name for name in ("alone", "pair", "changing"))
     for folder in (alone, pair, changing):
         folder.mkdir()
     subprocess.run(command(alone, latents), check=True, capture_output=True)
-    subprocess.run(command(pair, latents, workers=2), check=True, capture_output=True)
-    two = command(changing, latents, workers=2, checkpoint_every=4)
+    kept = {"checkpoint_every": 4, "keep_every": 4}
+    subprocess.run(command(pair, latents, workers=2, **kept), check=True, capture_output=True)
+    assert steps(pair) == list(range(0, STEPS + 1, 4)), "more than keep_last, because of keep_every"
+    two = command(changing, latents, workers=2, shard_optimizer=True, **kept)
 
     with subprocess.Popen(two, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         wait_for_step(changing, 4, process)
@@ -100,6 +111,9 @@ def test_stopped_killed_and_with_other_workers_the_losses_are_the_same(latents: 
     saved = steps(changing)[-1]
     assert 8 <= saved < STEPS
     assert lines(changing)[:saved] == lines(pair)[:saved], "two workers end in the same bits, killed or not"
+    sharded, whole = checkpoint(changing, 8), checkpoint(pair, 8)
+    assert sorted(whole) == ["ema", "model", "optimizer"]
+    assert sharded == whole
 
     subprocess.run(command(changing, latents), check=True, capture_output=True)
     assert steps(changing)[-1] == STEPS

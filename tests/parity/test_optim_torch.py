@@ -41,6 +41,18 @@ def test_twenty_updates_equal_torch(weight_decay: float, max_norm: float | None)
         np.testing.assert_allclose(average.asnumpy(), expected, atol=2e-6)
 
 
+def test_workers_share_the_state_evenly_and_nothing_is_left_out() -> None:
+    sizes = [7, 100, 1, 60, 50, 3, 0]
+    owner = optim.owners(sizes, 3)
+    loads = [sum(size for size, worker in zip(sizes, owner, strict=True) if worker == rank) for rank in range(3)]
+    assert loads == [100, 61, 60]
+    net = Net([np.zeros(shape, np.float32) for shape in ((3, 4), (5,))])
+    states = [optim.make_state(net, rank, 2) for rank in range(2)]
+    assert sorted(name for state in states for name in state.averages()) == ["a", "b"]
+    assert [len(state.moments()) for state in states] == [2, 2]
+    assert not optim.make_state(net).sharded
+
+
 def test_the_learning_rate_follows_its_schedule() -> None:
     rates = [optim.learning_rate_at(step, 1.0, "linear", 10, 110) for step in (1, 10, 60, 110)]
     assert rates == [0.1, 1.0, 0.5, 0.0]

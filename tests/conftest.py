@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from pipelines import store as stores
-from tests import other_stores, soak
+from tests import fault_proxy, other_stores, soak
 
 # MindSpore's own log lines would bury a test's message.
 os.environ.setdefault("GLOG_v", "3")
 # Ceph comes from Debian's packages and is slow to start: only `make soak` asks for it.
 S3_STORES = ["seaweedfs", "swift", *([pytest.param("radosgw", marks=pytest.mark.soak)] if soak.FULL else [])]
+READ_TIMEOUT_S = 0.5
 
 
 @pytest.fixture(scope="session")
@@ -73,3 +74,12 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def registry_root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """As `root`, where promotion works: Swift has no If-Match."""
     return (tmp_path / "root").as_uri() if request.param == "file" else in_store(request, request.param)
+
+
+@pytest.fixture
+def proxy(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[fault_proxy.Proxy]:
+    """A proxy before the store of `s3_root`, which the environment names from now on."""
+    with fault_proxy.serve(os.environ["AWS_ENDPOINT_URL_S3"], stall_s=3 * READ_TIMEOUT_S) as served:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", served.endpoint)
+        monkeypatch.setenv("LATTE_S3_READ_TIMEOUT_S", str(READ_TIMEOUT_S))
+        yield served

@@ -6,6 +6,7 @@ server checks what it receives.
 
 import contextlib
 import http.client
+import math
 import random
 import socket
 import struct
@@ -30,6 +31,9 @@ class Proxy:
         share: how many of the requests are spoiled, 0 to 1; which, and how, is drawn from a seed.
         stall_s: how long a stalled request gets no answer; longer than the client's read timeout.
         down_after: (method, text): the outage begins with the second such request whose path contains the text.
+        down_for_s: how long it lasts; without end by default.
+        down_path: it refuses the requests whose path contains this text; all by default.
+        refused: the paths of the requests that it refused.
         injected: how often each fault was injected.
     """
 
@@ -38,22 +42,37 @@ class Proxy:
     share: float = 0.0
     endpoint: str = ""
     down_after: tuple[str, str] | None = None
+    down_for_s: float = math.inf
+    down_path: str = ""
+    refused: list[str] = field(default_factory=list)
     injected: Counter[str] = field(default_factory=Counter)
     _draw: random.Random = field(default_factory=lambda: random.Random(0))
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _seen: int = 0
+    _down_until: float = 0.0
 
     def fault(self, method: str, path: str) -> str | None:
         """What happens to the next request."""
         with self._lock:
             if self.down_after is not None:
                 self._seen += method == self.down_after[0] and self.down_after[1] in path
-                fault = "busy" if self._seen >= 2 else None
+                if self._seen >= 2 and not self._down_until:
+                    self._down_until = time.monotonic() + self.down_for_s
+                down = self.down_path in path and time.monotonic() < self._down_until
+                fault = "busy" if down else None
+                self.refused += [path] if down else []
             else:
                 fault = self._draw.choice(FAULTS) if self._draw.random() < self.share else None
             if fault is not None:
                 self.injected[fault] += 1
             return fault
+
+    def fail(self, after: tuple[str, str], for_s: float = math.inf, path: str = "") -> None:
+        """Plan the next outage; see the attributes `down_…`."""
+        with self._lock:
+            self.down_after, self.down_for_s, self.down_path = after, for_s, path
+            self._seen, self._down_until = 0, 0.0
+            self.refused.clear()
 
 
 @contextlib.contextmanager

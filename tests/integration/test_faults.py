@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,22 +18,12 @@ from latte.latents import LatentClips
 from latte.steps import encode
 from tests import fault_proxy, other_stores, small_vae, video_files
 
-READ_TIMEOUT_S = 0.5
 pytestmark = pytest.mark.parametrize("s3_root", ["seaweedfs", *other_stores.IN_SOAK], indirect=True)
 
 
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory: pytest.TempPathFactory) -> str:
     return small_vae.publish(tmp_path_factory.mktemp("vae").as_uri())
-
-
-@pytest.fixture
-def proxy(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[fault_proxy.Proxy]:
-    """A proxy before the store of `s3_root`, which the environment names from now on."""
-    with fault_proxy.serve(os.environ["AWS_ENDPOINT_URL_S3"], stall_s=3 * READ_TIMEOUT_S) as served:
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", served.endpoint)
-        monkeypatch.setenv("LATTE_S3_READ_TIMEOUT_S", str(READ_TIMEOUT_S))
-        yield served
 
 
 @pytest.fixture
@@ -127,7 +116,7 @@ def test_wrong_credentials_end_at_once_with_one_line(
 def test_a_long_outage_ends_with_one_line_and_the_next_run_goes_on(
     config: encode.EncodeConfig, proxy: fault_proxy.Proxy, tmp_path: Path
 ) -> None:
-    proxy.down_after = ("PUT", "/shards/")  # the first shard's object goes through, its record does not
+    proxy.fail(after=("PUT", "/shards/"))  # the first shard's object goes through, its record does not
     ended = command(config, tmp_path, LATTE_S3_RETRY_S="1")
     assert proxy.injected["busy"] > 1
     assert ended.returncode == 1, ended.stderr

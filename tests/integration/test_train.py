@@ -1,7 +1,6 @@
 """The train step on latents of real clips: stopped, killed, finetuned, misused."""
 
 import contextlib
-import hashlib
 import json
 import os
 import random
@@ -16,13 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from tensorboardX.proto import event_pb2
 
 from latte import checkpoints, manifest, storage
 from latte.checkpoints import resume
 from latte.config import build
 from latte.errors import LatteError, UserError
 from latte.steps import train
-from tests import small_latents
+from tests import fault_proxy, small_latents
 from tests.soak import scaled
 
 LATTE = [sys.executable, "-m", "latte.cli"]
@@ -45,9 +45,9 @@ def latents(tmp_path_factory: pytest.TempPathFactory) -> str:
     return small_latents.once(tmp_path_factory)
 
 
-def settings(root: Path, latents: str, **other: Any) -> dict[str, Any]:
+def settings(root: Path | str, latents: str, **other: Any) -> dict[str, Any]:
     values = {
-        "root": root.as_uri(),
+        "root": storage.from_path(root),
         "name": "tiny",
         "latents": latents,
         "model": TINY,
@@ -73,9 +73,10 @@ def write_config(folder: Path, latents: str, **other: Any) -> Path:
     return path
 
 
-def start(config: Path, *overrides: str) -> "subprocess.Popen[str]":
+def start(config: Path, *overrides: str, **environment: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [*LATTE, "train", "-c", str(config), *overrides],
+        env={**os.environ, **environment},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -87,16 +88,28 @@ def metrics(done: manifest.Manifest) -> list[dict[str, Any]]:
     return [json.loads(line) for line in storage.read_bytes(done.metrics["metrics_uri"]).splitlines()]
 
 
+def scalars(events: bytes) -> list[tuple[str, int]]:
+    """Tag and step of every scalar in a TensorBoard file: records of length, checksum, event, checksum."""
+    found, at = [], 0
+    while at < len(events):
+        length = int.from_bytes(events[at : at + 8], "little")
+        event = event_pb2.Event.FromString(events[at + 12 : at + 12 + length])
+        found += [(value.tag, event.step) for value in event.summary.value]
+        at += length + 16
+    return found
+
+
 def finished(root: Path) -> manifest.Manifest:
     (place,) = root.glob("runs/*/*/manifest.json")
     return manifest.read(place.as_uri(), "checkpoint")
 
 
-def digests(root: Path) -> dict[str, str]:
+def digests(root: Path | str) -> dict[str, str]:
     """What a run leaves, by name: tensors and the loss log; not clocks."""
-    (uri,) = [path.parent for path in root.glob("runs/*/*/manifest.json")]
-    names = ["metrics.jsonl", *(str(path.relative_to(uri)) for path in uri.rglob("*.safetensors"))]
-    return {name: hashlib.sha256((uri / name).read_bytes()).hexdigest() for name in sorted(names)}
+    listed = storage.list_uris(storage.join(storage.from_path(root), "runs"))
+    (run_uri,) = [uri.removesuffix("manifest.json") for uri in listed if uri.endswith("/manifest.json")]
+    kept = [uri for uri in listed if uri.endswith(("/metrics.jsonl", ".safetensors"))]
+    return {uri.removeprefix(run_uri): storage.sha256_bytes(storage.read_bytes(uri)) for uri in kept}
 
 
 def commits(root: Path) -> set[str]:
@@ -121,7 +134,10 @@ def test_a_run_learns_and_tells(whole: Run) -> None:
     assert np.mean([line["mse"] for line in lines[-8:]]) < 0.9 * np.mean([line["mse"] for line in lines[:8]])
     assert commits(whole.root) == {"step-00000000", f"step-{STEPS - 4:08d}", f"step-{STEPS:08d}"}
     assert whole.result.config["classes"] == ["bikes", "carphone"]
-    assert list(whole.root.rglob("tensorboard/*tfevents*"))
+    (events,) = whole.root.rglob("tensorboard/*tfevents*")
+    shown = scalars(events.read_bytes())
+    assert [step for tag, step in shown if tag == "train/loss"] == list(range(1, STEPS + 1))
+    assert {tag for tag, _ in shown} > {"train/grad_norm", "train/lr", "train/steps_per_s", "train/data_wait_share"}
 
 
 @pytest.mark.soak
@@ -146,6 +162,40 @@ def test_killed_anywhere_it_ends_with_the_same_bits(whole: Run, latents: str, tm
     process = start(config)
     assert process.wait() == 0
     assert digests(root) == digests(whole.root)
+
+
+@pytest.mark.parametrize("s3_root", ["seaweedfs"], indirect=True)
+def test_an_outage_is_ridden_out_for_a_set_time(
+    whole: Run, latents: str, proxy: fault_proxy.Proxy, s3_root: str, tmp_path: Path
+) -> None:
+    # Without a cache every clip is a request.
+    values = settings(s3_root, small_latents.copy(latents, s3_root), cache_gb=0)
+    config = tmp_path / "train.yaml"
+    config.write_text(yaml.safe_dump(values))
+
+    def end(retry_s: int) -> tuple[int, list[str]]:
+        with start(config, LATTE_S3_RETRY_S=str(retry_s)) as process:
+            _, said = process.communicate()
+        assert "Traceback" not in said
+        return process.returncode, [line for line in said.splitlines() if line.startswith("error: ")]
+
+    proxy.fail(after=("PUT", "/step-00000004/"), path="/shards/")  # the reader's requests
+    code, (line,) = end(retry_s=1)
+    assert code == 1
+    assert "/shards/" in line
+    assert "the store did not answer for 1 s" in line
+
+    proxy.fail(after=("PUT", "/step-00000016/"), path="/checkpoints/")  # the writer's: the model is through, no more
+    code, (line,) = end(retry_s=1)
+    assert code == 1
+    assert "checkpoint not written: " in line
+    assert "/step-00000016/ema.safetensors: the store did not answer for 1 s" in line
+
+    proxy.fail(after=("PUT", "/step-00000024/"), for_s=2)
+    assert end(retry_s=60) == (0, [])
+    for part in ("/shards/", "/step-00000024/ema.safetensors"):
+        assert any(part in path for path in proxy.refused)
+    assert digests(s3_root) == digests(whole.root)
 
 
 def test_asked_to_stop_it_saves_and_goes_on(whole: Run, latents: str, tmp_path: Path) -> None:
@@ -237,6 +287,10 @@ def test_mistakes_are_one_line(whole: Run, latents: str, tmp_path: Path) -> None
     mistake("tensor blocks.2.* is missing, this model has", init_from=checkpoint, model={**TINY, "depth": 4})
     mistake("a manifest of latents, expected checkpoint or weights", init_from=latents)
     mistake("a manifest of checkpoint, expected latents", latents=checkpoint)
+    source = manifest.read(latents)
+    foreign = tmp_path / "latents.json"
+    manifest.write(source.model_copy(update={"inputs": {**source.inputs, "vae": "0" * 64}}), foreign)
+    mistake("that model knows the latents of another autoencoder", init_from=checkpoint, latents=str(foreign))
 
 
 def test_a_missing_shard_is_named_before_any_work(latents: str, tmp_path: Path) -> None:

@@ -2,4 +2,6 @@
 
 import os
 
-IMAGE = os.environ.get("LATTE_IMAGE", "latte-pipelines:0.1.0")
+from latte import __version__
+
+IMAGE = os.environ.get("LATTE_IMAGE") or f"latte-pipelines:{__version__}"

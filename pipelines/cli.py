@@ -14,6 +14,16 @@ _PIPELINE = click.option(
     "--pipeline", type=click.Choice(PIPELINES), default=PIPELINES[0], show_default=True, help="Which pipeline."
 )
 
+_IMAGE = click.option(
+    "--image", help="Container image of the steps [default: LATTE_IMAGE, or latte-pipelines:<version>]."
+)
+
+
+def _use(image: str | None) -> None:
+    """Make components of this image; to be called before they are imported."""
+    if image:
+        os.environ["LATTE_IMAGE"] = image
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="latte-pipeline")
@@ -29,6 +39,14 @@ def cli() -> None:
 @click.option("--root", help="s3://bucket/prefix or file:///dir for all data; otherwise a store of the run's own.")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Folder of the run [default: runs/<name>].")
 @click.option("--port", type=int, help="Port of the run's own store [default: a free one].")
+@click.option(
+    "--runner",
+    type=click.Choice(("process", "docker")),
+    default="process",
+    show_default=True,
+    help="Each step as a process, or as a container of the image that it runs in on a cluster.",
+)
+@_IMAGE
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
 def run(
     pipeline: str,
@@ -36,6 +54,8 @@ def run(
     root: str | None,
     run_dir: Path | None,
     port: int | None,
+    runner: str,
+    image: str | None,
     overrides: tuple[str, ...],
 ) -> None:
     r"""Run a pipeline on this machine, through the same components and DAG as on a cluster.
@@ -44,15 +64,20 @@ def run(
     folder. With --root s3://… your own store is used (AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY).
     Running the same command again does only what is missing.
 
+    With --runner docker each step is a container of `make images`' image (or of --image), not as root and with a
+    file system that is read-only except for /tmp. It sees the files and folders that the settings name.
+
     \b
     Example:
       latte-pipeline run -c configs/demo/pipeline.yaml encode.dataset.videos=my/videos train.steps=1000
     """
+    _use(image)
     from pipelines import console, local, settings
 
     def go() -> None:
         config = settings.load(path, overrides, pipeline)
-        done = local.run(config, run_dir or Path("runs") / config.name, root or config.root, port)
+        folder = run_dir or Path("runs") / config.name
+        done = local.run(config, folder, root or config.root, port, in_containers=runner == "docker")
         console.show(console.time_table(done.events))
         click.echo(f"done in {done.seconds:.0f} s")
         for summary in done.summaries("promotion"):
@@ -67,7 +92,7 @@ def run(
 
 
 @cli.command()
-@click.option("--image", help="Container image that the steps run in [default: latte-pipelines:<version>].")
+@_IMAGE
 @click.option(
     "--output", type=click.Path(path_type=Path), default=Path(), help="Folder to write under [default: here]."
 )
@@ -76,8 +101,7 @@ def compile(image: str | None, output: Path) -> None:
 
     Writes pipelines/<pipeline>.yaml and components/<step>/<component>.yaml.
     """
-    if image:
-        os.environ["LATTE_IMAGE"] = image
+    _use(image)
     from pipelines.compiled import write_all
 
     def go() -> None:

@@ -1,4 +1,7 @@
-"""Run the pipeline here: the same components and DAG as on a cluster, through kfp.local, over a real object store."""
+"""Run the pipeline here: the same components and DAG as on a cluster, through kfp.local, over a real object store.
+
+The steps are processes of this machine, or containers of the image that they run in on a cluster.
+"""
 
 import builtins
 import contextlib
@@ -15,10 +18,11 @@ from typing import Any, TextIO
 
 import filelock
 
+from components.image import IMAGE
 from components.runtime import EVENTS_ENV
 from latte import storage
 from latte.errors import LatteError, UserError
-from pipelines import compiled, console, processes, settings, store
+from pipelines import compiled, console, containers, processes, settings, store
 
 PROGRESS_INTERVAL_S = "2"
 POLITE_S = 20.0
@@ -51,6 +55,7 @@ def run(
     root: str | None = None,
     port: int | None = None,
     terminal: TextIO | None = None,
+    in_containers: bool = False,
 ) -> Finished:
     """Run a pipeline to its end on this machine, as `latte-pipeline run` and the notebooks do.
 
@@ -60,8 +65,10 @@ def run(
         root: where the heavy data goes; None starts SeaweedFS inside `run_dir`, unless AWS_ENDPOINT_URL_S3 is set.
         port: port of that SeaweedFS; a free one when None.
         terminal: where one line a task and the newest progress go; standard error when None.
+        in_containers: run the steps in containers of `components.image.IMAGE`.
 
     Raises:
+        UserError: a bad root or port, a folder in use, no Docker, an image that cannot be had.
         LatteError: a step failed; the error's exit code is the step's.
     """
     run_dir = run_dir.absolute()
@@ -71,17 +78,20 @@ def run(
         raise UserError(f"{run_dir}: {error.strerror}") from None
     if root is None and os.environ.get("AWS_ENDPOINT_URL_S3"):
         raise UserError("AWS_ENDPOINT_URL_S3 is set: name a bucket there with --root s3://bucket/prefix")
+    image = containers.require(IMAGE) if in_containers else None
     with (
         _single_run(run_dir),
-        processes.tied_to_this_process(run_dir),
-        _signals_end_the_run(run_dir),
+        processes.tied_to_this_process(run_dir, in_containers),
+        _signals_end_the_run(run_dir, in_containers),
         _root(run_dir, root, config.prefix, port) as place,
     ):
         storage.check_root(place)
-        return _run_pipeline(config, run_dir, place, terminal or sys.stderr)
+        return _run_pipeline(config, run_dir, place, terminal or sys.stderr, image)
 
 
-def _run_pipeline(config: settings.AnyConfig, run_dir: Path, root: str, terminal: TextIO) -> Finished:
+def _run_pipeline(
+    config: settings.AnyConfig, run_dir: Path, root: str, terminal: TextIO, image: str | None
+) -> Finished:
     # KFP is slow to import, and a wrong setting or secret should be told at once.
     from kfp import local
 
@@ -92,12 +102,19 @@ def _run_pipeline(config: settings.AnyConfig, run_dir: Path, root: str, terminal
     with (run_dir / "run.log").open("w", encoding="utf-8") as log_file:
         log = console.RunLog(log_file, terminal)
         log.say(f"latte-pipeline: {config.name} into {root}; log {run_dir / 'run.log'}")
+        if image is not None:
+            log.say(f"steps in containers of {image}")
         watcher = console.EventWatcher(events, log)
         watcher.start()
-        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(run_dir / "kfp"), raise_on_error=True)
+        told = {EVENTS_ENV: str(events), "LATTE_PROGRESS_INTERVAL_S": PROGRESS_INTERVAL_S}
+        if image is None:
+            runner = local.SubprocessRunner(use_venv=False)
+        else:
+            runner = _docker_runner(config, run_dir, root, events, told)
+        local.init(runner, pipeline_root=str(run_dir / "kfp"), raise_on_error=True)
         try:
             with (
-                _environment({EVENTS_ENV: str(events), "LATTE_PROGRESS_INTERVAL_S": PROGRESS_INTERVAL_S}),
+                _environment(told),
                 contextlib.redirect_stdout(log),
                 _print_restored(),
                 warnings.catch_warnings(),
@@ -115,8 +132,34 @@ def _run_pipeline(config: settings.AnyConfig, run_dir: Path, root: str, terminal
             watcher.stop()
             raise
         watcher.stop()
+        _check_that_all_finished(config, watcher.events, run_dir)
     report = _copy_report(run_dir, watcher.events)
     return Finished(root, report, time.monotonic() - started, tuple(watcher.events))
+
+
+def _docker_runner(
+    config: settings.AnyConfig, run_dir: Path, root: str, events: Path, environment: dict[str, str]
+) -> Any:
+    artifacts = run_dir / "kfp"
+    artifacts.mkdir(exist_ok=True)
+    events.touch()
+    writes = [events]  # KFP itself mounts the artifacts' folder
+    for path in (artifacts, events):
+        containers.give(path)
+    if not storage.is_s3(root):
+        writes.append(storage.local_path(root))
+    return containers.runner(run_dir, settings.local_folders(config), writes, environment)
+
+
+def _check_that_all_finished(config: settings.AnyConfig, events: list[dict[str, Any]], run_dir: Path) -> None:
+    """KFP believes that a container has succeeded which is gone before it asks."""
+    finished = [event["task"] for event in events if event["event"] == "finished"]
+    for event in events:
+        if event["event"] == "started" and event["task"] not in finished:
+            raise LatteError(f"{event['task']}: ended without a result; see {run_dir / 'run.log'}")
+    result = "report" if hasattr(config, "report") else "score"
+    if not _summaries(events, result):
+        raise LatteError(f"no {result} was made; see {run_dir / 'run.log'}")
 
 
 def _summaries(events: Iterable[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
@@ -181,13 +224,15 @@ def _print_restored() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals_end_the_run(run_dir: Path) -> Iterator[None]:
+def _signals_end_the_run(run_dir: Path, in_containers: bool) -> Iterator[None]:
     """Ctrl-C and SIGTERM ask the steps to stop (training saves its state), then end the run; the store goes last."""
 
     def stop(*_: object) -> None:
         for number in before:
             signal.signal(number, signal.SIG_IGN)
         sys.stderr.write("\nstopping …\n")
+        if in_containers:
+            containers.end(run_dir, grace_s=POLITE_S)
         processes.end(run_dir, grace_s=POLITE_S, keep=frozenset(_store_members(run_dir)))
         raise KeyboardInterrupt
 

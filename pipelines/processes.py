@@ -2,7 +2,7 @@
 
 Every process of a run inherits one environment variable that names the run's folder. A small reaper, started beside the
 run, waits for the run's end and then kills whatever still carries that name: KFP's shells, steps, decoders, the store.
-Linux only, as it reads /proc.
+The same goes for containers, which carry the name in a label. Linux only, as it reads /proc.
 """
 
 import contextlib
@@ -15,7 +15,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipelines import containers
+
 RUN_ENV = "LATTE_RUN_DIR"
+# Docker may still be making a container for a run that has just been killed.
+SETTLE_S = 1.0
 
 
 def members(run_dir: Path) -> list[int]:
@@ -43,11 +47,11 @@ def end(run_dir: Path, grace_s: float, keep: frozenset[int] = frozenset()) -> No
 
 
 @contextlib.contextmanager
-def tied_to_this_process(run_dir: Path) -> Iterator[None]:
-    """While it lasts, processes that are started belong to the run; none of them outlives this process."""
-    end(run_dir, grace_s=0)  # what a killed reaper may have left
+def tied_to_this_process(run_dir: Path, in_containers: bool = False) -> Iterator[None]:
+    """While it lasts, processes and containers that are started belong to the run; none outlives this process."""
+    _clear(run_dir, in_containers)  # what a killed reaper may have left
     reaper = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.processes", str(run_dir), str(os.getpid())],
+        [sys.executable, "-m", "pipelines.processes", str(run_dir), str(os.getpid()), str(int(in_containers))],
         start_new_session=True,  # Ctrl-C in the terminal is for the run, not for its reaper
         stdin=subprocess.DEVNULL,
     )
@@ -57,9 +61,15 @@ def tied_to_this_process(run_dir: Path) -> Iterator[None]:
         yield
     finally:
         del os.environ[RUN_ENV]
-        end(run_dir, grace_s=0)
+        _clear(run_dir, in_containers)
         reaper.kill()
         reaper.wait()
+
+
+def _clear(run_dir: Path, in_containers: bool) -> None:
+    end(run_dir, grace_s=0)
+    if in_containers:
+        containers.end(run_dir, grace_s=0)
 
 
 def _signal(run_dir: Path, number: signal.Signals, keep: frozenset[int]) -> None:
@@ -73,12 +83,15 @@ def _is_zombie(entry: Path) -> bool:
     return (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-def _reap(run_dir: Path, pid: int) -> None:
+def _reap(run_dir: Path, pid: int, in_containers: bool) -> None:
     with contextlib.suppress(ProcessLookupError):
         handle = os.pidfd_open(pid)
         select.select([handle], [], [])
-    end(run_dir, grace_s=0)
+    _clear(run_dir, in_containers)
+    if in_containers:
+        time.sleep(SETTLE_S)
+        _clear(run_dir, in_containers)
 
 
 if __name__ == "__main__":
-    _reap(Path(sys.argv[1]), int(sys.argv[2]))
+    _reap(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "1")

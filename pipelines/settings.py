@@ -139,6 +139,21 @@ def parameters(settings: AnyConfig, root: str) -> dict[str, Any]:
     return {**settings.model_dump(exclude={"root"}), "root": root}
 
 
+def local_folders(settings: AnyConfig) -> list[Path]:
+    """Folders of this machine that the settings name, and folders of files that they name: more may lie beside them."""
+    texts: list[Any] = [settings.model_dump()]
+    found = set()
+    while texts:
+        value = texts.pop()
+        if isinstance(value, dict | list):
+            texts += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, str) and value and not storage.is_s3(value):
+            path = storage.local_path(value).absolute()
+            if path.exists():
+                found.add(path if path.is_dir() else path.parent)
+    return sorted(found)
+
+
 def _refuse_null(source: str, values: dict[str, Any]) -> None:
     """KFP's parameters know no null."""
     for key, value in values.items():

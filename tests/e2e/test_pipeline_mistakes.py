@@ -76,6 +76,13 @@ def test_a_taken_port(tmp_path: Path, clips: Path) -> None:
         check(run, 2, f"port {port}", "--port")
 
 
+def test_no_docker(tmp_path: Path, clips: Path) -> None:
+    settings = {"encode.dataset.videos": str(clips)}
+    env = {"DOCKER_HOST": f"unix://{tmp_path}/no.sock"}
+    run = runs.start(tmp_path, "--root", "s3://any/where", "--runner", "docker", settings=settings, env=env)
+    check(run, 2, "Docker does not answer", "--runner docker")
+
+
 def test_a_full_disk(tmp_path: Path, clips: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()

@@ -1,11 +1,11 @@
 """Encoding a dataset: the encode step (ours) beside a plain loop of decord, PIL and diffusers (peer), same weights.
 
-    python benchmarks/encode.py [--clips 60] [--image-size 64] [--repeats 3] [--json]
+    python benchmarks/encode.py [--clips 60] [--image-size 64] [--repeats 3] [--many 1000] [--json]
 
 Real clips of 16 frames become latents in files. Each side is a process of its own that loads, compiles and warms up,
 then waits for its turn; only one computes at a time, and medians are compared. Ours also decodes alone and encodes
 alone: its time over the slower of the two says how well they overlap. The peer does not hash, resume or survive a
-broken video.
+broken video. Then ours encodes few and many clips of 32x32 pixels, each in a fresh process, for its peak memory.
 """
 
 import argparse
@@ -34,8 +34,9 @@ MODEL: dict[str, Any] = {
     "scaling_factor": 0.18215,
 }
 BATCH_FRAMES = 16
-# Encoding so many must need about as much memory as encoding all of them.
+# Encoding so few must need about as much memory as encoding many.
 FEW_CLIPS = 10
+MEMORY_IMAGE_SIZE = 32
 
 
 def main() -> None:
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=64, help="side of the frames")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each side; medians are printed")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the peer's kernels")
+    parser.add_argument("--many", type=int, default=1000, help="clips whose peak memory is measured; 0 for none")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
@@ -55,7 +57,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(prefix="latte-bench-") as folder:
         _prepare(Path(folder), options.clips)
-        sides = {side: _start(side, options, folder) for side in ("ours", "peer")}
+        sides = {side: _start(side, Path(folder), options.image_size, options.threads) for side in ("ours", "peer")}
         for process in sides.values():
             _read(process)
         turns: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
@@ -65,7 +67,7 @@ def main() -> None:
                 turns[side].append(_read(process))
         for process in sides.values():
             process.communicate()
-        few_peak_bytes = _peak_bytes_of_few(options, Path(folder))
+        peaks = {count: _peak_bytes_of(count, Path(folder)) for count in (FEW_CLIPS, options.many) if options.many}
     values = [np.array(turns[side][-1]["values"]) for side in ("ours", "peer")]
     if not np.allclose(*values, rtol=1e-2, atol=1e-3):
         raise SystemExit(f"the sides disagree: {values}")
@@ -80,7 +82,7 @@ def main() -> None:
         "peer_s": round(peer_s, 4),
         "ratio": round(peer_s / ours_s, 3),
         "peak_bytes": turns["ours"][-1]["peak_bytes"],
-        f"peak_bytes_{FEW_CLIPS}_clips": few_peak_bytes,
+        **{f"peak_bytes_{count}_clips": peak_bytes for count, peak_bytes in peaks.items()},
         "peer_peak_bytes": turns["peer"][-1]["peak_bytes"],
         "clips": options.clips,
         "decode_alone_s": round(decode_s, 4),
@@ -102,12 +104,7 @@ def _prepare(folder: Path, clips: int) -> None:
     from pipelines.demo.data import cut_demo_clips
 
     cut_demo_clips(folder / "all")
-    found = sorted((folder / "all").rglob("*.mp4"))
-    if len(found) < clips:
-        raise SystemExit(f"--clips {clips}: there are {len(found)}")
-    (folder / "videos").mkdir()
-    for number, path in enumerate(found[:: len(found) // clips][:clips]):
-        path.rename(folder / "videos" / f"{number:05d}.mp4")
+    _take(clips, folder)
     blocks = len(MODEL["block_out_channels"])
     net = AutoencoderKL(
         **MODEL, down_block_types=["DownEncoderBlock2D"] * blocks, up_block_types=["UpDecoderBlock2D"] * blocks
@@ -124,26 +121,33 @@ def _prepare(folder: Path, clips: int) -> None:
     )
 
 
-def _peak_bytes_of_few(options: argparse.Namespace, folder: Path) -> int:
-    """Peak memory of our side with the first few clips, after as many turns as with all of them."""
-    few = folder / "few"
-    (few / "videos").mkdir(parents=True)
-    for path in sorted((folder / "videos").iterdir())[:FEW_CLIPS]:
-        shutil.copy(path, few / "videos")
-    shutil.copytree(folder / "vae", few / "vae")
-    process = _start("ours", options, str(few))
+def _take(clips: int, folder: Path, place: str = "") -> Path:
+    """Put so many clips, spread over all, into a folder of videos; more than there are differ by an empty box each."""
+    found = sorted((folder / "all").rglob("*.mp4"))
+    videos = folder / place / "videos"
+    videos.mkdir(parents=True)
+    for number in range(clips):
+        clip = found[number * max(1, len(found) // clips) % len(found)].read_bytes()
+        mark = number.to_bytes(8, "big")
+        (videos / f"{number:05d}.mp4").write_bytes(clip + (8 + len(mark)).to_bytes(4, "big") + b"free" + mark)
+    return videos.parent
+
+
+def _peak_bytes_of(clips: int, folder: Path) -> int:
+    """Peak memory of our side, decoders included, with so many clips."""
+    place = _take(clips, folder, f"{clips}-clips")
+    shutil.copytree(folder / "vae", place / "vae")
+    process = _start("ours", place, MEMORY_IMAGE_SIZE)
     _read(process)
-    peak_bytes = 0
-    for _ in range(options.repeats):
-        print("go", file=process.stdin, flush=True)
-        peak_bytes = int(_read(process)["peak_bytes"])
+    print("go", file=process.stdin, flush=True)
+    peak_bytes = int(_read(process)["peak_bytes"])
     process.communicate()
     return peak_bytes
 
 
-def _start(side: str, options: argparse.Namespace, folder: str) -> subprocess.Popen[str]:
-    command = [sys.executable, __file__, "--side", side, "--folder", folder, "--threads", str(options.threads)]
-    command += ["--image-size", str(options.image_size), "--clips", str(options.clips)]
+def _start(side: str, folder: Path, image_size: int, threads: int = 0) -> subprocess.Popen[str]:
+    command = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--image-size", str(image_size)]
+    command += ["--threads", str(threads)] if threads else []
     env = {**os.environ, "GLOG_v": "3", "PYTHONWARNINGS": "ignore"}
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
 
@@ -218,13 +222,12 @@ def _serve_ours(options: argparse.Namespace) -> None:
         started = time.perf_counter()
         sources = [Source(video.uri, video.sha256) for shard in shards for video in shard.videos]
         frames = decoders_bytes = 0
-        decode_s = 0.0
         for event in decode_all(sources, size):
             if isinstance(event, Chunk):
                 frames += len(event.frames)
-            elif event.index == len(sources) - 1:
-                decode_s = time.perf_counter() - started
+            elif event.index == len(sources) // 2:
                 decoders_bytes = _decoders_peak_bytes()
+        decode_s = time.perf_counter() - started
         started = time.perf_counter()
         for _ in range(-(-frames // BATCH_FRAMES)):
             network(blank)

@@ -140,7 +140,8 @@ def _make_item(
     start = int(draw.integers(video.num_frames - span_frames + 1))
     t = int(draw.integers(plan.num_timesteps))
     dropped = draw.random() < plan.class_dropout_prob
-    mean, logvar = clips.clip(index, start, plan.frame_stride, plan.num_frames)  # (F, C, h, w) each
+    mirrored = video.mirrored is not None and draw.random() < 0.5
+    mean, logvar = clips.clip(index, start, plan.frame_stride, plan.num_frames, mirrored)  # (F, C, h, w) each
     posterior = mean + np.exp(0.5 * logvar) * draw.standard_normal(mean.shape, np.float32)  # (F, C, h, w)
     noise = draw.standard_normal(mean.shape, np.float32)  # (F, C, h, w)
     condition = np.array(0, np.int32)

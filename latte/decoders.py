@@ -23,9 +23,10 @@ from latte.decoding import Task, line_of
 from latte.errors import LatteError, UserError
 
 DECODE_LIMIT_S = 300.0
-# Added to a video's time for every frame it gives, so that long videos may take long and none may drip for ever.
+# Added to a video's time for every frame that is read: long videos may take long, and none may drip for ever.
 _PER_FRAME_S = 0.1
 _START_LIMIT_S = 120.0
+_COUNT_LIMIT_S = 20.0
 # A thread may be in the middle of a download; it ends with that or with this process.
 _STOP_LIMIT_S = 5.0
 # Chunks that one decoder may be ahead of whoever takes them.
@@ -35,10 +36,14 @@ _PIPE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Source:
-    """A video to decode: `uri` of a file or a folder of frames; `sha256` of the file where it is known."""
+    """A video to decode: `uri` of a file or a folder of frames; `sha256` of the file where it is known.
+
+    `mirrored` asks for its frames with left and right exchanged.
+    """
 
     uri: str
     sha256: str | None = None
+    mirrored: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ def decode_all(
     limit_s: float = DECODE_LIMIT_S,
     chunk_frames: int = 16,
     max_frames: int | None = None,
+    frame_stride: int = 1,
 ) -> Generator[Chunk | End, None, None]:
     """Decode videos in their order: each one's chunks, then its end.
 
@@ -75,10 +81,11 @@ def decode_all(
         sources: the videos.
         image_size: side of the square frames.
         workers: processes; each decodes every `workers`-th video.
-        limit_s: seconds that decoding one video may take, and 0.1 more for each frame it gives; waiting for the
-            caller does not count.
+        limit_s: seconds that decoding one video may take, and 0.1 more for each frame that is read of it; waiting for
+            the caller does not count.
         chunk_frames: frames in a chunk.
         max_frames: frames of each video that are wanted at most.
+        frame_stride: every so many frames one is wanted; those between are read, but not scaled or handed on.
 
     Raises:
         StorageError: the store does not answer. Trouble with a video itself is the `reject` of its End.
@@ -97,8 +104,9 @@ def decode_all(
         try:
             with Decoder(stop) as decoder:
                 for index in range(number, len(sources), workers):
-                    task = Task("", image_size, chunk_frames, count=max_frames)
-                    for value in decode_one(decoder, index, sources[index], task, limit_s):
+                    source = sources[index]
+                    task = Task("", image_size, chunk_frames, 0, frame_stride, max_frames, source.mirrored)
+                    for value in decode_one(decoder, index, source, task, limit_s):
                         put(number, value)
                         if stop.is_set():
                             return
@@ -121,6 +129,18 @@ def decode_all(
         stop.set()
         for thread in threads:
             thread.join(_STOP_LIMIT_S)
+
+
+def count_frames(uris: Sequence[str]) -> list[int]:
+    """About how many frames videos have, without decoding them; 0 where that cannot be said within 20 s.
+
+    Raises:
+        StorageError: the store does not answer.
+    """
+    task = Task("", 1, only_count=True)
+    with Decoder() as decoder:
+        ends = [list(decode_one(decoder, 0, Source(uri), task, _COUNT_LIMIT_S))[-1] for uri in uris]
+    return [end.num_frames if isinstance(end, End) else 0 for end in ends]
 
 
 def decode_one(decoder: "Decoder", index: int, source: Source, task: Task, limit_s: float) -> Iterator[Chunk | End]:
@@ -200,7 +220,7 @@ class Decoder:
                 if header["kind"] == "frames":
                     count = header["count"]
                     data = self._take(count * size * size * 3, began + left_s)
-                    left_s += count * _PER_FRAME_S - (time.monotonic() - began)
+                    left_s += count * task.stride * _PER_FRAME_S - (time.monotonic() - began)
                     yield Chunk(index, np.frombuffer(data, np.uint8).reshape(count, size, size, 3))
                 elif header["kind"] == "end":
                     whole = True

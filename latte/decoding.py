@@ -25,6 +25,8 @@ _PR_SET_PDEATHSIG = 1
 TRANSFORM_VERSION = 1
 # PIL refuses larger pictures as bombs; so does this for videos.
 _MAX_PIXELS = 16384 * 16384
+# Large frames are decoded a few at a time: decord takes 2 GB for 16 of 4K, 0.4 GB for single ones.
+_TOGETHER_PIXELS = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Task:
         start: first frame.
         stride: distance between frames.
         count: frames wanted at most; None for all.
+        mirrored: left and right exchanged.
+        only_count: no frames, just about how many there are, by what the file says of itself.
     """
 
     path: str
@@ -46,6 +50,8 @@ class Task:
     start: int = 0
     stride: int = 1
     count: int | None = None
+    mirrored: bool = False
+    only_count: bool = False
 
 
 def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
@@ -79,7 +85,8 @@ def decode(task: Task) -> Iterator[tuple[np.ndarray, float | None]]:
     chunk: list[np.ndarray] = []
     fps: float | None = None
     for picture, fps in _pictures(task):
-        chunk.append(center_crop(picture, task.image_size))
+        frame = center_crop(picture, task.image_size)  # (S, S, 3)
+        chunk.append(frame[:, ::-1] if task.mirrored else frame)
         if len(chunk) == task.chunk_frames:
             yield np.stack(chunk), fps  # (n, S, S, 3)
             chunk = []
@@ -102,10 +109,30 @@ def _pictures(task: Task) -> Iterator[tuple[Image.Image, float | None]]:
     yield from _av_pictures(task, skip=done)
 
 
+def count_frames(path: str) -> int:
+    """About how many frames a video has, without decoding it; 0 where it does not say.
+
+    Raises:
+        Exception: whatever the decoder makes of a broken file.
+    """
+    if os.path.isdir(path):
+        return len(_frame_names(path))
+    import av
+
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        length_s = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+        length_s = length_s or (container.duration or 0) / av.time_base
+        return stream.frames or round(length_s * float(stream.average_rate or 0))
+
+
+def _frame_names(folder: str) -> list[str]:
+    names = (name for name in os.listdir(folder) if name.lower().endswith(FRAME_SUFFIXES) and name[0] != ".")
+    return sorted(names, key=natural_key)
+
+
 def _folder_pictures(task: Task) -> Iterator[tuple[Image.Image, float | None]]:
-    names = sorted((n for n in os.listdir(task.path) if n.lower().endswith(FRAME_SUFFIXES)), key=natural_key)
-    names = [name for name in names if not name.startswith(".")][task.start :: task.stride][: task.count]
-    for name in names:
+    for name in _frame_names(task.path)[task.start :: task.stride][: task.count]:
         try:
             with Image.open(Path(task.path, name)) as picture:
                 yield _flat(picture), None
@@ -116,22 +143,36 @@ def _folder_pictures(task: Task) -> Iterator[tuple[Image.Image, float | None]]:
 def _decord_pictures(task: Task) -> Iterator[tuple[Image.Image, float | None]]:
     import decord
 
+    num_frames, pixels = _declared(task.path)
     reader = decord.VideoReader(task.path, ctx=decord.cpu(0), num_threads=1)
-    if len(reader) < _declared_frames(task.path):
+    if len(reader) < num_frames:
         raise ValueError("decord finds fewer frames than the file announces")
+    together = max(1, min(task.chunk_frames, _TOGETHER_PIXELS // max(1, pixels)))
     indices = range(task.start, len(reader), task.stride)[: task.count]
     fps = float(reader.get_avg_fps()) or None
-    for at in range(0, len(indices), task.chunk_frames):
-        batch = reader.get_batch(list(indices[at : at + task.chunk_frames])).asnumpy()  # (n, H, W, 3)
+    for at in range(0, len(indices), together):
+        batch = reader.get_batch(list(indices[at : at + together])).asnumpy()  # (n, H, W, 3)
         for frame in batch:
             yield Image.fromarray(frame), fps
 
 
-def _declared_frames(path: str) -> int:
+def _declared(path: str) -> tuple[int, int]:
+    """Number of frames and pixels of a frame, as the file says.
+
+    Raises:
+        ValueError: the frames are too large.
+    """
     import av
 
     with av.open(path) as container:
-        return container.streams.video[0].frames
+        stream = container.streams.video[0]
+        _check_size(stream.width, stream.height)
+        return stream.frames, stream.width * stream.height
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > _MAX_PIXELS:
+        raise ValueError(f"frames of {width}x{height} are too large")
 
 
 def _av_pictures(task: Task, skip: int) -> Iterator[tuple[Image.Image, float | None]]:
@@ -144,6 +185,7 @@ def _av_pictures(task: Task, skip: int) -> Iterator[tuple[Image.Image, float | N
             raise ValueError("there is no video in it, only " + _other_streams(container))
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
+        _check_size(stream.width, stream.height)
         fps = float(stream.average_rate) if stream.average_rate else None
         number, end_s = -1, 0.0
         for number, frame in enumerate(container.decode(stream)):
@@ -152,8 +194,7 @@ def _av_pictures(task: Task, skip: int) -> Iterator[tuple[Image.Image, float | N
             end_s = max(end_s, (frame.time or 0.0) + float((frame.duration or 0) * (frame.time_base or 0)))
             if number not in wanted or wanted.index(number) < skip:
                 continue
-            if frame.width * frame.height > _MAX_PIXELS:
-                raise ValueError(f"frames of {frame.width}x{frame.height} are too large")
+            _check_size(frame.width, frame.height)
             picture = _flat(Image.fromarray(frame.to_ndarray(format="rgba"), "RGBA"))
             yield picture.rotate(frame.rotation, expand=True) if frame.rotation else picture, fps
         _check_whole(stream, number + 1, end_s)
@@ -215,6 +256,10 @@ def _serve(task: Task, answers: BinaryIO) -> None:
     num_frames = 0
     fps: float | None = None
     try:
+        if task.only_count:
+            num_frames = count_frames(task.path)
+            _send(answers, {"kind": "end", "num_frames": num_frames, "fps": None})
+            return
         for chunk, rate in decode(task):
             num_frames, fps = num_frames + len(chunk), rate
             _send(answers, {"kind": "frames", "count": len(chunk)}, chunk.tobytes())

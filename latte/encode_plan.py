@@ -1,6 +1,7 @@
 """Planning an encoding job: what of a dataset is encoded already, and which shards the rest goes into.
 
-Under a place (one autoencoder, one transform) content is encoded once, whatever the videos are called:
+Under a place (one autoencoder, one transform) content is encoded once, whatever the videos are called. A mirrored copy
+is a content of its own; the captions' embeddings lie beside the shards (`latte.captions`).
 
     shards/<fingerprint of its contents>.safetensors (+ record)
     catalogs/<fingerprint of the dataset's state>/plan.json, index.json
@@ -9,7 +10,7 @@ Under a place (one autoencoder, one transform) content is encoded once, whatever
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 from latte import captions, manifest, storage
@@ -20,6 +21,8 @@ from latte.errors import LatteError
 from latte.latents import INDEX, EncodedVideo
 
 PLAN = "plan.json"
+# Behind the digest of a video's content it means the mirrored copy, which is a content of its own.
+MIRRORED = "-mirrored"
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,19 @@ def published(place: str) -> Published:
     return Published(shards, known)
 
 
-def make(catalog: Catalog, known: Iterable[str], shard_bytes: int, num_tasks: int) -> Plan:
+def contents(catalog: Catalog, mirrored: bool) -> list[Entry]:
+    """What is to be encoded of a dataset: its videos, then their mirrored copies if they are wanted."""
+    return [*catalog.entries, *(map(_mirrored, catalog.entries) if mirrored else ())]
+
+
+def make(catalog: Catalog, known: Iterable[str], shard_bytes: int, num_tasks: int, mirrored: bool = False) -> Plan:
     """Group the contents that are not known, each once, into shards of about `shard_bytes` of source video.
 
     Shards are smaller where there would be fewer of them than tasks.
     """
     seen = set(known)
     new: list[Entry] = []
-    for entry in catalog.entries:
+    for entry in contents(catalog, mirrored):
         if entry.digest not in seen:
             seen.add(entry.digest)
             new.append(entry)
@@ -93,13 +101,18 @@ def make(catalog: Catalog, known: Iterable[str], shard_bytes: int, num_tasks: in
 
 def write(plan: Plan, uri: str) -> manifest.Shard:
     """Publish a plan as one object."""
-    numbers = {id(entry): number for number, entry in enumerate(plan.catalog.entries)}
+    numbers = {entry.id: number for number, entry in enumerate(plan.catalog.entries)}
+
+    def number_of(entry: Entry) -> int:
+        number = numbers[entry.id]
+        return -1 - number if entry.digest.endswith(MIRRORED) else number
+
     captioned = {entry.caption: number for number, entry in enumerate(plan.catalog.entries)} | {captions.EMPTY: -1}
     value = {
         "classes": plan.catalog.classes,
         "entries": [[e.id, e.uri, e.digest, e.label, e.caption, e.bytes] for e in plan.catalog.entries],
         "rejects": [[reject.item, reject.reason] for reject in plan.catalog.rejects],
-        "shards": [[name, [numbers[id(entry)] for entry in entries]] for name, entries in plan.shards],
+        "shards": [[name, [number_of(entry) for entry in entries]] for name, entries in plan.shards],
         "captions": [[shard.name, [captioned[caption] for caption in shard.captions]] for shard in plan.captions],
     }
     ref = _write_compact(uri, value)
@@ -115,7 +128,10 @@ def read(uri: str) -> Plan:
     value = storage.read_json(uri)
     entries = [Entry(*row) for row in value["entries"]]
     rejects = [manifest.Reject(item=item, reason=reason) for item, reason in value["rejects"]]
-    shards = [(name, [entries[number] for number in numbers]) for name, numbers in value["shards"]]
+    shards = [
+        (name, [entries[n] if n >= 0 else _mirrored(entries[-1 - n]) for n in numbers])
+        for name, numbers in value["shards"]
+    ]
     texts = [
         CaptionShard(name, [captions.EMPTY if n < 0 else str(entries[n].caption) for n in numbers])
         for name, numbers in value["captions"]
@@ -123,13 +139,19 @@ def read(uri: str) -> Plan:
     return Plan(Catalog(entries, value["classes"], rejects), shards, texts)
 
 
-def fits(plan: Plan, catalog: Catalog, known: Mapping[str, Known], new_captions: Iterable[str] = ()) -> bool:
+def fits(
+    plan: Plan,
+    catalog: Catalog,
+    known: Mapping[str, Known],
+    new_captions: Iterable[str] = (),
+    mirrored: bool = False,
+) -> bool:
     """Whether a plan made earlier covers all that the dataset still lacks."""
     covered = {entry.digest for _, entries in plan.shards for entry in entries}
     texts = {caption for shard in plan.captions for caption in shard.captions}
     return (
         plan.catalog == catalog
-        and all(e.digest in covered or e.digest in known for e in catalog.entries)
+        and all(e.digest in covered or e.digest in known for e in contents(catalog, mirrored))
         and texts.issuperset(new_captions)
     )
 
@@ -139,10 +161,21 @@ def task_shards(plan: Plan, place: str, task: int, num_tasks: int, hashed: bool)
     return [
         PlannedShard(
             shard_uri(place, name),
-            tuple(Planned(e.id, e.uri, e.digest, e.digest if hashed else None, e.bytes) for e in entries),
+            tuple(_planned(entry, hashed) for entry in entries),
         )
         for name, entries in plan.shards[task::num_tasks]
     ]
+
+
+def _planned(entry: Entry, hashed: bool) -> Planned:
+    content = entry.digest.removesuffix(MIRRORED)
+    return Planned(
+        entry.id, entry.uri, entry.digest, content if hashed else None, entry.bytes, mirrored=content != entry.digest
+    )
+
+
+def _mirrored(entry: Entry) -> Entry:
+    return replace(entry, digest=entry.digest + MIRRORED)
 
 
 def shard_uri(place: str, name: str) -> str:
@@ -163,30 +196,38 @@ class Merged:
     null_text: tuple[int, int] | None = None
 
 
-def merge(catalog: Catalog, done: Published, min_frames: int, texts: captions.Embedded | None = None) -> Merged:
+def merge(
+    catalog: Catalog,
+    done: Published,
+    min_frames: int,
+    texts: captions.Embedded | None = None,
+    mirrored: bool = False,
+) -> Merged:
     """Bring a dataset's state together with what is published; `texts` where its captions are embedded.
 
     Raises:
         LatteError: some content has not been encoded yet.
     """
-    missing = [entry.id for entry in catalog.entries if entry.digest not in done.known]
+    missing = [entry.id for entry in contents(catalog, mirrored) if entry.digest not in done.known]
     if missing:
         raise LatteError(f"encode: {len(missing)} videos are not encoded yet, for example {missing[0]!r}; run again")
     rejects = list(catalog.rejects)
     used: dict[manifest.Shard, int] = {}
     videos = []
 
+    def number_of(shard: manifest.Shard) -> int:
+        return used.setdefault(shard, len(used))
+
     def place_of(caption: str | None) -> tuple[int, int] | None:
         if texts is None or caption is None:
             return None
         name, offset = texts.find(caption)
-        return used.setdefault(texts.shards[name], len(used)), offset
+        return number_of(texts.shards[name]), offset
 
     for entry in catalog.entries:
         known = done.known[entry.digest]
-        reason = known.reject
-        if reason is None and known.num_frames < min_frames:
-            reason = f"too short: {known.num_frames} frames, min_frames is {min_frames}"
+        copy = done.known[entry.digest + MIRRORED] if mirrored else None
+        reason = _problem(known, copy, min_frames)
         if reason is not None:
             rejects.append(manifest.Reject(item=entry.id, reason=reason))
             continue
@@ -196,8 +237,9 @@ def merge(catalog: Catalog, done: Published, min_frames: int, texts: captions.Em
                 label=entry.label,
                 num_frames=known.num_frames,
                 uri=entry.uri,
-                shard=used.setdefault(done.shards[known.shard], len(used)),
+                shard=number_of(done.shards[known.shard]),
                 offset=known.offset,
+                mirrored=None if copy is None else (number_of(done.shards[copy.shard]), copy.offset),
                 fps=known.fps,
                 caption=entry.caption,
                 text=place_of(entry.caption),
@@ -206,6 +248,19 @@ def merge(catalog: Catalog, done: Published, min_frames: int, texts: captions.Em
     rejects.sort(key=lambda reject: (reject.item, reject.reason))
     null_text = place_of(captions.EMPTY)
     return Merged(videos, list(used), rejects, null_text)
+
+
+def _problem(known: Known, copy: Known | None, min_frames: int) -> str | None:
+    """Why a video is left out; one without its mirrored copy is, so that all videos of a dataset are alike."""
+    if known.reject is not None:
+        return known.reject
+    if known.num_frames < min_frames:
+        return f"too short: {known.num_frames} frames, min_frames is {min_frames}"
+    if copy is None:
+        return None
+    if copy.reject is not None:
+        return f"mirrored copy: {copy.reject}"
+    return None if copy.num_frames == known.num_frames else "its content changed while it was encoded; run again"
 
 
 def write_index(merged: Merged, place: str, uri: str, row_shape: Sequence[int], dtype: str) -> manifest.Shard:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from latte import manifest, storage
+from latte import generation, manifest
 from latte.decoders import Chunk, End, Source, decode_all
 from latte.errors import StorageError, UserError
 from latte.latents import tensor_header
@@ -24,13 +24,14 @@ _COPY_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class Planned:
-    """A video that a shard is to hold; `sha256` of its file where it is known."""
+    """A video, or its mirrored copy, that a shard is to hold; `sha256` of its file where it is known."""
 
     id: str
     uri: str
     digest: str
     sha256: str | None
     bytes: int
+    mirrored: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Settings:
     max_frames: int | None
     decode_workers: int
     decode_limit_s: float
+    frame_stride: int = 1
 
 
 def load_encoder(vae: manifest.Manifest, batch_size: int, image_size: int) -> Encode:
@@ -62,15 +64,10 @@ def load_encoder(vae: manifest.Manifest, batch_size: int, image_size: int) -> En
     """
     import mindspore as ms
 
-    from latte import checkpoints, device
-    from latte.config import build
-    from latte.models.autoencoder_kl import AutoencoderKL
-    from latte.models.configs import AutoencoderKLConfig
+    from latte import device
 
     device.setup()
-    net = AutoencoderKL(build(AutoencoderKLConfig, vae.config["model"], storage.join(vae.uri, "manifest.json")))
-    net.set_train(False)
-    checkpoints.load(net, vae.weights_file().uri)
+    net = generation.network("vae", vae.config["model"], vae.weights_file())
     batch = np.zeros((batch_size, 3, image_size, image_size), np.float32)
 
     def encode(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -94,9 +91,13 @@ def encode_all(shards: Sequence[PlannedShard], settings: Settings, encode: Encod
     """
     published: list[manifest.Shard] = []
     videos = [video for shard in shards for video in shard.videos]
-    sources = [Source(video.uri, video.sha256) for video in videos]
     events = decode_all(
-        sources, settings.image_size, settings.decode_workers, settings.decode_limit_s, max_frames=settings.max_frames
+        [Source(video.uri, video.sha256, video.mirrored) for video in videos],
+        settings.image_size,
+        settings.decode_workers,
+        settings.decode_limit_s,
+        max_frames=settings.max_frames,
+        frame_stride=settings.frame_stride,
     )
     meter = _Meter(len(videos))
     uploading: Future[manifest.Shard] | None = None
@@ -192,8 +193,9 @@ class ShardWriter:
         if end.reject is not None:
             self._rejects.append({"id": video.id, "digest": video.digest, "reason": end.reject})
             return
+        fps = None if end.fps is None else end.fps / self._settings.frame_stride
         self._items.append(
-            {"id": video.id, "digest": video.digest, "num_frames": end.num_frames, "fps": end.fps, "row": start}
+            {"id": video.id, "digest": video.digest, "num_frames": end.num_frames, "fps": fps, "row": start}
         )
 
     def flush(self) -> None:

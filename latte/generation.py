@@ -108,8 +108,8 @@ def sampler(recipe: Recipe) -> Callable[[list[int], Callable[[int], None]], list
     from latte.models.autoencoder_kl import decode_in_chunks
 
     device.setup(seed=recipe.seed)
-    net = _network("latte", recipe.model, recipe.weights, recipe.precision)
-    vae = _network("vae", recipe.vae_model, recipe.vae)
+    net = network("latte", recipe.model, recipe.weights, recipe.precision)
+    vae = network("vae", recipe.vae_model, recipe.vae)
     model = net.config
     try:
         diffusion = Diffusion(recipe.num_sampling_steps, recipe.noise_schedule)
@@ -156,7 +156,7 @@ def embedder(text: TextSource) -> Callable[[list[str]], np.ndarray]:
     """
     from latte.models.clip_text import ClipTokenizer
 
-    net = _network("clip", text.model, text.weights)
+    net = network("clip", text.model, text.weights)
     with storage.as_local_file(text.tokenizer) as path:
         tokenize = ClipTokenizer(path, net.config.max_position_embeddings)
 
@@ -166,8 +166,8 @@ def embedder(text: TextSource) -> Callable[[list[str]], np.ndarray]:
     return embed
 
 
-def _network(kind: str, settings: dict[str, Any], weights: manifest.Shard, precision: str = "fp32") -> Any:
-    """The network of this kind and these settings with these weights; kept as long as the process lives.
+def network(kind: str, settings: dict[str, Any], weights: manifest.Shard, precision: str = "fp32") -> Any:
+    """The network of this kind (latte, vae, clip) and these settings with these weights; kept while the process lives.
 
     MindSpore keeps compiled graphs by object: a graph would not notice other weights in its network, and the graph of a
     network that is gone can be taken for that of a new one at the same address.

@@ -24,13 +24,14 @@ class EncodedVideo:
     Attributes:
         id: its path in the dataset.
         label: index into the dataset's classes, or None.
-        num_frames: frames that were encoded.
+        num_frames: frames that were encoded, one in every `frame_stride` of the dataset.
         uri: the video itself, a file or a folder of frames.
         shard: which shard of the index holds it.
         offset: where its first frame begins in that shard, in bytes.
-        fps: frames per second, None where unknown.
+        fps: of these frames a second, None where unknown.
         caption: text that describes it, or None.
         text: shard of the index and offset in bytes of its caption's embedding, or None.
+        mirrored: the same of the first frame of its mirrored copy, which has as many frames, or None.
     """
 
     id: str
@@ -42,6 +43,7 @@ class EncodedVideo:
     fps: float | None = None
     caption: str | None = None
     text: Sequence[int] | None = None
+    mirrored: Sequence[int] | None = None
 
 
 class LatentClips:
@@ -50,6 +52,12 @@ class LatentClips:
     A frame's mean and log-variance lie side by side, frame after frame, so that a clip is one range of bytes. Shards
     in S3 are copied to `cache_dir` when they are first touched, as long as `cache_bytes` suffice (files of other
     datasets make room, the oldest first); the others are read by ranges. A copy is checked against its SHA-256.
+
+    Attributes:
+        videos: what is known of each.
+        scaling_factor: of the autoencoder's latents.
+        image_size: side of the encoded frames in pixels.
+        frame_stride: distance between encoded frames in the video; every other stride and start counts encoded frames.
 
     Args:
         latents: manifest of the encoded dataset.
@@ -70,12 +78,33 @@ class LatentClips:
         index = json.loads(data)
         self.videos = [EncodedVideo(**video) for video in index["videos"]]
         self.scaling_factor = float(latents.config["scaling_factor"])
+        self.image_size = int(latents.config["image_size"])
+        self.frame_stride = int(latents.config.get("frame_stride", 1))
         self._row_shape: tuple[int, ...] = tuple(index["row_shape"])  # (2, C, h, w): mean and log-variance
         self._dtype = np.dtype(index["dtype"])
         by_uri = {shard.uri: shard for shard in latents.shards}
         self._shards = [by_uri[storage.join(latents.uri, name)] for name in index["shards"]]
         self._cache = _Cache(Path(cache_dir), cache_bytes)
         self._text: dict[str, Any] | None = index.get("text")
+
+    def real_clip(self, index: int, start: int, stride: int, num_frames: int) -> np.ndarray:
+        """The frames that `clip` has the latents of, from the video itself, uint8 RGB, (F, S, S, 3); never mirrored.
+
+        Args:
+            index: which of `videos`.
+            start: first frame.
+            stride: distance between frames.
+            num_frames: F.
+
+        Raises:
+            DecodeError: the video cannot be decoded any more, or has become shorter.
+            UserError: the video is gone.
+        """
+        from latte import video
+
+        # In the video there are frames between the encoded ones.
+        start, stride = start * self.frame_stride, stride * self.frame_stride
+        return video.load_real_clip(self.videos[index].uri, start, stride, num_frames, self.image_size)
 
     @property
     def has_text(self) -> bool:
@@ -110,7 +139,9 @@ class LatentClips:
         data = self._cache.read(self._shards[shard], offset, math.prod(shape) * self._dtype.itemsize)
         return np.frombuffer(data, self._dtype).reshape(shape).astype(np.float32)  # (77, 768)
 
-    def clip(self, index: int, start: int, stride: int, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
+    def clip(
+        self, index: int, start: int, stride: int, num_frames: int, mirrored: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Mean and log-variance of the frames start, start + stride, …, float32, (F, C, h, w) each.
 
         Args:
@@ -118,9 +149,10 @@ class LatentClips:
             start: first frame.
             stride: distance between frames.
             num_frames: F.
+            mirrored: of the mirrored copy; latents cannot be mirrored afterwards.
 
         Raises:
-            UserError: the video has not all of these frames.
+            UserError: the video has not all of these frames, or no mirrored copy.
             StorageError: the store stayed away, or a shard is damaged.
         """
         video = self.videos[index]
@@ -129,8 +161,11 @@ class LatentClips:
             raise UserError(
                 f"video {video.id}: has {video.num_frames} frames, not {num_frames} from {start} at stride {stride}"
             )
+        place: Sequence[int] | None = video.mirrored if mirrored else (video.shard, video.offset)
+        if place is None:
+            raise UserError(f"video {video.id}: no mirrored copy; encode again with mirrored=true")
         row_bytes = math.prod(self._row_shape) * self._dtype.itemsize
-        data = self._cache.read(self._shards[video.shard], video.offset + start * row_bytes, span * row_bytes)
+        data = self._cache.read(self._shards[place[0]], place[1] + start * row_bytes, span * row_bytes)
         rows = np.frombuffer(data, self._dtype).reshape(span, *self._row_shape)[::stride]  # (F, 2, C, h, w)
         return rows[:, 0].astype(np.float32), rows[:, 1].astype(np.float32)
 

@@ -27,13 +27,11 @@ class RealClip:
     Attributes:
         index: of the video in the latents.
         label: its class, or None without classes.
-        uri: the video file.
         start: first frame.
     """
 
     index: int
     label: int | None
-    uri: str
     start: int = 0
 
 
@@ -78,8 +76,7 @@ def pick_real(
         videos = by_label[label]
         count = min(rows, len(videos))
         for index in (videos[len(videos) * (2 * k + 1) // (2 * count)] for k in range(count)):
-            entry = entries[index]
-            picked.append(RealClip(index, label, entry.uri, (entry.num_frames - span_frames) // 2))
+            picked.append(RealClip(index, label, (entries[index].num_frames - span_frames) // 2))
     return picked
 
 
@@ -96,11 +93,6 @@ def pick_generated(items: Sequence[dict[str, Any]], rows: Sequence[RealClip]) ->
     return picked
 
 
-def load_real(rows: Sequence[RealClip], num_frames: int, stride: int, image_size: int) -> list[np.ndarray]:
-    """The frames as the encoder saw them, uint8, (F, H, W, 3) each."""
-    return [video.load_real_clip(row.uri, row.start, stride, num_frames, image_size) for row in rows]
-
-
 def load_generated(clips: Sequence[GeneratedClip | None]) -> list[np.ndarray | None]:
     """The frames of lossless clips, checked against their SHA-256, uint8, (F, H, W, 3) each."""
     return [None if clip is None else _read_generated(clip) for clip in clips]
@@ -109,7 +101,7 @@ def load_generated(clips: Sequence[GeneratedClip | None]) -> list[np.ndarray | N
 def reconstruct(
     clips: LatentClips, rows: Sequence[RealClip], vae: manifest.Manifest, num_frames: int, stride: int
 ) -> list[np.ndarray]:
-    """The same frames as in `load_real`, decoded from the means of their latents, uint8, (F, H, W, 3) each."""
+    """The frames of `rows`, decoded from the means of their latents, uint8, (F, H, W, 3) each."""
     import mindspore as ms
 
     from latte import checkpoints, device

@@ -89,7 +89,8 @@ def real(uri: str, dataset: manifest.Manifest, protocol: Protocol) -> Side:
     from latte.latents import LatentClips
 
     with tempfile.TemporaryDirectory(prefix="latte-index-") as cache:
-        videos = list(LatentClips(dataset, cache).videos)
+        encoded = LatentClips(dataset, cache)
+    videos = encoded.videos
     clips = protocols.choose_real_clips([(video.id, video.num_frames) for video in videos], protocol)
     if len(clips) < protocol.real_clips:
         long_enough = sum(video.num_frames >= protocol.real_span_frames for video in videos)
@@ -98,15 +99,10 @@ def real(uri: str, dataset: manifest.Manifest, protocol: Protocol) -> Side:
             f"{len(videos)} videos have {protocol.real_span_frames} frames, and clips_per_video is "
             f"{protocol.clips_per_video}"
         )
-    size = int(dataset.config["image_size"])
 
     def load(index: int) -> np.ndarray:
-        from latte import video
-
         clip = clips[index]
-        source = videos[clip.video].uri
-        frames = video.load_real_clip(source, clip.start_frame, protocol.frame_stride, protocol.clip_frames, size)
-        return np.asarray(frames)  # (F, H, W, 3)
+        return encoded.real_clip(clip.video, clip.start_frame, protocol.frame_stride, protocol.clip_frames)
 
     def check_clip(index: int) -> None:
         video = videos[clips[index].video].uri

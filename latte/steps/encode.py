@@ -4,14 +4,16 @@ Content that was encoded before under the same autoencoder and transform, in wha
 not encoded again; a killed job goes on with the shards that it lacks and ends with the same bytes.
 """
 
+import math
 import time
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from latte import captions, encode_plan, manifest, storage
-from latte.catalog import DatasetConfig, scan
+from latte.catalog import DatasetConfig, Entry, scan
 from latte.config import Config, build
 from latte.decoding import TRANSFORM_VERSION
 from latte.errors import LatteError, UserError
@@ -19,6 +21,7 @@ from latte.generation import TextSource
 from latte.models.configs import AutoencoderKLConfig
 
 MAX_TASKS = 32
+_COUNTED_VIDEOS = 8
 
 
 class EncodeConfig(Config):
@@ -37,9 +40,17 @@ class EncodeConfig(Config):
     batch_size: int | None = Field(
         default=None, gt=0, description="frames encoded at once; unset: as many pixels as 8 frames of 256x256, up to 32"
     )
-    min_frames: int = Field(default=1, gt=0, description="videos with fewer frames are left out, with a reason")
+    frame_stride: int = Field(
+        default=1,
+        gt=0,
+        description="every so many frames one is encoded; all other frame counts and strides count these",
+    )
+    min_frames: int = Field(default=1, gt=0, description="videos with fewer encoded frames are left out, with a reason")
     max_frames: int | None = Field(default=None, gt=0, description="frames of each video that are encoded at most")
-    shard_mb: float = Field(default=256, gt=0, description="megabytes of source video in a shard, about")
+    mirrored: bool = Field(
+        default=False, description="encode a mirrored copy of each video too; training draws either of them"
+    )
+    shard_mb: float = Field(default=256, gt=0, description="megabytes of latents in a shard, about")
     num_tasks: int = Field(default=8, gt=0, le=MAX_TASKS, description="tasks that encoding is fanned out over, at most")
     decode_workers: int = Field(default=2, gt=0, description="processes that decode, per task")
     decode_limit_s: float = Field(default=300, gt=0, description="seconds for decoding a video, besides 0.1 s a frame")
@@ -60,10 +71,11 @@ def plan(config: EncodeConfig) -> manifest.Manifest:
         StorageError: the store does not answer.
     """
     vae = manifest.read(config.vae, "weights")
-    _row_shape(config, vae)
+    row_shape = _row_shape(config, vae)
     text = _text(config)
     place, fingerprint = _place(config, vae)
     catalog = scan(config.dataset)
+    contents = encode_plan.contents(catalog, config.mirrored)
     done = encode_plan.published(place)
     inputs = {"vae": _vae_digest(vae), "catalog": catalog.digest}
     texts, new_captions = None, []
@@ -76,8 +88,9 @@ def plan(config: EncodeConfig) -> manifest.Manifest:
     folder = _folder(config, place, inputs)
     uri = storage.join(folder, encode_plan.PLAN)
     planned = encode_plan.read(uri) if storage.exists(uri) else None
-    if planned is None or not encode_plan.fits(planned, catalog, done.known, new_captions):
-        planned = encode_plan.make(catalog, done.known, int(config.shard_mb * 1e6), config.num_tasks)
+    if planned is None or not encode_plan.fits(planned, catalog, done.known, new_captions, config.mirrored):
+        source_bytes = _source_bytes(config, [entry for entry in contents if entry.digest not in done.known], row_shape)
+        planned = encode_plan.make(catalog, done.known, source_bytes, config.num_tasks, config.mirrored)
         planned = replace(planned, captions=captions.plan(new_captions, config.num_tasks))
     shard = encode_plan.write(planned, uri)
     # What is stored depends on the plan alone; what is left to do changes from run to run and is only handed on.
@@ -96,7 +109,7 @@ def plan(config: EncodeConfig) -> manifest.Manifest:
     waiting = sum(name not in done.shards for name, _ in planned.shards)
     if texts is not None:
         waiting = max(waiting, sum(shard.name not in texts.shards for shard in planned.captions))
-    new_videos = sum(entry.digest not in done.known for entry in catalog.entries)
+    new_videos = len({entry.id for entry in contents if entry.digest not in done.known})
     metrics = {"num_tasks": max(1, min(config.num_tasks, waiting)), "shards_to_encode": waiting}
     return stored.model_copy(update={"metrics": metrics, "counts": {**stored.counts, "new_videos": new_videos}})
 
@@ -131,6 +144,7 @@ def encode_shards(config: EncodeConfig, plan_uri: str, task: int, num_tasks: int
             max_frames=config.max_frames,
             decode_workers=config.decode_workers,
             decode_limit_s=config.decode_limit_s,
+            frame_stride=config.frame_stride,
         )
         encode = encoding.load_encoder(vae, settings.batch_size, config.image_size)
         encoding.encode_all(todo, settings, encode)
@@ -173,7 +187,7 @@ def merge(config: EncodeConfig, plan_uri: str) -> manifest.Manifest:
     catalog = encode_plan.read(plan_manifest.shard(encode_plan.PLAN).uri).catalog
     text = _text(config)
     texts = None if text is None else captions.published(captions.text_place(place, text, config.dtype))
-    merged = encode_plan.merge(catalog, encode_plan.published(place), config.min_frames, texts)
+    merged = encode_plan.merge(catalog, encode_plan.published(place), config.min_frames, texts, config.mirrored)
     _check_rejects(config, len(merged.videos), merged.rejects)
     row_shape = _row_shape(config, vae)
     index = encode_plan.write_index(merged, place, plan_manifest.uri, row_shape, config.dtype)
@@ -202,8 +216,7 @@ def merge(config: EncodeConfig, plan_uri: str) -> manifest.Manifest:
                 "latent_size": row_shape[2],
                 "scaling_factor": _model(vae).scaling_factor,
                 "dtype": config.dtype,
-                "min_frames": config.min_frames,
-                "max_frames": config.max_frames,
+                **config.model_dump(include={"frame_stride", "min_frames", "max_frames", "mirrored"}),
                 "videos": storage.from_path(config.dataset.videos),
                 "split": config.dataset.split,
             },
@@ -222,7 +235,7 @@ def run(config: EncodeConfig) -> manifest.Manifest:
 
 def _place(config: EncodeConfig, vae: manifest.Manifest) -> tuple[str, str]:
     """Where latents of this autoencoder and transform lie, and the fingerprint of both."""
-    settings = config.model_dump(include={"image_size", "dtype", "max_frames"})
+    settings = config.model_dump(include={"image_size", "dtype", "max_frames", "frame_stride"})
     fingerprint = manifest.fingerprint("encode", TRANSFORM_VERSION, settings, _vae_digest(vae), _model(vae))
     return storage.join(config.root, "datasets", config.name, fingerprint[:16]), fingerprint
 
@@ -230,11 +243,12 @@ def _place(config: EncodeConfig, vae: manifest.Manifest) -> tuple[str, str]:
 def _folder(config: EncodeConfig, place: str, inputs: dict[str, str]) -> str:
     """Where the plan and the index of one state of the dataset lie; other locations have other URIs in them."""
     videos = storage.from_path(config.dataset.videos)
-    return storage.join(place, "catalogs", manifest.fingerprint("state", inputs, videos, config.min_frames)[:16])
+    state = manifest.fingerprint("state", inputs, videos, config.min_frames, config.mirrored)
+    return storage.join(place, "catalogs", state[:16])
 
 
 def _final_fingerprint(config: EncodeConfig, planned: manifest.Manifest) -> str:
-    return manifest.fingerprint("latents", planned.fingerprint, planned.inputs, config.min_frames)
+    return manifest.fingerprint("latents", planned.fingerprint, planned.inputs, config.min_frames, config.mirrored)
 
 
 def _text(config: EncodeConfig) -> TextSource | None:
@@ -259,6 +273,20 @@ def _embed_captions(config: EncodeConfig, place: str, planned: list[captions.Cap
 def _batch_size(config: EncodeConfig) -> int:
     """Small frames need many at once to keep the cores busy, large ones few to stay within memory."""
     return config.batch_size or max(1, min(32, 8 * 256**2 // config.image_size**2))
+
+
+def _source_bytes(config: EncodeConfig, entries: list[Entry], row_shape: tuple[int, ...]) -> int:
+    """How much source video becomes `shard_mb` of latents, by the frame counts of a few videos."""
+    from latte import decoders
+
+    few = entries[:: -(-len(entries) // _COUNTED_VIDEOS)] if entries else []
+    counts = [-(-count // config.frame_stride) for count in decoders.count_frames([entry.uri for entry in few])]
+    frames = sum(min(count, config.max_frames or count) for count in counts)
+    source_bytes = sum(entry.bytes for entry, count in zip(few, counts, strict=True) if count)
+    if not frames:
+        return int(config.shard_mb * 1e6)
+    latent_bytes = frames * math.prod(row_shape) * np.dtype(config.dtype).itemsize
+    return max(1, int(config.shard_mb * 1e6 * source_bytes / latent_bytes))
 
 
 def _vae_digest(vae: manifest.Manifest) -> str:
@@ -286,8 +314,8 @@ def _read_plan(config: EncodeConfig, vae: manifest.Manifest, uri: str) -> tuple[
     planned = manifest.read(uri, "encode_plan")
     place, fingerprint = _place(config, vae)
     text = _text(config)
-    made_with = (planned.fingerprint, planned.inputs.get("text"))
-    if made_with != (fingerprint, text and text.digest) or not planned.uri.startswith(place + "/"):
+    made_with = (planned.fingerprint, planned.inputs.get("text"), planned.uri)
+    if made_with != (fingerprint, text and text.digest, _folder(config, place, planned.inputs)):
         raise UserError(f"plan {uri}: it was made with other settings; plan again")
     return planned, place
 

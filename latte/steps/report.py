@@ -212,7 +212,7 @@ def _grid(
     generated = [report_clips.pick_generated(items, rows) for items in listed]
     columns = report_clips.pack(
         [
-            report_clips.load_real(rows, num_frames, stride, int(latents.config["image_size"])),
+            [clips.real_clip(row.index, row.start, stride, num_frames) for row in rows],
             report_clips.reconstruct(clips, rows, vae, num_frames, stride),
             *[report_clips.load_generated(column) for column in generated],
         ]

@@ -34,7 +34,7 @@ def config(s3_root: str, vae: str, tmp_path: Path) -> encode.EncodeConfig:
         path = video_files.write(tmp_path / f"{number}.mp4", video_files.moving(16 + number, seed=number))
         storage.upload(path, storage.join(videos, "ab"[number % 2], path.name))
     storage.write_bytes(storage.join(videos, "a/truncated.mp4"), path.read_bytes()[:2000])
-    values = {"root": s3_root, "name": "small", "vae": vae, "image_size": 32, "num_tasks": 4, "shard_mb": 0.01}
+    values = {"root": s3_root, "name": "small", "vae": vae, "image_size": 32, "num_tasks": 4}
     return build(encode.EncodeConfig, {**values, "dataset": {"videos": videos}}, "test")
 
 

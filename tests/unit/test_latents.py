@@ -7,9 +7,22 @@ import pytest
 from safetensors.numpy import load
 
 from latte import manifest, storage
+from latte.batches import BatchPlan, make_batch
 from latte.catalog import Catalog, Entry
 from latte.decoders import End
-from latte.encode_plan import Published, make, merge, published, shard_uri, write_index
+from latte.encode_plan import (
+    Known,
+    Published,
+    fits,
+    make,
+    merge,
+    published,
+    read,
+    shard_uri,
+    task_shards,
+    write,
+    write_index,
+)
 from latte.encoding import Planned, PlannedShard, Settings, ShardWriter
 from latte.errors import LatteError, StorageError, UserError
 from latte.latents import LatentClips
@@ -60,7 +73,7 @@ def dataset(root: str, dtype: str = "float16") -> manifest.Manifest:
     index = write_index(merged, place, storage.join(place, "catalogs", "0"), ROW_SHAPE, dtype)
     return manifest.Manifest(
         kind="latents", name="x", uri=place, fingerprint="f", shards=[*merged.shards, index],
-        config={"scaling_factor": 0.5},
+        config={"scaling_factor": 0.5, "image_size": 16},
     )  # fmt: skip
 
 
@@ -189,3 +202,66 @@ def test_merging_follows_the_catalog(tmp_path: Path) -> None:
         merge(Catalog([entry("a")], [], []), Published({}, {}), 1)
     storage.delete(shard_uri(place, f"{1:016x}"))
     assert "digest-a" not in published(place).known
+
+
+def test_plans_hold_mirrored_copies_as_contents_of_their_own(tmp_path: Path) -> None:
+    catalog = Catalog([entry("a"), entry("b"), entry("c")], ["one"], [])
+    known = ["digest-a", "digest-b", "digest-b-mirrored"]
+    plan = make(catalog, known, shard_bytes=1000, num_tasks=1, mirrored=True)
+    assert [e.digest for _, members in plan.shards for e in members] == [
+        "digest-c", "digest-a-mirrored", "digest-c-mirrored"
+    ]  # fmt: skip
+    uri = (tmp_path / "plan.json").as_uri()
+    write(plan, uri)
+    assert read(uri) == plan
+    (shard,) = task_shards(read(uri), tmp_path.as_uri(), 0, 1, hashed=True)
+    assert [(v.id, v.sha256, v.mirrored) for v in shard.videos] == [
+        ("c.mp4", "digest-c", False), ("a.mp4", "digest-a", True), ("c.mp4", "digest-c", True)
+    ]  # fmt: skip
+    assert fits(plan, catalog, dict.fromkeys(known, Known("shard")), mirrored=True)
+    assert not fits(plan, catalog, {"digest-a": Known("shard")}, mirrored=True)
+
+
+def test_a_video_without_its_mirrored_copy_is_left_out() -> None:
+    shards = {"s": manifest.Shard(uri="file:///place/shards/s.safetensors", bytes=1, sha256="0")}
+    known = {
+        "digest-a": Known("s", 5), "digest-a-mirrored": Known("s", 5, 100),
+        "digest-b": Known("s", 5), "digest-b-mirrored": Known("s", reject="its decoder ended by SIGKILL"),
+        "digest-c": Known("s", 5), "digest-c-mirrored": Known("s", 4),
+    }  # fmt: skip
+    catalog = Catalog([entry("a"), entry("b"), entry("c")], ["one"], [])
+    merged = merge(catalog, Published(shards, known), 1, mirrored=True)
+    assert [(video.id, video.mirrored) for video in merged.videos] == [("a.mp4", (0, 100))]
+    assert [(r.item, r.reason) for r in merged.rejects] == [
+        ("b.mp4", "mirrored copy: its decoder ended by SIGKILL"),
+        ("c.mp4", "its content changed while it was encoded; run again"),
+    ]
+    assert len(merge(catalog, Published(shards, known), 1).videos) == 3
+
+
+def test_training_draws_either_copy_and_changes_nothing_else(tmp_path: Path) -> None:
+    place = storage.join(tmp_path.as_uri(), "datasets", "x")
+    write_shard(place, 1, "c")
+    mirrored = Planned("c.mp4", "file:///videos/c.mp4", "digest-c-mirrored", None, 100, mirrored=True)
+    writer = ShardWriter(PlannedShard(shard_uri(place, f"{2:016x}"), (mirrored,)), settings(), encode)
+    writer.add(frames_of("c") + np.uint8(100))
+    writer.end_video(mirrored, End(0, FRAMES["c"], 25.0))
+    writer.flush()
+    writer.publish()
+    plan = BatchPlan(
+        seed=0, batch_size=64, num_frames=4, frame_stride=3, num_timesteps=1000, scaling_factor=1.0, num_classes=0,
+        class_dropout_prob=0.1,
+    )  # fmt: skip
+    batches = []
+    for both in (False, True):
+        merged = merge(Catalog([entry("c")], ["one"], []), published(place), min_frames=1, mirrored=both)
+        index = write_index(merged, place, storage.join(place, "catalogs", str(both)), ROW_SHAPE, "float16")
+        facts = {"scaling_factor": 1.0, "image_size": 16}
+        latents = manifest.Manifest(
+            kind="latents", name="x", uri=place, fingerprint="f", shards=[*merged.shards, index], config=facts
+        )
+        batches.append(make_batch(LatentClips(latents, tmp_path / "cache"), [0], plan, 0, range(64)))
+    firsts = [batch.x0[:, 0, 0, 0, 0].round() for batch in batches]  # the posterior is narrow: exp(-50)
+    assert set(firsts[1] - firsts[0]) == {0, 100}
+    assert 16 < np.sum(firsts[1] != firsts[0]) < 48
+    np.testing.assert_array_equal(batches[0].t, batches[1].t)

@@ -15,16 +15,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from latte import storage, video
-from latte.decoders import Chunk, End, Source, decode_all
+from latte.decoders import Chunk, End, Source, count_frames, decode_all
 from latte.decoding import center_crop
 from latte.errors import UserError
-from tests import video_files
+from tests import memory, video_files
 
 
-def decode(*paths: Path, size: int = 32, **options: object) -> list[tuple[np.ndarray | None, End]]:
+def decode(
+    *paths: Path, size: int = 32, mirrored: bool = False, **options: object
+) -> list[tuple[np.ndarray | None, End]]:
     """Frames (None where rejected) and end of each video."""
     done, frames = [], []
-    for event in decode_all([Source(path.as_uri()) for path in paths], size, **options):
+    for event in decode_all([Source(path.as_uri(), None, mirrored) for path in paths], size, **options):
         if isinstance(event, Chunk):
             frames.append(event.frames)
             continue
@@ -159,6 +161,64 @@ def test_long_videos_come_in_chunks_and_max_frames_ends_them(tmp_path: Path) -> 
     assert sizes == [16, 16, 16, 2]
     ((got, _),) = decode(path, max_frames=21)
     assert len(got) == 21
+
+
+def test_a_variable_frame_rate_gives_each_frame_once(tmp_path: Path) -> None:
+    import av
+
+    frames = video_files.moving(12)
+    path = tmp_path / "variable.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=100)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "bgr0"
+        for number, frame in enumerate(frames):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture.pts = number**2  # ever longer
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    ((got, _),) = decode(path, size=48)
+    np.testing.assert_array_equal(got, frames[:, :, 8:56])
+
+
+@pytest.mark.parametrize("stride", [2, 7, 100])
+def test_a_stride_takes_every_so_many_frames_of_any_kind(tmp_path: Path, stride: int) -> None:
+    frames = video_files.moving(40)
+    paths = [video_files.write(tmp_path / name, frames, *kind) for name, kind in KINDS.items()]
+    paths += [video_files.write_frames(tmp_path / "folder", frames), video_files.write_gif(tmp_path / "a.gif")]
+    whole, strided = decode(*paths), decode(*paths, frame_stride=stride)
+    first = decode(*paths, frame_stride=stride, max_frames=3)
+    for (wanted, _), (got, end), (few, _) in zip(whole, strided, first, strict=True):
+        np.testing.assert_array_equal(got, wanted[::stride])
+        assert end.num_frames == len(got)
+        np.testing.assert_array_equal(few, got[:3])
+
+
+def test_large_frames_are_decoded_a_few_at_a_time(tmp_path: Path) -> None:
+    path = video_files.write(tmp_path / "large.mp4", np.zeros((24, 1440, 2560, 3), np.uint8), "mpeg4")
+    with memory.watched() as peaks:
+        ((got, _),) = decode(path)
+    assert got.shape == (24, 32, 32, 3)
+    assert peaks.decoder_bytes < 520e6  # 430e6; with 16 at a time 610e6
+
+
+def test_frames_are_counted_without_decoding(tmp_path: Path) -> None:
+    paths = [video_files.write(tmp_path / name, video_files.moving(20), *kind) for name, kind in KINDS.items()]
+    paths.append(video_files.write_frames(tmp_path / "folder", video_files.moving(20)))
+    assert count_frames([path.as_uri() for path in paths]) == [20] * len(paths)
+    (tmp_path / "text.mp4").write_text("not a video")
+    assert count_frames([path.as_uri() for path in (tmp_path / "text.mp4", tmp_path / "none.mp4", paths[0])]) == [
+        0,
+        0,
+        20,
+    ]
+
+
+def test_a_mirrored_copy_has_left_and_right_exchanged(tmp_path: Path) -> None:
+    path = video_files.write(tmp_path / "a.mp4", video_files.moving(20))
+    folder = video_files.write_frames(tmp_path / "folder", video_files.moving(3))
+    for (plain, _), (mirrored, end) in zip(decode(path, folder), decode(path, folder, mirrored=True), strict=True):
+        np.testing.assert_array_equal(mirrored, plain[:, :, ::-1])
+        assert end.num_frames == len(plain)
 
 
 # ------------------------------------------------------------------------------------------------------- bad videos

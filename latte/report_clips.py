@@ -1,6 +1,6 @@
 """The moving grid of a report: which clips stand side by side, loaded and packed as strips of frames."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ MAX_PICTURE_BYTES = 5_200_000
 # Quality of the WebP coder and longest side of a frame in pixels, as good as the page's size allows. No cell of the
 # page is wider than 192 CSS pixels.
 _CODINGS = ((92, 192), (80, 192), (70, 128), (60, 96), (45, 64))
+# Columns of the row that shows a model in training.
+MAX_PREVIEW_STEPS = 5
 # A part of a clip at a time: a decoder's inner arrays are far larger than its picture.
 _DECODE_AT_MOST_FRAMES = 8
 
@@ -98,10 +100,8 @@ def load_generated(clips: Sequence[GeneratedClip | None]) -> list[np.ndarray | N
     return [None if clip is None else _read_generated(clip) for clip in clips]
 
 
-def reconstruct(
-    clips: LatentClips, rows: Sequence[RealClip], vae: manifest.Manifest, num_frames: int, stride: int
-) -> list[np.ndarray]:
-    """The frames of `rows`, decoded from the means of their latents, uint8, (F, H, W, 3) each."""
+def make_decoder(vae: manifest.Manifest, num_frames: int) -> Callable[[np.ndarray], np.ndarray]:
+    """What turns the latents of one clip, (F, C, h, w), not scaled, into frames, uint8, (F, H, W, 3)."""
     import mindspore as ms
 
     from latte import checkpoints, device
@@ -113,14 +113,48 @@ def reconstruct(
         checkpoints.load(net, str(path))
     # A divisor of the clip's length, so that the decoder is compiled for one shape only.
     part = max(count for count in range(1, _DECODE_AT_MOST_FRAMES + 1) if num_frames % count == 0)
-    films = []
-    for row in rows:
-        mean, _ = clips.clip(row.index, row.start, stride, num_frames)  # (F, C, h, w)
+
+    def decode(latents: np.ndarray) -> np.ndarray:
         pixels = np.concatenate(
-            [net.decode(ms.Tensor(mean[i : i + part])).asnumpy() for i in range(0, num_frames, part)]
+            [net.decode(ms.Tensor(latents[i : i + part])).asnumpy() for i in range(0, num_frames, part)]
         )  # (F, 3, H, W), about [-1, 1]
-        films.append(np.clip(np.round((pixels + 1) * 127.5), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1))
-    return films
+        return np.clip(np.round((pixels + 1) * 127.5), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+    return decode
+
+
+def reconstruct(
+    clips: LatentClips,
+    rows: Sequence[RealClip],
+    decode: Callable[[np.ndarray], np.ndarray],
+    num_frames: int,
+    stride: int,
+) -> list[np.ndarray]:
+    """The frames of `rows`, decoded from the means of their latents, uint8, (F, H, W, 3) each."""
+    return [decode(clips.clip(row.index, row.start, stride, num_frames)[0]) for row in rows]
+
+
+def load_previews(
+    checkpoint: manifest.Manifest, decode: Callable[[np.ndarray], np.ndarray]
+) -> list[tuple[int, list[str], list[np.ndarray]]]:
+    """What a run drew while it trained: step, what each clip is to show, and the clips, uint8, (F, H, W, 3) each.
+
+    At most `MAX_PREVIEW_STEPS` steps, evenly spread, the newest among them.
+    """
+    if "previews_uri" not in checkpoint.metrics:
+        return []
+    from latte import previews
+
+    found = previews.listed(checkpoint.metrics["previews_uri"])
+    steps = sorted(found)
+    count = min(len(steps), MAX_PREVIEW_STEPS)
+    chosen = [steps[len(steps) * (k + 1) // count - 1] for k in range(count)]
+    shown = []
+    for step in chosen:
+        latents, titles = previews.read(found[step])  # (N, F, C, h, w)
+        unscaled = latents / np.float32(checkpoint.config["scaling_factor"])
+        shown.append((step, titles, [decode(clip) for clip in unscaled]))
+    return shown
 
 
 def pack(columns: Sequence[Sequence[np.ndarray | None]]) -> list[list[Strip | None]]:

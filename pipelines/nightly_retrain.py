@@ -50,7 +50,7 @@ def nightly_retrain(
     start = parts.named(promote_start(root=root, name=name), "promoted")
     weights, i3d = parts.weights(root, vae, detector)
     latents = parts.encode_dataset(root, name, encode, weights)
-    training = train_step(root=root, name=name, settings=train, latents=latents, init_from=start.output)
+    training = train_step(root=root, name=name, settings=train, latents=latents, vae=weights, init_from=start.output)
     checkpoint = parts.named(training, "train").outputs["checkpoint"]
 
     videos, scores = {}, {}

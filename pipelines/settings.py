@@ -15,7 +15,7 @@ SECTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "vae": ("convert", "ConvertConfig", ()),
     "detector": ("convert", "ConvertConfig", ()),
     "encode": ("encode", "EncodeConfig", ("vae",)),
-    "train": ("train", "TrainConfig", ("latents",)),
+    "train": ("train", "TrainConfig", ("latents", "vae")),
     "sample": ("sample", "SampleConfig", ("checkpoint", "vae")),
     "score": ("score", "ScoreConfig", ("videos", "real", "detector")),
     "promote": ("promote", "PromoteConfig", ("checkpoint", "score", "real", "detector")),

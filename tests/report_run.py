@@ -7,13 +7,14 @@ from typing import Any
 import imageio.v3 as iio
 import numpy as np
 
-from latte import manifest, storage, video
+from latte import manifest, previews, storage, video
 from latte.metrics.protocol import Protocol
 
 # Names that would break a page that does not escape them. A slash cannot stand in a name.
 CLASSES = ["<img src=x onerror=alert(1)>", "\"quotes' & <b>more"]
 TRUNCATED = "<script>document.title='broken'<.mp4"
 NUM_FRAMES, SIDE, CLIPS_PER_SET = 16, 64, 6
+PREVIEW_STEPS = (100, 200)
 
 
 def make_run(folder: Path, scored: bool = True) -> dict[str, Any]:
@@ -99,6 +100,9 @@ def publish_checkpoint(root: str, latents: manifest.Manifest) -> manifest.Manife
     ]
     log = storage.join(uri, "metrics.jsonl")
     storage.write_bytes(log, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    for step in PREVIEW_STEPS:
+        noise = 3 * draw.standard_normal((len(CLASSES), NUM_FRAMES, 4, SIDE // 8, SIDE // 8), np.float32)
+        previews.write(storage.join(uri, "previews"), step, noise, CLASSES)
     return manifest.finish(
         manifest.Manifest(
             kind="checkpoint",
@@ -110,9 +114,15 @@ def publish_checkpoint(root: str, latents: manifest.Manifest) -> manifest.Manife
             config={
                 "model": {"depth": 6, "hidden_size": 256, "condition": "class"},
                 "classes": latents.config["classes"],
+                "scaling_factor": latents.config["scaling_factor"],
                 "train": {"frame_stride": 1, "batch_size": 8, "learning_rate": 1e-3, "init_from": None},
             },
-            metrics={"step": 200, "loss": lines[-1]["loss"], "metrics_uri": log},
+            metrics={
+                "step": 200,
+                "loss": lines[-1]["loss"],
+                "metrics_uri": log,
+                "previews_uri": storage.join(uri, "previews"),
+            },
             seconds=221.4,
         )
     )

@@ -11,6 +11,7 @@ def train(
     name: str,
     settings: dict,
     latents: dsl.Input[dsl.Dataset],
+    vae: dsl.Input[dsl.Model],
     checkpoint: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
     init_from: str = "",
@@ -22,12 +23,13 @@ def train(
         name: Name of the run; its checkpoints go to runs/<name>/.
         settings: Keys of latte.steps.train.TrainConfig: model, steps, batch_size, …
         latents: Manifest of the encoded dataset.
+        vae: Manifest of the autoencoder's weights; decodes the previews that settings.preview_every asks for.
         checkpoint: Manifest of the run's checkpoints.
         metrics: Last loss, gradient norm and rate.
         init_from: Manifest of a checkpoint to start from, in place of the settings' own; empty for those.
     """
     from components.runtime import run_step
 
-    wired = {"root": root, "name": name, "latents": latents.path}
+    wired = {"root": root, "name": name, "latents": latents.path, "vae": vae.path}
     given = {**settings, "init_from": init_from} if init_from else settings
     run_step("train", "train", "TrainConfig", given, wired, output=checkpoint, metrics=metrics)

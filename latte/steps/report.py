@@ -22,6 +22,7 @@ from latte.steps import report_words as words
 
 if TYPE_CHECKING:
     from latte.latents import LatentClips
+    from latte.report_clips import Strip
 
 TEMPLATE = Path(__file__).with_name("report.html")
 MAX_REJECT_ROWS = 50
@@ -210,13 +211,17 @@ def _grid(
     rows = report_clips.pick_real(clips.videos, num_frames, stride, config.clips_per_class, config.max_rows)
     listed = [storage.read_json(storage.join(videos.uri, "items.json")) for videos in sets]
     generated = [report_clips.pick_generated(items, rows) for items in listed]
+    decode = report_clips.make_decoder(vae, num_frames)
+    drawn = report_clips.load_previews(checkpoint, decode)
     columns = report_clips.pack(
         [
             [clips.real_clip(row.index, row.start, stride, num_frames) for row in rows],
-            report_clips.reconstruct(clips, rows, vae, num_frames, stride),
+            report_clips.reconstruct(clips, rows, decode, num_frames, stride),
             *[report_clips.load_generated(column) for column in generated],
+            *[films for _, _, films in drawn],
         ]
     )
+    columns, preview_columns = columns[: len(sets) + 2], columns[len(sets) + 2 :]
     classes = latents.config["classes"]
     titles = ["Real", "Reconstructed", *labels]
     groups: list[dict[str, Any]] = []
@@ -242,7 +247,22 @@ def _grid(
         "stride": stride,
         "fps": fps,
         "film_s": round(num_frames / fps, 3),
+        "previews": _previews([(step, titles) for step, titles, _ in drawn], preview_columns),
     }
+
+
+def _previews(drawn: Sequence[tuple[int, list[str]]], columns: Sequence[Sequence["Strip | None"]]) -> dict[str, Any]:
+    """The samples of the model in training: a row for each clip, a column for each step."""
+    titles = [f"Step {step:,}" for step, _ in drawn]
+    rows = []
+    for clip in range(min((len(column) for column in columns), default=0)):
+        what = drawn[-1][1][clip]
+        cells = [
+            {"strip": column[clip], "alt": f"{title}: clip {clip} {what}".strip(), "title": title}
+            for title, column in zip(titles, columns, strict=True)
+        ]
+        rows.append({"title": what, "cells": cells})
+    return {"titles": titles, "rows": rows}
 
 
 def _data(clips: "LatentClips", latents: manifest.Manifest) -> dict[str, Any]:

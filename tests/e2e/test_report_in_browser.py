@@ -19,6 +19,7 @@ from tests import report_run
 from tests.browser import Browser
 
 CELLS = 2 * 2 * 4  # classes, rows of each, columns
+PREVIEWS = len(report_run.CLASSES) * len(report_run.PREVIEW_STEPS)
 RUN_AGAIN = """
 import json, sys
 from latte.steps import report
@@ -64,7 +65,7 @@ def test_page_is_whole_and_fits_its_window(browser, page, tmp_path, name, width,
     assert browser.problems == []
     assert browser.requests == [page.resolve().as_uri()]
     images = browser.evaluate("[...document.images].map(i => [i.complete, i.naturalWidth, i.naturalHeight, i.alt])")
-    assert len(images) == CELLS
+    assert len(images) == CELLS + PREVIEWS
     for complete, natural_width, natural_height, text in images:
         assert complete
         assert (natural_width, natural_height) == (report_run.SIDE, report_run.SIDE * report_run.NUM_FRAMES)
@@ -76,9 +77,9 @@ def test_page_is_whole_and_fits_its_window(browser, page, tmp_path, name, width,
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_every_clip_moves(browser, page, width):
-    browser.open(page, width, height=4000)
+    browser.open(page, width, height=5000)
     cells = film_boxes(browser)
-    assert len(cells) == CELLS
+    assert len(cells) == CELLS + PREVIEWS
     before = browser.screenshot()
     time.sleep(0.3)
     after = browser.screenshot()
@@ -124,6 +125,11 @@ def test_hostile_names_stay_text(browser, page):
         assert name in text
     alts = browser.evaluate("[...document.images].map(image => image.alt)")
     assert any(report_run.CLASSES[1] in alt and "film 0 <b>.mp4" in alt for alt in alts)
+    assert alts[-PREVIEWS:] == [
+        f"Step {step}: clip {clip} {name}"
+        for clip, name in enumerate(report_run.CLASSES)
+        for step in report_run.PREVIEW_STEPS
+    ]
 
 
 def test_page_tells_what_matters(browser, page):
@@ -139,6 +145,8 @@ def test_page_tells_what_matters(browser, page):
         "3 min 41 s",
         "3 min 50 s",
         "training step",
+        "The model while it learned",
+        "Step 100 Step 200",
     ):
         assert part in text
     for source in ("latents", "weights", "checkpoint", "video set", "score"):
@@ -187,7 +195,7 @@ def test_report_without_scores_says_so(keys, browser, tmp_path):
     report.run(build(report.ReportConfig, {**keys, "scores": [], "clips_per_class": 1, "output": str(page)}, "test"))
     browser.open(page, 1280)
     assert browser.evaluate("document.querySelector('h1').textContent") == "This run has no score"
-    assert browser.evaluate("document.images.length") == CELLS // 2
+    assert browser.evaluate("document.images.length") == CELLS // 2 + PREVIEWS
 
 
 def film_boxes(browser: Browser) -> list[tuple[int, int, int]]:

@@ -1,6 +1,6 @@
 """Encoding a dataset: the encode step (ours) beside a plain loop of decord, PIL and diffusers (peer), same weights.
 
-    python benchmarks/encode.py [--clips 60] [--image-size 64] [--repeats 3] [--many 1000] [--json]
+    python benchmarks/encode.py [--clips 120] [--image-size 64] [--repeats 3] [--many 1000] [--json]
 
 Real clips of 16 frames become latents in files. Each side is a process of its own that loads, compiles and warms up,
 then waits for its turn; only one computes at a time, and medians are compared. Ours also decodes alone and encodes
@@ -42,7 +42,7 @@ MEMORY_IMAGE_SIZE = 32
 def main() -> None:
     """Measure and print; with --json the last line is one JSON object."""
     parser = argparse.ArgumentParser(description="the encode step against a plain loop with diffusers")
-    parser.add_argument("--clips", type=int, default=60, help="clips of 16 frames")
+    parser.add_argument("--clips", type=int, default=120, help="clips of 16 frames")
     parser.add_argument("--image-size", type=int, default=64, help="side of the frames")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each side; medians are printed")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the peer's kernels")
@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--only-memory", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         (_serve_ours if options.side == "ours" else _serve_peer)(options)
@@ -137,7 +138,7 @@ def _peak_bytes_of(clips: int, folder: Path) -> int:
     """Peak memory of our side, decoders included, with so many clips."""
     place = _take(clips, folder, f"{clips}-clips")
     shutil.copytree(folder / "vae", place / "vae")
-    process = _start("ours", place, MEMORY_IMAGE_SIZE)
+    process = _start("ours", place, MEMORY_IMAGE_SIZE, more=("--only-memory",))
     _read(process)
     print("go", file=process.stdin, flush=True)
     peak_bytes = int(_read(process)["peak_bytes"])
@@ -145,9 +146,11 @@ def _peak_bytes_of(clips: int, folder: Path) -> int:
     return peak_bytes
 
 
-def _start(side: str, folder: Path, image_size: int, threads: int = 0) -> subprocess.Popen[str]:
+def _start(
+    side: str, folder: Path, image_size: int, threads: int = 0, more: tuple[str, ...] = ()
+) -> subprocess.Popen[str]:
     command = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--image-size", str(image_size)]
-    command += ["--threads", str(threads)] if threads else []
+    command += [*(["--threads", str(threads)] if threads else []), *more]
     env = {**os.environ, "GLOG_v": "3", "PYTHONWARNINGS": "ignore"}
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
 
@@ -229,7 +232,7 @@ def _serve_ours(options: argparse.Namespace) -> None:
                 decoders_bytes = _decoders_peak_bytes()
         decode_s = time.perf_counter() - started
         started = time.perf_counter()
-        for _ in range(-(-frames // BATCH_FRAMES)):
+        for _ in range(0 if options.only_memory else -(-frames // BATCH_FRAMES)):
             network(blank)
         encode_s = time.perf_counter() - started
 

@@ -22,6 +22,8 @@ from latte.models.configs import AutoencoderKLConfig
 
 MAX_TASKS = 32
 _COUNTED_VIDEOS = 8
+# Latents take at most about so many times the bytes of their video.
+_MOST_GROWTH = 100
 
 
 class EncodeConfig(Config):
@@ -279,14 +281,17 @@ def _source_bytes(config: EncodeConfig, entries: list[Entry], row_shape: tuple[i
     """How much source video becomes `shard_mb` of latents, by the frame counts of a few videos."""
     from latte import decoders
 
-    few = entries[:: -(-len(entries) // _COUNTED_VIDEOS)] if entries else []
+    wanted_bytes = int(config.shard_mb * 1e6)
+    if sum(entry.bytes for entry in entries) * _MOST_GROWTH <= wanted_bytes * config.num_tasks:
+        return wanted_bytes  # one shard a task at most, so there is no need to look
+    few = entries[:: -(-len(entries) // _COUNTED_VIDEOS)]
     counts = [-(-count // config.frame_stride) for count in decoders.count_frames([entry.uri for entry in few])]
     frames = sum(min(count, config.max_frames or count) for count in counts)
     source_bytes = sum(entry.bytes for entry, count in zip(few, counts, strict=True) if count)
     if not frames:
-        return int(config.shard_mb * 1e6)
+        return wanted_bytes
     latent_bytes = frames * math.prod(row_shape) * np.dtype(config.dtype).itemsize
-    return max(1, int(config.shard_mb * 1e6 * source_bytes / latent_bytes))
+    return max(1, wanted_bytes * source_bytes // latent_bytes)
 
 
 def _vae_digest(vae: manifest.Manifest) -> str:

@@ -13,8 +13,9 @@ train-demo  a training update of the demo's size: 8 clips of 16 frames, 8x8 late
 The two training cases run only where they are asked for; `benchmarks/train.py` measures the whole command.
 
 Each side of a case is a process of its own that compiles and warms up, then waits for its turn; only one computes at a
-time. Medians are compared; what both computed must agree. The first call, which compiles, is told apart. The last
-line's times are sums over the cases.
+time. Medians are compared; what both computed must agree. The first call, which compiles, is told apart. CPU seconds
+are printed too: other work on the machine moves them less than it moves time. The last line's times are sums over the
+cases.
 """
 
 import argparse
@@ -72,7 +73,8 @@ def main() -> None:
         results.append(_compare(case, options.repeats, options.threads))
         print(
             "  {benchmark:<11} ours {ours_s:7.3f} s   peer {peer_s:7.3f} s   ratio {ratio:.2f}   "
-            "first call {first_call_s:.1f} s and {peer_first_call_s:.1f} s".format(**results[-1]),
+            "CPU {ours_cpu_s:.2f} s and {peer_cpu_s:.2f} s   first call {first_call_s:.1f} s and "
+            "{peer_first_call_s:.1f} s".format(**results[-1]),
             flush=True,
         )
     if options.json:
@@ -111,12 +113,16 @@ def _compare(case: str, repeats: int, threads: int) -> dict[str, Any]:
     if not np.allclose(one, other, rtol=1e-3, atol=1e-4):
         raise SystemExit(f"{case}: the two sides disagree: {one.tolist()} and {other.tolist()}")
     ours_s, peer_s = (statistics.median(turn["seconds"] for turn in turns[name]) for name in ("ours", "peer"))
+    ours_cpu_s, peer_cpu_s = (statistics.median(turn["cpu_s"] for turn in turns[name]) for name in ("ours", "peer"))
     return {
         "benchmark": case,
         "peer": "diffusers" if case.startswith("vae") else "PyTorch",
         "ours_s": round(ours_s, 4),
         "peer_s": round(peer_s, 4),
         "ratio": round(peer_s / ours_s, 3),
+        "ours_cpu_s": round(ours_cpu_s, 4),
+        "peer_cpu_s": round(peer_cpu_s, 4),
+        "cpu_ratio": round(peer_cpu_s / ours_cpu_s, 3),
         "peak_bytes": turns["ours"][-1]["peak_bytes"],
         "peer_peak_bytes": turns["peer"][-1]["peak_bytes"],
         "first_call_s": round(warm["ours"]["seconds"], 2),
@@ -140,11 +146,12 @@ def _read(process: subprocess.Popen[str], case: str) -> dict[str, Any]:
 def _serve(turn: Turn) -> None:
     """Compute once at the start and once for every line of standard input; report each time."""
     while True:
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         values = turn()
-        seconds = time.perf_counter() - started
+        seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes, "values": values.tolist()}), flush=True)
+        facts = {"seconds": seconds, "cpu_s": cpu_s, "peak_bytes": peak_bytes, "values": values.tolist()}
+        print(json.dumps(facts), flush=True)
         if not sys.stdin.readline():
             return
 

@@ -135,13 +135,16 @@ class _Unit(nn.Cell):
         self._convolve = ops.Conv2D(channels_out, kernel, pad_mode="same", stride=stride)
         self._matmul = ops.MatMul()
         self._concat = ops.Concat(axis=0)
+        self._bias_add = ops.BiasAdd()
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Frames (T, N, in, H, W) -> (T / stride, N, out, H / stride, W / stride)."""
         channels_in, channels_out, kernel, stride = self._sizes
         num_frames, count, _, height, width = x.shape
         scale, shift = self.bn.folded()
-        weight = self.conv3d.weight * scale.reshape(-1, 1, 1, 1, 1)  # (out, in, k, k, k)
+        # Broadcast before the product: MindSpore's own broadcasting on a CPU is slow and keeps its memory.
+        weight = self.conv3d.weight
+        weight = weight * ops.broadcast_to(scale.reshape(-1, 1, 1, 1, 1), weight.shape)  # (out, in, k, k, k)
         if kernel == 1:
             y = self._convolve(
                 x.reshape(-1, channels_in, height, width), weight.reshape(channels_out, channels_in, 1, 1)
@@ -158,7 +161,7 @@ class _Unit(nn.Cell):
             results = [self._convolve(mixed[i], taps[i]) for i in range(points)]  # P times (groups N, out, H', W')
             y = self._matmul(mix_outputs, self._concat(results).reshape(points * groups, -1))  # (T', N out H' W')
         height, width = -(-height // stride), -(-width // stride)
-        y = y.reshape(-1, channels_out, height, width) + shift.reshape(1, -1, 1, 1)  # (T' N, out, H', W')
+        y = self._bias_add(y.reshape(-1, channels_out, height, width), shift)  # (T' N, out, H', W')
         return ops.relu(y).reshape(-1, count, channels_out, height, width)
 
 

@@ -212,7 +212,8 @@ class Latte(nn.Cell):
         config = self.config
         n, frames, channels, height, width = x.shape
         patches, size = config.num_patches, config.hidden_size
-        tokens = self.x_embedder(x.reshape(n * frames, channels, height, width)) + self.pos_embed  # (N * F, T, D)
+        tokens = self.x_embedder(x.reshape(n * frames, channels, height, width))  # (N * F, T, D)
+        tokens = tokens + ops.broadcast_to(self.pos_embed, tokens.shape)
         tokens = tokens.reshape(n, frames * patches, size)
         time = self.t_embedder(t)  # (N, D)
         condition = time
@@ -222,7 +223,8 @@ class Latte(nn.Cell):
             condition = time + self.text_embedding_projection(text.reshape(n, -1))  # (N, D)
         for i, block in enumerate(self.blocks):
             if i == 1:
-                tokens = tokens.reshape(n, frames, patches, size) + self.temp_embed.reshape(1, frames, 1, size)
+                tokens = tokens.reshape(n, frames, patches, size)
+                tokens = tokens + ops.broadcast_to(self.temp_embed.reshape(1, frames, 1, size), tokens.shape)
                 tokens = tokens.reshape(n, frames * patches, size)
             tokens = block(tokens, condition)  # (N, F * T, D)
         # As published: text does not reach the last modulation, labels do.

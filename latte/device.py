@@ -95,6 +95,12 @@ def make_broadcast(root: int) -> Callable[[ms.Tensor], ms.Tensor]:
     return call
 
 
+def wait_for_workers() -> None:
+    """Return when every worker has come here; at once in a process that is alone."""
+    if "MS_ROLE" in os.environ:
+        make_all_reduce()(ms.Tensor(np.zeros(1, np.float32))).asnumpy()
+
+
 def share_cores(index: int, count: int) -> None:
     """Keep process `index` of `count` on this machine to its share of a CPU's cores; call it before `setup`."""
     cores = sorted(os.sched_getaffinity(0))

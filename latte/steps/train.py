@@ -132,7 +132,14 @@ def run(config: TrainConfig) -> manifest.Manifest:
         metrics={**metrics, "metrics_uri": storage.join(uri, "metrics.jsonl")},
         seconds=time.monotonic() - started,
     )
-    return manifest.finish(result) if workers.leads() else result
+    if workers.leads():
+        manifest.finish(result)
+    if workers.inside():
+        # Whoever waits for this node's workers finds the manifest, on every node.
+        from latte import device
+
+        device.wait_for_workers()
+    return result
 
 
 def _resolve_vae(config: TrainConfig, latents: manifest.Manifest) -> manifest.Manifest | None:

@@ -1,17 +1,18 @@
-"""Around every component's step: build the config, run it, hand the manifest to KFP, fail in one clear line."""
+"""Around every component's step: have its work done, hand the manifest to KFP, fail in one clear line."""
 
-import importlib
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from components import placement
+from components.volcano import launcher
+from components.work import Work
 from latte import manifest
-from latte.config import Config, build
-from latte.errors import LatteError, UserError
+from latte.errors import LatteError
 
 # `latte-pipeline run` sets it and reads the events; on a cluster the UI tells the same.
 EVENTS_ENV = "LATTE_RUN_EVENTS"
@@ -28,28 +29,28 @@ def run_step(
     output: Any = None,
     metrics: Any = None,
 ) -> manifest.Manifest:
-    """Run one function of a step inside a component and write what KFP shows of it.
+    """Run one function of a step and write what KFP shows of it; in this process, or in a Volcano Job (LATTE_LAUNCH).
 
     Args:
-        task: the task's name in messages and in the time table, for example "sample (untrained)".
-        module: module under `latte.steps`.
-        config_class: name of the config class in that module.
-        settings: the pipeline's parameter for this step, as the user wrote it.
-        wired: keys that the pipeline fills in (root, name, manifests); `settings` must not set them.
-        function: what to call in the module: `function(config, **arguments) -> Manifest`.
-        arguments: further arguments, for example the task number of a fan-out.
+        task: as in `components.work.Work`, and so are the next six.
+        module: see there.
+        config_class: see there.
+        settings: see there.
+        wired: see there.
+        function: see there.
+        arguments: see there.
         output: KFP artifact that receives the manifest as its content and its summary as metadata.
         metrics: KFP Metrics artifact that receives the numbers of the manifest.
 
     Returns:
         The manifest. Leaves the process with the error's exit code after one line on a LatteError.
     """
+    work = Work(task, module, config_class, settings, wired, function, arguments or {})
     started = time.time()
     _emit(event="started", task=task)
     try:
-        config = build_config(module, config_class, settings, wired, source=task)
-        step: Callable[..., manifest.Manifest] = getattr(importlib.import_module(f"latte.steps.{module}"), function)
-        result = step(config, **(arguments or {}))
+        launch = placement.launch_of_this_step()
+        result = work.run() if launch is None else launcher.run(work, launch)
     except LatteError as error:
         print(f"error: {task}: {error}", file=sys.stderr, flush=True)
         _emit(event="failed", task=task, message=str(error), exit_code=error.exit_code)
@@ -63,21 +64,6 @@ def run_step(
                 metrics.log_metric(key, value)
     _emit(event="finished", task=task, seconds=time.time() - started, summary=result.summary())
     return result
-
-
-def build_config(
-    module: str, config_class: str, settings: Mapping[str, Any], wired: Mapping[str, Any], source: str
-) -> Config:
-    """The step's config from the user's settings and the pipeline's own keys.
-
-    Raises:
-        UserError: the settings set a key of the pipeline's, or a key is unknown or bad.
-    """
-    own = sorted(set(settings) & set(wired))
-    if own:
-        raise UserError(f"{source}: {own[0]} is filled in by the pipeline; leave it out")
-    cls: type[Config] = getattr(importlib.import_module(f"latte.steps.{module}"), config_class)
-    return build(cls, {**settings, **wired}, source)
 
 
 def _emit(**event: Any) -> None:

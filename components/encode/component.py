@@ -12,6 +12,7 @@ def encode_plan(
     settings: dict,
     vae: dsl.Input[dsl.Model],
     plan: dsl.Output[dsl.Artifact],
+    together: int = 0,
 ) -> list[str]:
     """List the dataset and plan which videos are encoded into which shard; at most 32 tasks.
 
@@ -21,14 +22,17 @@ def encode_plan(
         settings: Keys of latte.steps.encode.EncodeConfig: dataset, image_size, …
         vae: Manifest of the autoencoder's weights.
         plan: Manifest of the plan.
+        together: Above 0: one task for everything, shared out to at most so many workers of one Volcano Job.
 
     Returns:
-        The tasks to fan out over, "0/2" for the first of two.
+        The tasks to fan out over, "0/2" for the first of two; "*/2" for one that two workers share.
     """
     from components.runtime import run_step
 
     wired = {"root": root, "name": name, "vae": vae.path}
     done = run_step("encode: plan", "encode", "EncodeConfig", settings, wired, function="plan", output=plan)
+    if together:
+        return [f"*/{max(1, min(int(together), int(done.metrics['shards_to_encode'])))}"]
     count = int(done.metrics["num_tasks"])
     return [f"{task}/{count}" for task in range(count)]
 
@@ -50,17 +54,17 @@ def encode_shards(
         settings: Keys of latte.steps.encode.EncodeConfig, the same as for the plan.
         vae: Manifest of the autoencoder's weights.
         plan: Manifest of the plan.
-        task: Which task of how many, counted from 0, for example "0/2".
+        task: Which task of how many, counted from 0, for example "0/2"; "*/2" is all, for two workers to share.
 
     Returns:
         Number of shards that this task answers for.
     """
     from components.runtime import run_step
+    from components.work import label_of, share
 
     wired = {"root": root, "name": name, "vae": vae.path}
-    number, _, count = task.partition("/")
-    arguments = {"plan_uri": plan.path, "task": int(number), "num_tasks": int(count)}
-    label = f"encode: shards {int(number) + 1} of {count}"
+    arguments = {"plan_uri": plan.path, **share(task)}
+    label = f"encode: shards {label_of(task)}"
     done = run_step(label, "encode", "EncodeConfig", settings, wired, "encode_shards", arguments)
     return len(done.shards)
 

@@ -128,7 +128,7 @@ def plan(config: SampleConfig) -> manifest.Manifest:
             uri=storage.join(made.uri, "plan"),
             fingerprint=_count_fingerprint(made, config.num_videos),
             counts={"videos": config.num_videos},
-            metrics={"num_tasks": min(config.num_tasks, batches, MAX_TASKS)},
+            metrics={"num_tasks": min(config.num_tasks, batches, MAX_TASKS), "batches": batches},
         )
     )
 

@@ -1,0 +1,233 @@
+"""Have a step's work done by a Volcano Job and wait for it: create or adopt, follow, explain, cancel.
+
+The Job's name follows from the run, the task and the Job's spec, so that a step that is tried again finds the Job that
+it left and goes on waiting for it. SIGTERM deletes the Job.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from components.placement import Launch
+from components.volcano import job as jobs
+from components.volcano.api import Api, MissingError, TakenError
+from components.volcano.logs import Logs
+from components.volcano.worker import result_uri
+from components.work import Work
+from latte import manifest, storage
+from latte.errors import LatteError, UserError
+
+DONE, FAILED = "Completed", ("Failed", "Aborted", "Terminated")
+# Beyond the pods' own deadline: for the queue's and the controller's reaction.
+_SLACK_S = 120.0
+_GONE_WITHIN_S = 300.0
+_POLL_S = 1.0
+_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+class _StopError(BaseException):
+    """SIGTERM or Ctrl-C came."""
+
+
+def run(work: Work, launch: Launch) -> manifest.Manifest:
+    """Create the Job, or adopt the one that an earlier try of this step left, and return what it made.
+
+    Raises:
+        UserError: no rights to launch, no Volcano, a name that is taken, or a mistake that the work found.
+        LatteError: the Job failed, took too long or was deleted, or this step was asked to stop.
+    """
+    work.config()  # a mistake in the settings is told before anything is launched
+    api = Api(_namespace())
+    owner = _workflow(api)
+    workers = int(work.arguments["num_tasks"]) if work.shared else launch.volcano.nodes
+    folder = storage.join(str(work.wired["root"]), "launched", manifest.fingerprint(owner["uid"], work.task)[:16])
+    portable = work.portable(folder)
+    work_uri = storage.join(folder, manifest.fingerprint(asdict(portable))[:16], "work.json")
+    portable.write(work_uri)
+    job = jobs.build(launch, work_uri, workers, not work.shared, work.task, owner)
+    name = job["metadata"]["name"]
+    with _stopped_by_signals():
+        try:
+            job = _create(api, job)
+            with Logs(api, name, workers) as logs:
+                phase = _wait(api, job, launch)
+            if phase != DONE:
+                raise _failure(work.task, name, phase, api, logs)
+        except _StopError:
+            api.delete(name)
+            raise LatteError(
+                f"asked to stop: Volcano Job {name} is being deleted; run the step again to go on"
+            ) from None
+    results = [
+        manifest.read(result_uri(work_uri.rsplit("/", 1)[0], index)) for index in range(workers if work.shared else 1)
+    ]
+    return _together(results) if work.shared else results[0]
+
+
+def _create(api: Api, job: dict[str, Any]) -> dict[str, Any]:
+    """The Job on the cluster: a new one, the one of an earlier try, or a new one in place of one that has failed."""
+    name, wanted = job["metadata"]["name"], job["metadata"]["annotations"][jobs.HASH]
+    deadline = time.monotonic() + _GONE_WITHIN_S
+    while True:
+        try:
+            made = api.create(job)
+            _say(f"Volcano Job {name}: created, {job['spec']['tasks'][0]['replicas']} pod(s)")
+            return made
+        except TakenError:
+            try:
+                found = api.get(name)
+            except MissingError:
+                continue
+        if found["metadata"].get("annotations", {}).get(jobs.HASH) != wanted:
+            raise UserError(
+                f"Volcano Job {name}: the name is taken by a Job with another spec; kubectl delete vcjob {name}"
+            )
+        going = not found["metadata"].get("deletionTimestamp")
+        if going and _phase(found) not in FAILED:
+            _say(f"Volcano Job {name}: adopted from an earlier try of this step, {_phase(found)}")
+            return found
+        if going:
+            _say(f"Volcano Job {name}: {_phase(found)} in an earlier try of this step; it is made anew")
+            api.delete(name)
+        if time.monotonic() > deadline:
+            raise LatteError(f"Volcano Job {name}: not gone {_GONE_WITHIN_S:.0f} s after it was deleted; look at it")
+        time.sleep(_POLL_S)
+
+
+def _wait(api: Api, job: dict[str, Any], launch: Launch) -> str:
+    """Follow the Job to its last phase; a watch that ends or is cut is taken up again."""
+    name, uid, shown = job["metadata"]["name"], job["metadata"]["uid"], ""
+    created = datetime.fromisoformat(job["metadata"]["creationTimestamp"])
+    limit_s = launch.deadline_s + _SLACK_S
+    for found in _states(api, job, lambda: limit_s - (datetime.now(UTC) - created).total_seconds()):
+        if found["metadata"]["uid"] != uid or found["metadata"].get("deletionTimestamp"):
+            raise LatteError(f"Volcano Job {name}: somebody deleted it")
+        phase = _phase(found)
+        if phase != shown:
+            _say(f"Volcano Job {name}: {phase}{_why(found)}")
+            shown = phase
+        if phase == DONE or phase in FAILED:
+            return phase
+    api.delete(name)
+    raise LatteError(
+        f"Volcano Job {name}: {shown}, not done {launch.deadline_s} s after its creation, and deleted; raise the step's"
+        " deadline_s in the settings' section cluster if it only needs longer"
+    )
+
+
+def _states(api: Api, job: dict[str, Any], left_s: Any) -> Iterator[dict[str, Any]]:
+    """The Job's states, as long as there is time left."""
+    while (remaining := left_s()) > 0:
+        try:
+            found = api.get(job["metadata"]["name"])
+        except MissingError as error:
+            raise LatteError(
+                f"{error}: somebody deleted it, or it was kept for too short a time (volcano.keep_s)"
+            ) from None
+        yield found
+        yield from api.changes(found, remaining)
+        time.sleep(min(_POLL_S, max(0.0, left_s())))
+
+
+def _failure(task: str, name: str, phase: str, api: Api, logs: Logs) -> LatteError:
+    """What the pods said last; the user's to mend where one of them says so."""
+    codes = {pod["metadata"]["name"]: _exit_code(pod) for pod in api.pods(name)}
+    failed = [pod for pod, code in codes.items() if code] or list(logs.tails)
+    kind = UserError if UserError.exit_code in codes.values() else LatteError
+    for pod in sorted(failed, key=lambda pod: codes.get(pod) != UserError.exit_code):
+        for line in reversed(logs.tails.get(pod, ())):
+            if line.startswith("error: "):
+                said = line.removeprefix("error: ").removeprefix(f"{task}: ")
+                return kind(f"{said} (pod {pod} of Volcano Job {name}, {phase})")
+    tails = [f"{pod}: {line}" for pod in sorted(failed) for line in logs.tails.get(pod, ())]
+    ended = ", ".join(f"{pod} with code {code}" for pod, code in sorted(codes.items()) if code)
+    ends = "; the ends of the logs:\n" + "\n".join(tails) if tails else "; its pods left no logs"
+    return kind(f"Volcano Job {name}: {phase}{f' ({ended})' if ended else ''}{ends}")
+
+
+def _exit_code(pod: dict[str, Any]) -> int | None:
+    for status in pod.get("status", {}).get("containerStatuses", []):
+        if ended := status.get("state", {}).get("terminated"):
+            return int(ended["exitCode"])
+    return None
+
+
+def _together(parts: list[manifest.Manifest]) -> manifest.Manifest:
+    """The parts of all workers as one."""
+    counts: dict[str, int] = {}
+    for part in parts:
+        for key, count in part.counts.items():
+            counts[key] = counts.get(key, 0) + count
+    return parts[0].model_copy(
+        update={
+            "shards": [shard for part in parts for shard in part.shards],
+            "counts": counts,
+            "rejects": [reject for part in parts for reject in part.rejects],
+            "seconds": sum(part.seconds for part in parts),
+        }
+    )
+
+
+def _namespace() -> str:
+    """Of this pod."""
+    given = os.environ.get("NAMESPACE")
+    if not given and not _NAMESPACE_FILE.exists():
+        raise UserError("NAMESPACE is not set, and this is no pod with a service account: run this step on the cluster")
+    return given or _NAMESPACE_FILE.read_text().strip()
+
+
+def _workflow(api: Api) -> dict[str, Any]:
+    """The entry of this pod's ownerReferences that names its Workflow, without a claim to control what it is put on."""
+    pod = os.environ.get("KFP_POD_NAME")
+    if not pod:
+        raise UserError("KFP_POD_NAME is not set: run this step on the cluster")
+    for owner in api.pod(pod)["metadata"].get("ownerReferences", []):
+        if owner["kind"] == "Workflow":
+            return {key: owner[key] for key in ("apiVersion", "kind", "name", "uid")}
+    raise LatteError(
+        f"pod {pod}: owned by no Workflow; a Volcano Job that nothing deletes with its run is not launched"
+    )
+
+
+def _phase(job: dict[str, Any]) -> str:
+    return str(job.get("status", {}).get("state", {}).get("phase") or "Pending")
+
+
+def _why(job: dict[str, Any]) -> str:
+    state = job.get("status", {}).get("state", {})
+    said = ": ".join(str(state[key]) for key in ("reason", "message") if state.get(key))
+    return f" ({said})" if said else ""
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """While it lasts, SIGTERM and SIGINT raise `_StopError`; a second one changes nothing."""
+
+    def stop(*_: object) -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        raise _StopError
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python handles signals in the main thread only
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

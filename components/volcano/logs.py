@@ -1,0 +1,97 @@
+"""The logs of a Job's pods in the log of the step that waits for it, line by line as they are written."""
+
+import sys
+import threading
+from collections import deque
+from types import TracebackType
+from typing import Any
+
+from components.volcano.api import Api
+from latte.errors import LatteError
+
+_TAIL_LINES = 15
+_FIRST_POLL_S, _POLL_S = 0.2, 2.0
+# How long lines may still come in after the Job has ended.
+_DRAIN_S = 15.0
+_STARTED = ("Running", "Succeeded", "Failed")
+
+
+class Logs:
+    """While a `with` block lasts, every pod's lines go to standard error, told apart where there are several pods.
+
+    Attributes:
+        tails: the last lines of each pod, by its name.
+    """
+
+    def __init__(self, api: Api, job: str, workers: int) -> None:
+        """Follow the pods of this Job."""
+        self._api, self._job, self._several = api, job, workers > 1
+        self.tails: dict[str, deque[str]] = {}
+        self._followers: dict[str, threading.Thread] = {}
+        self._stop = threading.Event()
+        self._finder = threading.Thread(target=self._find, name="find-pods", daemon=True)
+
+    def __enter__(self) -> "Logs":
+        self._finder.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stop.set()
+        if kind is not None:
+            return  # no time: the threads end with the process
+        self._finder.join(_DRAIN_S)
+        for follower in list(self._followers.values()):
+            follower.join(_DRAIN_S)
+
+    def _find(self) -> None:
+        """Start a follower for every started pod; the pods of a restarted Job have the same names, but other uids."""
+        pause = _FIRST_POLL_S
+        while True:
+            last = self._stop.wait(pause)
+            pause = min(1.5 * pause, _POLL_S)
+            try:
+                pods = self._api.pods(self._job)
+            except LatteError as error:
+                # The Job goes on, and what it makes counts; its logs are only shown.
+                print(f"no logs of Volcano Job {self._job}: {error}", file=sys.stderr, flush=True)
+                return
+            for pod in pods:
+                uid = pod["metadata"]["uid"]
+                if uid not in self._followers and pod.get("status", {}).get("phase") in _STARTED:
+                    name = f"logs-{pod['metadata']['name']}"
+                    self._followers[uid] = threading.Thread(target=self._follow, args=(pod,), name=name, daemon=True)
+                    self._followers[uid].start()
+            if last:
+                return
+
+    def _follow(self, pod: dict[str, Any]) -> None:
+        """Show a pod's log to its end; a connection that is cut is taken up after the last line that came."""
+        name, uid, last = pod["metadata"]["name"], pod["metadata"]["uid"], ""
+        tail = self.tails[name] = deque(maxlen=_TAIL_LINES)
+        label = f"{name.removeprefix(self._job + '-')} | " if self._several else ""
+        while True:
+            over = self._stop.is_set() or self._ended(name, uid)
+            seen = last
+            for stamped in self._api.log(name):
+                stamp, _, line = stamped.partition(" ")
+                last = _sortable(stamp)
+                if last > seen:
+                    tail.append(line)
+                    print(f"{label}{line}", file=sys.stderr, flush=True)
+            if over:
+                return
+            self._stop.wait(_FIRST_POLL_S)
+
+    def _ended(self, name: str, uid: str) -> bool:
+        """Whether no more lines can come."""
+        try:
+            now = self._api.pod(name)
+        except LatteError:
+            return True
+        return now["metadata"]["uid"] != uid or now.get("status", {}).get("phase") in ("Succeeded", "Failed")
+
+
+def _sortable(stamp: str) -> str:
+    """A time of the log as text that sorts: the kubelet leaves out the zeros at the end of a second's fraction."""
+    second, _, fraction = stamp.rstrip("Z").partition(".")
+    return f"{second}.{fraction:0<9}"

@@ -1,0 +1,128 @@
+"""What a component does, said once and run anywhere: in the component's own process or in the pods of a Volcano Job."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from latte import manifest, storage
+from latte.config import Config, build
+from latte.errors import UserError
+
+
+@dataclass(frozen=True)
+class Work:
+    """One call of one function of a step.
+
+    Attributes:
+        task: the task's name in messages and in the time table, for example "sample (untrained)".
+        module: module under `latte.steps`.
+        config_class: name of the config class in that module.
+        settings: the pipeline's parameter for this step, as the user wrote it.
+        wired: keys that the pipeline fills in (root, name, manifests); `settings` must not set them.
+        function: what to call in the module: `function(config, **arguments) -> Manifest`.
+        arguments: further arguments; a `task` of None says that the tasks are shared out to whoever takes part.
+    """
+
+    task: str
+    module: str
+    config_class: str
+    settings: Mapping[str, Any]
+    wired: Mapping[str, Any]
+    function: str = "run"
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def shared(self) -> bool:
+        """Whether several workers do a part each, rather than all of them the same thing together."""
+        return "task" in self.arguments and self.arguments["task"] is None
+
+    def config(self) -> Config:
+        """The step's config; see `build_config`."""
+        return build_config(self.module, self.config_class, self.settings, self.wired, self.task)
+
+    def run(self, worker: int = 0, workers: int = 1) -> manifest.Manifest:
+        """Do it, or as worker `worker` of `workers` its part of it.
+
+        Raises:
+            LatteError: as the step does.
+        """
+        config = self.config()
+        arguments = dict(self.arguments)
+        if self.shared:
+            arguments |= {"task": worker, "num_tasks": workers}
+        step: Callable[..., manifest.Manifest] = getattr(
+            importlib.import_module(f"latte.steps.{self.module}"), self.function
+        )
+        return step(config, **arguments)
+
+    def portable(self, folder: str) -> "Work":
+        """The same work for another machine: files of this pod that the pipeline wired in lie under `folder` then.
+
+        Raises:
+            StorageError: the store does not answer.
+        """
+        return replace(
+            self,
+            wired={key: _published(value, folder) for key, value in self.wired.items()},
+            arguments={key: _published(value, folder) for key, value in self.arguments.items()},
+        )
+
+    def write(self, uri: str) -> None:
+        """Store it as JSON."""
+        storage.write_json(uri, asdict(self))
+
+
+def read(uri: str) -> Work:
+    """The work that `Work.write` stored.
+
+    Raises:
+        UserError: there is none, or another version wrote it.
+    """
+    value = storage.read_json(uri)
+    try:
+        return Work(**value)
+    except TypeError:
+        raise UserError(
+            f"{uri}: no work of this version; the image and the pipeline are of different versions"
+        ) from None
+
+
+def share(task: str) -> dict[str, int | None]:
+    """Arguments of a step from a task's name: "0/2" is the first of two, "*/2" all of two for whoever takes part."""
+    number, _, count = task.partition("/")
+    return {"task": None if number == "*" else int(number), "num_tasks": int(count)}
+
+
+def label_of(task: str) -> str:
+    """The same for people, who count from one: "1 of 2", "all of 2"."""
+    number, _, count = task.partition("/")
+    return f"{'all' if number == '*' else int(number) + 1} of {count}"
+
+
+def build_config(
+    module: str, config_class: str, settings: Mapping[str, Any], wired: Mapping[str, Any], source: str
+) -> Config:
+    """The step's config from the user's settings and the pipeline's own keys.
+
+    Raises:
+        UserError: the settings set a key of the pipeline's, or a key is unknown or bad.
+    """
+    own = sorted(set(settings) & set(wired))
+    if own:
+        raise UserError(f"{source}: {own[0]} is filled in by the pipeline; leave it out")
+    cls: type[Config] = getattr(importlib.import_module(f"latte.steps.{module}"), config_class)
+    return build(cls, {**settings, **wired}, source)
+
+
+def _published(value: Any, folder: str) -> Any:
+    if isinstance(value, list):
+        return [_published(each, folder) for each in value]
+    # KFP hands manifests over as files of the pod; whatever else is wired is a name, a number or a URI.
+    if not isinstance(value, str) or not value.startswith("/"):
+        return value
+    data = Path(value).read_bytes()
+    uri = storage.join(folder, "inputs", f"{manifest.fingerprint(data.hex())[:16]}.json")
+    storage.write_bytes(uri, data)
+    return uri

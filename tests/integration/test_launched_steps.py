@@ -1,0 +1,107 @@
+"""Components whose work a Volcano Job does, its pods real processes: two nodes that train together, two that share out
+a video set; what they make is what a single machine makes."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mindspore  # noqa: F401  before KFP: both bring protobuf, and only this order works
+import pytest
+
+from components.placement import LAUNCH_ENV, Launch, Pod, Volcano
+from components.sample.component import sample_merge, sample_plan, sample_shards
+from components.train.component import train
+from latte import manifest, storage
+from latte.config import build
+from latte.steps import sample as sample_step
+from latte.steps import train as train_step
+from tests import kubernetes_server, small_latents
+from tests.e2e.runs import REPOSITORY
+
+TRAIN = {
+    "model": {"patch_size": 2, "hidden_size": 32, "depth": 2, "num_heads": 2, "num_frames": 4},
+    "workers": 2,
+    "batch_size": 2,
+    "steps": 3,
+    "frame_stride": 1,
+    "checkpoint_every": 1000,
+    "log_every": 1,
+}
+SAMPLE = {"num_videos": 3, "num_sampling_steps": 2, "batch_size": 2}
+LAUNCH = Launch(image="latte-pipelines:0.1.0", pod=Pod(), volcano=Volcano(nodes=2))
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[kubernetes_server.Cluster]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {"LATTE_SCHEDULER_PORT": str(port), "PYTHONPATH": str(REPOSITORY)}
+    with kubernetes_server.serve(tmp_path, runs_pods=True, environment=environment) as (served, of_step):
+        for key, value in {**of_step, LAUNCH_ENV: LAUNCH.model_dump_json()}.items():
+            monkeypatch.setenv(key, value)
+        yield served
+
+
+def artifact(path: Path | str) -> Any:
+    return SimpleNamespace(path=str(path), metadata={}, log_metric=lambda *_: None)
+
+
+def copied(uri: str, path: Path) -> Any:
+    """A manifest as KFP hands it over: a file of this pod."""
+    return artifact(storage.download(uri, path))
+
+
+def objects(uri: str) -> dict[str, str]:
+    """SHA-256 of the objects of a place, by name; without the list that names their URIs."""
+    shards = [shard for shard in manifest.read(uri).shards if not shard.uri.endswith("/items.json")]
+    return {"/".join(shard.uri.rsplit("/", 2)[1:]): shard.sha256 for shard in shards}
+
+
+def test_jobs_make_what_one_machine_makes(
+    cluster: kubernetes_server.Cluster,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    latents = small_latents.once(tmp_path_factory)
+    vae = next(
+        uri
+        for uri in storage.list_uris(latents.split("/datasets/")[0])
+        if "/weights/vae/" in uri and uri.endswith("manifest.json")
+    )
+    there, here = ((tmp_path / name).as_uri() for name in ("there", "here"))
+    made = artifact(tmp_path / "checkpoint")
+    train.python_func(there, "tiny", TRAIN, copied(latents, tmp_path / "latents"), made, made)
+    (name,) = cluster.jobs
+    assert [cluster.processes[f"{name}-worker-{index}"].returncode for index in (0, 1)] == [0, 0]
+    said = capfd.readouterr().err
+    assert "worker-0 | " in said
+    assert "loss=" in said, "the first node's progress is shown"
+    assert cluster.jobs[name]["spec"]["minAvailable"] == 2
+    assert made.metadata["kind"] == "checkpoint"
+
+    videos = artifact(tmp_path / "videos")
+    plan = artifact(tmp_path / "plan")
+    inputs = (there, "few", SAMPLE, -1, made, copied(vae, tmp_path / "vae"), plan)
+    monkeypatch.delenv(LAUNCH_ENV)
+    assert sample_plan.python_func(*inputs, together=8) == ["*/2"], "no more workers than batches"
+    monkeypatch.setenv(LAUNCH_ENV, LAUNCH.model_dump_json())
+    assert sample_shards.python_func(*inputs, task="*/2") == 6, "a clip and a preview of each video"
+    shared = cluster.jobs[next(job for job in cluster.jobs if job != name)]
+    assert shared["spec"]["minAvailable"] == 1
+    assert {pod["status"]["phase"] for pod in cluster.pods.values() if pod["status"]} == {"Succeeded"}
+    monkeypatch.delenv(LAUNCH_ENV)
+    sample_merge.python_func(*inputs, parts=[6], videos=videos)
+
+    alone = train_step.run(
+        build(train_step.TrainConfig, {**TRAIN, "root": here, "name": "tiny", "latents": latents}, "t")
+    )
+    checkpoint = storage.join(alone.uri, "manifest.json")
+    assert objects(made.path) == objects(checkpoint)
+    wired = {"root": here, "name": "few", "checkpoint": checkpoint, "vae": vae}
+    generated = sample_step.run(build(sample_step.SampleConfig, {**SAMPLE, **wired}, "t"))
+    assert objects(videos.path) == objects(storage.join(generated.uri, "manifest.json"))

@@ -94,18 +94,27 @@ def run(
 @cli.command()
 @_IMAGE
 @click.option(
+    "-c",
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    help="YAML settings whose section cluster says with what the steps run [default: nothing is asked for].",
+)
+@click.option(
     "--output", type=click.Path(path_type=Path), default=Path(), help="Folder to write under [default: here]."
 )
-def compile(image: str | None, output: Path) -> None:
+def compile(image: str | None, path: Path | None, output: Path) -> None:
     """Write the pipelines and the components as IR YAML, ready to be uploaded to Kubeflow Pipelines.
 
-    Writes pipelines/<pipeline>.yaml and components/<step>/<component>.yaml.
+    Writes pipelines/<pipeline>.yaml and components/<step>/<component>.yaml. `submit` and `schedule` compile for
+    themselves, from the section cluster of their settings.
     """
     _use(image)
+    from pipelines.cluster import load
     from pipelines.compiled import write_all
 
     def go() -> None:
-        for written in write_all(output):
+        for written in write_all(output, load(path)):
             click.echo(written)
 
     guarded(go)

@@ -20,6 +20,7 @@ from typing import Any
 from latte import manifest
 from latte.errors import LatteError, UserError
 from pipelines import compiled, cron, settings
+from pipelines.cluster import Cluster
 from pipelines.status import ENDED, Status, Task
 
 HOST_ENV, NAMESPACE_ENV, TOKEN_ENV = "KF_PIPELINES_ENDPOINT", "KFP_NAMESPACE", "KFP_TOKEN"
@@ -133,13 +134,13 @@ class Client:
         Raises:
             UserError: a parameter is unknown, missing or bad, or the name is that of a run that is still going on.
         """
-        checked = _checked(pipeline, params)
+        checked, placed = _checked(pipeline, params)
         title = name or f"{pipeline} {checked['name']}"
         with self._errors(f"submit {title}"):
             experiment_id = self._experiment()
             if any(run.display_name == title and run.state not in ENDED for run in self._runs(experiment_id)):
                 raise UserError(f"run {title}: one of this name is going on; wait for it or give another --name")
-            pipeline_id, version_id, _ = self._upload(pipeline)
+            pipeline_id, version_id, _ = self._upload(pipeline, placed)
             run = self._kfp.run_pipeline(
                 experiment_id,
                 title,
@@ -168,11 +169,11 @@ class Client:
             UserError: a parameter or the cron expression is bad.
         """
         expression = cron.check(cron_expression)
-        checked = _checked(pipeline, params)
+        checked, placed = _checked(pipeline, params)
         title = name or f"{pipeline} {checked['name']}"
         with self._errors(f"schedule {title}"):
             experiment_id = self._experiment()
-            pipeline_id, version_id, version = self._upload(pipeline)
+            pipeline_id, version_id, version = self._upload(pipeline, placed)
             same_name = [each for each in self._schedules(experiment_id) if each.display_name == title]
             wanted = (version_id, expression, self.service_account or "", _plain(checked))
             kept = next((each for each in same_name if _facts(each) == wanted), None)
@@ -243,10 +244,10 @@ class Client:
     def _experiment(self) -> str:
         return str(self._kfp.create_experiment(EXPERIMENT, namespace=self.namespace).experiment_id)
 
-    def _upload(self, pipeline: str) -> tuple[str, str, str]:
+    def _upload(self, pipeline: str, placed: Cluster) -> tuple[str, str, str]:
         """The ids of the pipeline and of the version with just this content, and the version's name."""
         with tempfile.TemporaryDirectory(prefix="latte-pipeline-") as folder:
-            path = compiled.write(compiled.pipeline(pipeline), Path(folder) / f"{pipeline}.yaml")
+            path = compiled.write(compiled.pipeline(pipeline, placed), Path(folder) / f"{pipeline}.yaml")
             title = f"latte-{pipeline.replace('_', '-')}"
             version = f"{title}-{manifest.fingerprint(path.read_text())[:12]}"
             pipelines = _pages(self._kfp.list_pipelines, "pipelines", namespace=self.namespace)
@@ -328,13 +329,13 @@ def _pages(call: Any, key: str, **arguments: Any) -> list[Any]:
             return found
 
 
-def _checked(pipeline: str, params: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(pipeline: str, params: Mapping[str, Any]) -> tuple[dict[str, Any], Cluster]:
     if pipeline not in settings.PIPELINES:
         raise UserError(f"pipeline {pipeline}: no such pipeline (known: {', '.join(settings.PIPELINES)})")
     checked = settings.check(settings.PIPELINES[pipeline], params, "params")
     if checked.root is None or not checked.root.startswith("s3://"):
         raise UserError(f"params.root: {checked.root}: a cluster needs a place in a bucket: s3://bucket/prefix")
-    return settings.parameters(checked, checked.root)
+    return settings.parameters(checked, checked.root), checked.cluster
 
 
 def _plain(value: Any) -> Any:

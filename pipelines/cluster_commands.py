@@ -47,7 +47,7 @@ def _parameters(pipeline: str, path: Path, root: str | None, overrides: tuple[st
     place = root or checked.root
     if place is None:
         raise UserError(f"{path}: no root; a cluster needs --root s3://bucket/prefix")
-    return settings.parameters(checked, place)
+    return {**checked.model_dump(exclude_unset=True), "root": place}
 
 
 @click.command()

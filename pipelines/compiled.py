@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pipelines.cluster import Cluster
+
 COMPONENTS = {
     "convert": ("convert",),
     "encode": ("encode_plan", "encode_shards", "encode_merge"),
@@ -18,12 +20,20 @@ COMPONENTS = {
 PIPELINES = ("train_and_evaluate", "nightly_retrain", "bulk_sample")
 
 
-def pipeline(name: str) -> Any:
-    """The pipeline function of this name, made of KFP components; importing it takes seconds."""
-    return getattr(importlib.import_module(f"pipelines.{name}"), name)
+def pipeline(name: str, cluster: Cluster | None = None) -> Any:
+    """The pipeline of this name, made of KFP components, for a cluster with these settings; takes seconds."""
+    made = getattr(importlib.import_module(f"pipelines.{name}"), name)
+    if cluster is None or cluster == Cluster():
+        return made
+    from kfp import dsl
+
+    from pipelines import parts
+
+    with parts.on(cluster):
+        return dsl.pipeline(name=made.name, description=made.description)(made.pipeline_func)
 
 
-def write_all(folder: Path) -> list[Path]:
+def write_all(folder: Path, cluster: Cluster | None = None) -> list[Path]:
     """Compile everything under `folder`, laid out as in the repository; returns the files written."""
     written = []
     for step, names in COMPONENTS.items():
@@ -31,7 +41,7 @@ def write_all(folder: Path) -> list[Path]:
         for name in names:
             file = "component.yaml" if len(names) == 1 else f"{name.removeprefix(step + '_')}.yaml"
             written.append(write(getattr(module, name), folder / "components" / step / file))
-    return written + [write(pipeline(name), folder / "pipelines" / f"{name}.yaml") for name in PIPELINES]
+    return written + [write(pipeline(name, cluster), folder / "pipelines" / f"{name}.yaml") for name in PIPELINES]
 
 
 def write(component: object, path: Path) -> Path:

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from components.placement import SECRET, SECRET_KEYS
 from latte import registry, storage
 from latte.errors import LatteError
-from pipelines import parts
 from pipelines.client import Client
 
 VOLCANO_CRD = "jobs.batch.volcano.sh"
@@ -77,14 +77,14 @@ def _namespace(namespace: str | None) -> list[Finding]:
 
     def secret() -> str:
         found = _read(
-            lambda: core.read_namespaced_secret(parts.SECRET, namespace, _request_timeout=_KUBE_TIMEOUT_S),
-            f"secret {parts.SECRET} in {namespace}",
+            lambda: core.read_namespaced_secret(SECRET, namespace, _request_timeout=_KUBE_TIMEOUT_S),
+            f"secret {SECRET} in {namespace}",
             "make it from manifests/secret.template.yaml",
         )
-        missing = [key for key in parts.SECRET_KEYS if not (found.data or {}).get(key)]
+        missing = [key for key in SECRET_KEYS if not (found.data or {}).get(key)]
         if missing:
-            raise LatteError(f"secret {parts.SECRET} in {namespace}: no {', '.join(missing)} in it; add it")
-        return f"{parts.SECRET} in {namespace} has all keys"
+            raise LatteError(f"secret {SECRET} in {namespace}: no {', '.join(missing)} in it; add it")
+        return f"{SECRET} in {namespace} has all keys"
 
     def launcher() -> str:
         found = _read(

@@ -51,7 +51,7 @@ def nightly_retrain(
     weights, i3d = parts.weights(root, vae, detector)
     latents = parts.encode_dataset(root, name, encode, weights)
     training = train_step(root=root, name=name, settings=train, latents=latents, vae=weights, init_from=start.output)
-    checkpoint = parts.named(training, "train").outputs["checkpoint"]
+    checkpoint = parts.named(training, "train", "train").outputs["checkpoint"]
 
     videos, scores = {}, {}
     # One name for both: what "after" was last night is found under it as "before" tonight.

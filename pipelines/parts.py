@@ -1,27 +1,45 @@
 """What the pipelines have in common: groups of tasks, used inside a function decorated with `dsl.pipeline`."""
 
-from kfp import dsl, kubernetes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from kfp import dsl
 
 from components.convert.component import convert
 from components.encode.component import encode_merge, encode_plan, encode_shards
 from components.sample.component import sample_merge, sample_plan, sample_shards
 from components.score.component import score as score_step
+from pipelines.cluster import Cluster, dress
 
 # More at once only helps where there are more nodes than this; KFP gets slow far above it.
 PARALLELISM = 8
 # Which weights of a training run generate: those after the last update, or those before the first.
 NEWEST, START = -1, 0
-# On a cluster the steps reach the bucket with what this secret holds (manifests/); KFP hands on none of its own.
-SECRET = "latte-s3"  # noqa: S105
-SECRET_KEYS = ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")
+_cluster: ContextVar[Cluster] = ContextVar("cluster", default=Cluster())  # noqa: B039
 
 
-def named(task: dsl.PipelineTask, label: str) -> dsl.PipelineTask:
-    """Give a task its name in the UI and the bucket's credentials, and keep KFP's cache away from it.
+@contextmanager
+def on(cluster: Cluster) -> Iterator[None]:
+    """While it lasts, the tasks of the pipelines that are made are written for this cluster."""
+    token = _cluster.set(cluster)
+    try:
+        yield
+    finally:
+        _cluster.reset(token)
+
+
+def named(task: dsl.PipelineTask, label: str, step: str | None = None) -> dsl.PipelineTask:
+    """Give a task its name in the UI, the bucket's credentials and its place on the cluster, and no cache of KFP's.
 
     The cache looks at parameters and artifact ids, never at what is in the bucket; the steps themselves look there.
+
+    Args:
+        task: the task.
+        label: its name.
+        step: section of the cluster's settings for a task that computes; None for a light one.
     """
-    kubernetes.use_secret_as_env(task, secret_name=SECRET, secret_key_to_env={key: key for key in SECRET_KEYS})
+    dress(task, _cluster.get(), step)
     return task.set_display_name(label).set_caching_options(False)
 
 
@@ -35,10 +53,10 @@ def weights(root: str, vae: dict, detector: dict) -> tuple[dsl.Model, dsl.Model]
 def encode_dataset(root: str, name: str, settings: dict, vae: dsl.Model) -> dsl.Dataset:
     """Plan, shards side by side, merge; returns the manifest of the latents."""
     common = {"root": root, "name": name, "settings": settings, "vae": vae}
-    plan = named(encode_plan(**common), "encode: plan")
+    plan = named(encode_plan(**common, together=_cluster.get().together("encode")), "encode: plan")
     common["plan"] = plan.outputs["plan"]
     with dsl.ParallelFor(items=plan.outputs["Output"], parallelism=PARALLELISM) as task:
-        part = named(encode_shards(**common, task=task), "encode: shards")
+        part = named(encode_shards(**common, task=task), "encode: shards", "encode")
     merged = named(encode_merge(**common, parts=dsl.Collected(part.output)), "encode: merge")
     return merged.outputs["latents"]
 
@@ -48,10 +66,10 @@ def generate(
 ) -> dsl.Artifact:
     """Plan, videos side by side, merge; returns the manifest of the set videos/<name>/; `label` is for the UI."""
     common = {"root": root, "name": name, "settings": settings, "step": step, "checkpoint": checkpoint, "vae": vae}
-    plan = named(sample_plan(**common), f"sample {label}: plan")
+    plan = named(sample_plan(**common, together=_cluster.get().together("sample")), f"sample {label}: plan")
     common["plan"] = plan.outputs["plan"]
     with dsl.ParallelFor(items=plan.outputs["Output"], parallelism=PARALLELISM) as task:
-        part = named(sample_shards(**common, task=task), f"sample {label}: shards")
+        part = named(sample_shards(**common, task=task), f"sample {label}: shards", "sample")
     merged = named(sample_merge(**common, parts=dsl.Collected(part.output)), f"sample {label}: merge")
     return merged.outputs["videos"]
 
@@ -61,4 +79,4 @@ def measure(
 ) -> dsl.Artifact:
     """Score a set of videos against the dataset; returns the manifest of the score scores/<name>/."""
     task = score_step(root=root, name=name, settings=settings, videos=videos, real=latents, detector=detector)
-    return named(task, f"score {label}").outputs["score"]
+    return named(task, f"score {label}", "score").outputs["score"]

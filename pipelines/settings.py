@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from components.runtime import build_config
+from components.work import build_config
 from latte import config, storage
 from latte.errors import UserError
+from pipelines.cluster import Cluster, check_workers
 
 # section: (module under latte.steps, config class, keys that the pipeline fills in)
 SECTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -37,6 +38,7 @@ class _Common(config.Config):
     encode: dict[str, Any] = Field(description="EncodeConfig: the dataset and how it is encoded")
     sample: dict[str, Any] = Field(default_factory=dict, description="SampleConfig, for every set of the run")
     score: dict[str, Any] = Field(default_factory=dict, description="ScoreConfig")
+    cluster: Cluster = Field(default_factory=Cluster, description="with what the steps run on a cluster")
 
     @property
     def prefix(self) -> str:
@@ -131,12 +133,14 @@ def _steps(settings: AnyConfig, source: str) -> dict[str, config.Config]:
         filled |= {key: ["file:///later"] for key in _WIRED_LISTS.get(section, ())}
         _refuse_null(f"{source}: {section}", given)
         steps[section] = build_config(module, class_name, given, filled, source=f"{source}: {section}")
+    if "train" in steps:
+        check_workers(settings.cluster, getattr(steps["train"], "workers", 1), source)
     return steps
 
 
 def parameters(settings: AnyConfig, root: str) -> dict[str, Any]:
-    """The arguments of the pipeline function."""
-    return {**settings.model_dump(exclude={"root"}), "root": root}
+    """The arguments of the pipeline function; `cluster` is no argument but compiled into it."""
+    return {**settings.model_dump(exclude={"root", "cluster"}), "root": root}
 
 
 def local_folders(settings: AnyConfig) -> list[Path]:

@@ -44,7 +44,8 @@ def train_and_evaluate(
     """
     weights, i3d = parts.weights(root, vae, detector)
     latents = parts.encode_dataset(root, name, encode, weights)
-    trained = parts.named(train_step(root=root, name=name, settings=train, latents=latents, vae=weights), "train")
+    training = train_step(root=root, name=name, settings=train, latents=latents, vae=weights)
+    trained = parts.named(training, "train", "train")
     checkpoint = trained.outputs["checkpoint"]
 
     videos, scores = {}, {}

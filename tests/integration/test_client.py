@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import ipaddress
+import json
 import socket
 import ssl
 from collections.abc import Iterator
@@ -82,6 +83,19 @@ def test_submit_uploads_each_version_once(server: kfp_server.KfpServer, client: 
     second = client.submit("train_and_evaluate", params, name="again")
     assert set(server.versions) == versions
     assert second.run_id != first.run_id
+
+
+def test_what_steps_run_on_is_compiled_into_the_version(
+    server: kfp_server.KfpServer, client: Client, params: dict
+) -> None:
+    placed = {**params, "cluster": {"heavy": {"volcano": {"queue": "night"}}}}
+    run = server.runs[client.submit("train_and_evaluate", placed).run_id]
+    assert "cluster" not in run["runtime_config"]["parameters"]
+    version = server.versions[run["pipeline_version_reference"]["pipeline_version_id"]]
+    executors = version["pipeline_spec"]["pipeline_spec"]["deploymentSpec"]["executors"]
+    (variable,) = executors["exec-train"]["container"]["env"]
+    assert json.loads(variable["value"])["volcano"]["queue"] == "night"
+    assert "env" not in executors["exec-report"]["container"]
 
 
 def test_a_name_that_is_taken_by_a_run_that_goes_on(server: kfp_server.KfpServer, client: Client, params: dict) -> None:

@@ -75,7 +75,9 @@ def test_jobs_make_what_one_machine_makes(
     )
     there, here = ((tmp_path / name).as_uri() for name in ("there", "here"))
     made = artifact(tmp_path / "checkpoint")
-    train.python_func(there, "tiny", TRAIN, copied(latents, tmp_path / "latents"), made, made)
+    train.python_func(
+        there, "tiny", TRAIN, copied(latents, tmp_path / "latents"), copied(vae, tmp_path / "vae"), made, made
+    )
     (name,) = cluster.jobs
     assert [cluster.processes[f"{name}-worker-{index}"].returncode for index in (0, 1)] == [0, 0]
     said = capfd.readouterr().err

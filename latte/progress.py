@@ -15,13 +15,14 @@ def progress(
     unit: str = "it",
     disable: bool = False,
 ) -> tqdm:
-    """A tqdm bar on standard error; where that is not a terminal (a pod's log) it prints about every 10 seconds.
+    """A tqdm bar on standard error; where that is not a terminal (a pod's log) it prints a line about every 10 seconds.
 
     `LATTE_PROGRESS_INTERVAL_S` changes those 10 seconds.
     """
     interval_s = 0.1 if sys.stderr.isatty() else float(os.environ.get("LATTE_PROGRESS_INTERVAL_S", "10"))
     return tqdm(
         iterable,
+        file=sys.stderr if sys.stderr.isatty() else _Lines(),
         disable=disable,
         total=total,
         desc=desc,
@@ -30,3 +31,18 @@ def progress(
         mininterval=interval_s,
         miniters=1,
     )
+
+
+class _Lines:
+    """Standard error with every update on a line of its own: what collects a pod's log waits for the end of a line."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> None:
+        """Take one update, which starts with a carriage return."""
+        if update := text.strip():
+            sys.stderr.write(update + "\n")
+
+    def flush(self) -> None:
+        """Hand on what was written."""
+        sys.stderr.flush()

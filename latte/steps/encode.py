@@ -82,7 +82,7 @@ def plan(config: EncodeConfig) -> manifest.Manifest:
     inputs = {"vae": _vae_digest(vae), "catalog": catalog.digest}
     texts, new_captions = None, []
     if text is not None:
-        if all(entry.caption is None for entry in catalog.entries):
+        if catalog.entries and all(entry.caption is None for entry in catalog.entries):
             raise UserError("text_encoder: the dataset has no captions; name a CSV file with some or leave it out")
         inputs["text"] = text.digest
         texts = captions.published(captions.text_place(place, text, config.dtype))

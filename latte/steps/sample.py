@@ -224,7 +224,9 @@ def _resolve(config: SampleConfig) -> _Set:
         if settings[key] == SampleConfig.model_fields[key].default:
             del settings[key]
     files = [*conditions.from_files, *([text.digest] if text is not None else [])]
-    facts = [source.weights.sha256, source.vae.sha256, source.facts["diffusion"], source.facts["scaling_factor"]]
+    facts = [source.weights.sha256, source.vae.sha256, source.facts["diffusion"]]
+    if source.vae_known_by == "name":
+        facts.append(source.facts["scaling_factor"])  # not implied by a digest
     fingerprint = manifest.fingerprint("sample", settings, *facts, *files)
     return _Set(
         uri=storage.join(config.root, "videos", config.name, fingerprint[:16]),

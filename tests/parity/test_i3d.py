@@ -1,14 +1,16 @@
-"""I3D against outputs of the published PyTorch code, see tests/data/i3d.npz."""
+"""I3D against outputs of the published PyTorch code, see tests/data/i3d.npz, and against cd-fvd on the same clips."""
 
 import json
 from pathlib import Path
 
+import cdfvd_peer
 import mindspore as ms
 import numpy as np
 import pytest
 import torch
 
 from latte import device
+from latte.metrics.protocol import prepare
 from latte.models.i3d import I3D, mixing
 
 DATA = Path(__file__).parents[1] / "data"
@@ -59,6 +61,21 @@ def test_logits_and_features_equal_the_published_ones(net):
         assert ours.shape == theirs.shape
         assert ours.dtype == np.float32
         assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
+
+
+def test_scores_of_uint8_clips_equal_those_of_cdfvd(net):
+    rng = np.random.default_rng(3)
+    t, y, x = np.mgrid[:16, :96, :96].astype(np.float32)
+    waves = [np.sin(x * a + y * b + t * c) for a, b, c in rng.uniform(-0.4, 0.4, (6, 3))]
+    waves = (127.5 + 127.5 * np.stack(waves, axis=-1)).astype(np.uint8)  # (16, 96, 96, 6)
+    clips = np.stack([waves[..., :3], waves[..., 3:]])  # (2, 16, 96, 96, 3)
+    peer = cdfvd_peer.evaluator(recipe_weights(), compute_feats=True)
+    peer.add_fake_stats(clips)
+    theirs = peer.fake_stats.get_all()  # (2, 400)
+    ours = net(ms.Tensor(np.stack([prepare(clip) for clip in clips]))).asnumpy()
+    assert ours.shape == theirs.shape == (2, 400)
+    assert np.abs(ours - theirs).max() <= 1e-3 * np.abs(theirs).max()
+    assert np.abs(theirs[0] - theirs[1]).max() > 0.05 * np.abs(theirs).max()
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 15, 224, 224), (1, 3, 16, 128, 224), (1, 1, 16, 224, 224), (3, 16, 224, 224)])

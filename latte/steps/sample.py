@@ -1,13 +1,17 @@
 """The sample step: a checkpoint becomes a set of generated videos. Plan, shards (fanned out), merge.
 
 Video i of a set follows from the checkpoint, the settings, the seed and i alone: its label or caption, its start noise
-and the noise of its every step come from streams of its own. Who generates it, beside which others and after which
-interruptions does not matter. A set grows in place: a larger `num_videos` generates only the new ones.
+and the noise of its every step come from streams of its own. Who generates it and after which interruptions does not
+matter. It is always computed in the batch of videos b B to b B + B - 1 that it belongs to, wanted or not: on a CPU the
+last bits of a matrix product depend on the place in the batch. A set grows in place: a larger `num_videos` generates
+only the new ones.
 """
 
+import itertools
 import re
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +138,7 @@ def plan(config: SampleConfig) -> manifest.Manifest:
 
 
 def sample_shards(config: SampleConfig, plan_uri: str, task: int, num_tasks: int) -> manifest.Manifest:
-    """Generate the task's videos that are not published yet; task t of N answers for videos t, t + N, ….
+    """Generate the task's videos that are not published yet; task t of N answers for batches t, t + N, ….
 
     Raises:
         UserError: the plan is of other settings, or there is no such task.
@@ -144,7 +148,8 @@ def sample_shards(config: SampleConfig, plan_uri: str, task: int, num_tasks: int
     if not 0 <= task < num_tasks:
         raise UserError(f"task {task}: expected 0 to {num_tasks - 1}")
     started = time.monotonic()
-    indices = range(task, config.num_videos, num_tasks)
+    size = config.batch_size
+    indices = [index for index in range(config.num_videos) if index // size % num_tasks == task]
     missing = [index for index, record in _records(made, indices).items() if record is None]
     if missing:
         _generate(config, made, missing, f"sample {config.name}: task {task + 1} of {num_tasks}")
@@ -291,7 +296,7 @@ def _clip_uri(made: _Set, index: int) -> str:
     return storage.join(made.uri, f"clip-{index:05d}.mkv")
 
 
-def _records(made: _Set, indices: range) -> dict[int, dict[str, Any] | None]:
+def _records(made: _Set, indices: Sequence[int]) -> dict[int, dict[str, Any] | None]:
     """The record of each video, or None where it is not published whole."""
 
     def read(index: int) -> dict[str, Any] | None:
@@ -308,17 +313,18 @@ def _objects(record: dict[str, Any]) -> list[manifest.Shard]:
 
 
 def _generate(config: SampleConfig, made: _Set, indices: list[int], label: str) -> None:
-    """Generate and publish videos in batches of one shape, so that there is one compiled graph and no odd batch."""
+    """Generate and publish videos, each in its batch of one shape: one compiled graph, and the same bits every time."""
     sample = generation.sampler(_recipe(config, made))
     bar = progress(total=len(indices), desc=label, unit="video")
-    for first in range(0, len(indices), config.batch_size):
-        group = indices[first : first + config.batch_size]
-        padded = group + [group[-1]] * (config.batch_size - len(group))
+    for _, wanted in itertools.groupby(indices, lambda index: index // config.batch_size):
+        group = list(wanted)
+        first = group[0] - group[0] % config.batch_size
+        batch = list(range(first, first + config.batch_size))
         started = time.monotonic()
-        videos = sample(padded, lambda done: bar.set_postfix_str(f"denoising step {done + 1}", refresh=True))
+        videos = sample(batch, lambda done: bar.set_postfix_str(f"denoising step {done + 1}", refresh=True))
         seconds = (time.monotonic() - started) / len(group)
-        for index, frames in zip(group, videos, strict=False):
-            _publish(config, made, index, frames, seconds)
+        for index in group:
+            _publish(config, made, index, videos[index - first], seconds)
             bar.update()
     bar.close()
 

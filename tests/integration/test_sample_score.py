@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from latte import manifest, storage, video
+from latte import generation, manifest, storage, video
 from latte.errors import StorageError, UserError
 from latte.steps import convert, encode, sample, score
 from tests.soak import scaled
@@ -181,12 +181,45 @@ def test_an_interrupted_and_a_grown_set_are_the_same_set(
     storage.delete(storage.join(small.uri, "clip-00001.mp4"))
     config = sampling(world, tmp_path.as_uri())
     plan_uri = storage.join(sample.plan(config).uri, "manifest.json")
-    assert sample.sample_shards(config, plan_uri, 0, 7).counts["generated"] == 1
-    with pytest.raises(UserError, match=r"clip-00001\.mkv: not generated yet"):
+    assert sample.sample_shards(config, plan_uri, 0, 3).counts == {"videos": 3, "generated": 3}
+    with pytest.raises(UserError, match=r"clip-00003\.mkv: not generated yet"):
         sample.merge(config, plan_uri)
-    assert sample.sample_shards(config, plan_uri, 0, 1).counts["generated"] == 6
+    assert sample.sample_shards(config, plan_uri, 0, 1).counts["generated"] == 4
     assert files(sample.merge(config, plan_uri)) == files(whole)
     assert sample.sample_shards(config, plan_uri, 0, 1).counts["generated"] == 0
+
+
+def test_a_video_is_always_made_in_its_own_batch(
+    world: SimpleNamespace, whole: manifest.Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On a CPU the last bits of a video depend on its place in the batch, which shows in one of many videos only.
+    batches = []
+    real_sampler = generation.sampler
+
+    def sampler(recipe: generation.Recipe) -> Any:
+        make = real_sampler(recipe)
+
+        def watched(indices: list[int], on_step: Any) -> list[np.ndarray]:
+            batches.append(indices)
+            return make(indices, on_step)
+
+        return watched
+
+    monkeypatch.setattr(generation, "sampler", sampler)
+    copy = tmp_path / "videos" / "set" / whole.uri.rsplit("/", 1)[1]
+    shutil.copytree(storage.local_path(whole.uri), copy)
+    for path in copy.glob("*.json"):
+        path.write_text(path.read_text().replace(whole.uri, copy.as_uri()))
+    for index in (1, 6):
+        (copy / f"clip-{index:05d}.mkv.record.json").unlink()
+    config = sampling(world, tmp_path.as_uri())
+    plan_uri = storage.join(sample.plan(config).uri, "manifest.json")
+    for task, (wanted, made) in enumerate([(3, 1), (3, 0), (1, 1)]):
+        assert sample.sample_shards(config, plan_uri, task, 3).counts == {"videos": wanted, "generated": made}
+    assert batches == [[0, 1, 2], [6, 7, 8]]
+    assert {path.name: path.read_bytes() for path in copy.glob("clip-*.mkv")} == {
+        name: data for name, data in files(whole).items() if name.endswith(".mkv")
+    }
 
 
 @pytest.mark.soak

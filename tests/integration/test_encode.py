@@ -358,6 +358,7 @@ def command_for(root: str, vae: str, videos: Path) -> list[str]:
 
 @pytest.mark.soak
 @pytest.mark.parametrize("root", ["file", "seaweedfs", *other_stores.IN_SOAK], indirect=True)
+@pytest.mark.timeout(3600)  # 50 kills take 2 minutes on a quiet machine
 def test_killed_anywhere_it_ends_with_the_same_bytes(root: str, vae: str, videos: Path) -> None:
     command = command_for(root, vae, videos)
     started = time.monotonic()

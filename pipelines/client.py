@@ -20,10 +20,11 @@ from typing import Any
 from latte import manifest
 from latte.errors import LatteError, UserError
 from pipelines import compiled, cron, settings
+from pipelines import kfp_errors as errors
 from pipelines.cluster import Cluster
 from pipelines.status import ENDED, Status, Task
 
-HOST_ENV, NAMESPACE_ENV, TOKEN_ENV = "KF_PIPELINES_ENDPOINT", "KFP_NAMESPACE", "KFP_TOKEN"
+HOST_ENV, NAMESPACE_ENV = "KF_PIPELINES_ENDPOINT", "KFP_NAMESPACE"
 ACCOUNT_ENV, AUTHORITY_ENV = "KFP_SERVICE_ACCOUNT", "SSL_CERT_FILE"
 EXPERIMENT = "latte"
 _PAGE = 100
@@ -80,7 +81,7 @@ class Client:
         self.host = host.rstrip("/")
         self.namespace = namespace or os.environ.get(NAMESPACE_ENV) or None
         self.service_account = service_account or os.environ.get(ACCOUNT_ENV) or None
-        token = token or os.environ.get(TOKEN_ENV) or None
+        token = token or os.environ.get(errors.TOKEN_ENV) or None
         import kfp_server_api
 
         configuration = kfp_server_api.Configuration()
@@ -122,6 +123,34 @@ class Client:
             # Through the connections of the generated client, which itself breaks on an untrusted certificate.
             self._api.rest_client.pool_manager.request("GET", self.host, retries=False, timeout=_REACH_TIMEOUT_S)
             return kfp_server_api.HealthzServiceApi(self._api).healthz_service_get_healthz()
+
+    def version(self) -> str:
+        """The server's version, for example "2.17.0"; "" where it does not tell."""
+        import kfp_server_api
+
+        with self._errors("version"):
+            try:
+                answer = self._get("/apis/v1beta1/healthz", "object")
+            except kfp_server_api.ApiException:
+                return ""
+        return str((answer or {}).get("tag_name") or "")
+
+    def older(self) -> str:
+        """What is wrong with a server that is older than the SDK here, in a line; "" where nothing is known to be."""
+        import kfp
+        from packaging.version import InvalidVersion, Version
+
+        said = self.version()
+        try:
+            server, sdk = Version(said), Version(kfp.__version__)
+        except InvalidVersion:
+            return ""
+        if server.release[:2] >= sdk.release[:2]:
+            return ""
+        return (
+            f"the server is Kubeflow Pipelines {said}, older than the SDK {kfp.__version__} that compiles pipelines: "
+            f"upgrade the server to {sdk.major}.{sdk.minor}"
+        )
 
     def submit(self, pipeline: str, params: Mapping[str, Any], name: str | None = None) -> Submitted:
         """Start a run.
@@ -236,16 +265,34 @@ class Client:
                 # The published API has no call for logs; the server has had this one since its first version.
                 path = f"/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log"
                 with self._errors(f"log of {each.name} ({pod})"):
-                    text = self._api.call_api(
-                        path, "GET", response_type="str", auth_settings=["Bearer"], _return_http_data_only=True
-                    )
+                    text = self._get(path, "str")
                 yield each.name, str(text)
+
+    def _get(self, path: str, kind: str) -> Any:
+        """A route that the published API leaves out."""
+        return self._api.call_api(
+            path, "GET", response_type=kind, auth_settings=["Bearer"], _return_http_data_only=True
+        )
 
     def _experiment(self) -> str:
         return str(self._kfp.create_experiment(EXPERIMENT, namespace=self.namespace).experiment_id)
 
     def _upload(self, pipeline: str, placed: Cluster) -> tuple[str, str, str]:
-        """The ids of the pipeline and of the version with just this content, and the version's name."""
+        """The ids of the pipeline and of the version with just this content, and the version's name.
+
+        Raises:
+            UserError: the server does not understand the pipeline, and is older than the SDK that compiled it.
+        """
+        import kfp_server_api
+
+        try:
+            return self._uploaded(pipeline, placed)
+        except kfp_server_api.ApiException as error:
+            if error.status == 400 and (older := self.older()):
+                raise UserError(f"{self.host}: {pipeline}: refused: {errors.said(error)}; {older}") from None
+            raise
+
+    def _uploaded(self, pipeline: str, placed: Cluster) -> tuple[str, str, str]:
         with tempfile.TemporaryDirectory(prefix="latte-pipeline-") as folder:
             path = compiled.write(compiled.pipeline(pipeline, placed), Path(folder) / f"{pipeline}.yaml")
             title = f"latte-{pipeline.replace('_', '-')}"
@@ -282,40 +329,15 @@ class Client:
         except kfp_server_api.ApiException as error:
             if error.status == 404 and missing:
                 raise UserError(f"{self.host}: {missing}") from None
-            raise _explained(error, self.host, what) from None
+            raise errors.explained(error, self.host, what) from None
         except urllib3.exceptions.SSLError:
             raise UserError(
                 f"{self.host}: its certificate is not trusted; name its authority's file with {AUTHORITY_ENV}"
             ) from None
         except (urllib3.exceptions.HTTPError, TimeoutError) as error:
-            raise LatteError(f"{self.host}: no answer ({_first_line(error)}); check the host and the network") from None
-
-
-def _explained(error: Any, host: str, what: str) -> LatteError:
-    said = _said(error)
-    if error.status == 401:
-        return UserError(f"{host}: not logged in, or the token has expired; set {TOKEN_ENV} to a new one")
-    if error.status == 403:
-        return UserError(f"{host}: {what}: not allowed ({said}); check the token's rights and --namespace")
-    if error.status == 404:
-        return UserError(f"{host}: {what}: not found there; check the host and the id ({said})")
-    if error.status in (400, 409):
-        return UserError(f"{host}: {what}: refused: {said}")
-    return LatteError(f"{host}: {what}: the server failed ({error.status}): {said}")
-
-
-def _said(error: Any) -> str:
-    text = error.body.decode(errors="replace") if isinstance(error.body, bytes) else str(error.body or "")
-    try:
-        value = json.loads(text)
-        text = str(value.get("message") or value.get("error") or text) if isinstance(value, dict) else text
-    except ValueError:
-        text = text if not text.lstrip().startswith("<") else "a web page, not the API"
-    return _first_line(text or error.reason)[:300]
-
-
-def _first_line(text: object) -> str:
-    return next(iter(str(text).splitlines()), "")
+            raise LatteError(
+                f"{self.host}: no answer ({errors.first_line(error)}); check the host and the network"
+            ) from None
 
 
 def _pages(call: Any, key: str, **arguments: Any) -> list[Any]:
@@ -361,4 +383,4 @@ def _task(detail: Any) -> Task:
 
 
 def _message(error: Any) -> str:
-    return _first_line(getattr(error, "message", "") or "")
+    return errors.first_line(getattr(error, "message", "") or "")

@@ -32,7 +32,7 @@ def examine(host: str | None, namespace: str | None, token: str | None, root: st
         token: as for `Client`.
         root: s3://bucket/prefix, reached with this machine's AWS_… variables; None: not looked at.
     """
-    findings = [_look("Kubeflow Pipelines", lambda: _server(host, namespace, token))]
+    findings = _server(host, namespace, token)
     if root is None:
         findings.append(Finding("bucket", None, "not looked at: name it with --root s3://bucket/prefix"))
     else:
@@ -48,10 +48,22 @@ def _look(what: str, check: Callable[[], str]) -> Finding:
         return Finding(what, False, str(error))
 
 
-def _server(host: str | None, namespace: str | None, token: str | None) -> str:
-    client = Client(host, namespace, token)
-    schedules = len(client.schedules())
-    return f"{client.host} answers, version 2 of the API, {schedules} schedule{'s' * (schedules != 1)} of ours"
+def _server(host: str | None, namespace: str | None, token: str | None) -> list[Finding]:
+    try:
+        client = Client(host, namespace, token)
+    except LatteError as error:
+        return [Finding("Kubeflow Pipelines", False, str(error))]
+
+    def answers() -> str:
+        count = len(client.schedules())
+        return f"{client.host} answers, version 2 of the API, {count} schedule{'s' * (count != 1)} of ours"
+
+    findings = [_look("Kubeflow Pipelines", answers)]
+    version = client.version()
+    if not version:
+        return [*findings, Finding("version", None, "not looked at: the server does not tell")]
+    older = client.older()
+    return [*findings, Finding("version", not older, older or f"Kubeflow Pipelines {version}")]
 
 
 def _bucket(root: str) -> str:

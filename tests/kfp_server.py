@@ -120,6 +120,8 @@ class KfpServer:
     recurring_runs: dict[str, dict] = field(default_factory=dict)
     logs: dict[tuple[str, str], str] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
+    version: str = ""
+    refused: dict[str, str] = field(default_factory=dict)
 
     def healthz_service_get_healthz(self, **_: Any) -> dict:
         return {"multi_user": self.multi_user, "pipeline_store": "kubernetes"}
@@ -267,6 +269,8 @@ def _handler(server: KfpServer) -> type[BaseHTTPRequestHandler]:
                 if key not in server.logs:
                     raise ApiError(404, f"no log of {key}")
                 return server.logs[key]
+            if path == "/apis/v1beta1/healthz" and server.version:
+                return {"tag_name": server.version, "multi_user": server.multi_user}
             for route in known:
                 found = route.pattern.fullmatch(path)
                 if found is None or route.method != self.command:
@@ -274,6 +278,8 @@ def _handler(server: KfpServer) -> type[BaseHTTPRequestHandler]:
                 server.calls.append(route.operation)
                 if route.operation in server.broken:
                     raise ApiError(503, "the database is away")
+                if route.operation in server.refused:
+                    raise ApiError(400, server.refused[route.operation])
                 arguments: dict[str, Any] = dict(found.groupdict())
                 arguments["query"] = {key: values[0] for key, values in parse_qs(url.query).items()}
                 if route.body:

@@ -255,6 +255,20 @@ def test_wrong_host_token_id_and_server(server: kfp_server.KfpServer, client: Cl
         Client(shared.url)
 
 
+def test_a_server_older_than_the_sdk(server: kfp_server.KfpServer, client: Client, params: dict) -> None:
+    server.refused = {"upload_pipeline": 'unknown field "dagOutputs"'}
+    with pytest.raises(UserError, match=r'submit .*refused: unknown field "dagOutputs"$'):
+        client.submit("train_and_evaluate", params)
+    server.version = "2.0.5"
+    with pytest.raises(UserError, match=r'unknown field "dagOutputs"; the server is Kubeflow Pipelines 2\.0\.5, older'):
+        client.submit("train_and_evaluate", params)
+    with pytest.raises(UserError, match="upgrade the server to 2"):
+        client.schedule("nightly_retrain", params, CRON)
+    for version in ("99.0.0", "master"):
+        server.version = version
+        assert (client.version(), client.older()) == (version, "")
+
+
 def self_signed(folder: Path) -> Path:
     """A certificate for 127.0.0.1 and its key, in one file."""
     key = ec.generate_private_key(ec.SECP256R1())

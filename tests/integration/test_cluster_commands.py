@@ -158,11 +158,14 @@ def test_doctor(
     whole = call(server, tmp_path, *arguments, env={"KUBECONFIG": str(path)})
     assert (whole.returncode, whole.stderr) == (0, ""), whole.stdout + whole.stderr
     assert whole.stdout.count("ok  ") == 6
+    assert "version: not looked at" in whole.stdout
 
+    server.version = "2.0.5"
     del objects["/api/v1/namespaces/team/secrets/latte-s3"]["data"]["AWS_SECRET_ACCESS_KEY"]
     wrong = call(server, tmp_path, *arguments, env={"KUBECONFIG": str(path), "AWS_SECRET_ACCESS_KEY": "wrong"})
     assert wrong.returncode == 1
-    assert wrong.stdout.count("PROBLEM") == 3, wrong.stdout
+    assert wrong.stdout.count("PROBLEM") == 4, wrong.stdout
+    assert "the server is Kubeflow Pipelines 2.0.5, older than the SDK" in wrong.stdout
     assert "no AWS_SECRET_ACCESS_KEY in it" in wrong.stdout
     assert "check AWS_SECRET_ACCESS_KEY" in wrong.stdout
     assert store.secret_key not in wrong.stdout

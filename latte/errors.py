@@ -6,6 +6,10 @@ class LatteError(Exception):
 
     exit_code = 1
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows of it: IPython's own interface."""
+        return [f"error: {self}"]
+
 
 class UserError(LatteError):
     """The user's to mend: a config key, a missing file, a wrong shape, a wrong secret. Raised before work begins."""

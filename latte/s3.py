@@ -22,8 +22,15 @@ _USER_CODES = {
     "SignatureDoesNotMatch": "the secret does not fit the access key; check AWS_SECRET_ACCESS_KEY",
     "AccessDenied": "access denied; check the credentials and the bucket's policy",
     "ExpiredToken": "the session token has expired; renew AWS_SESSION_TOKEN",
+    "InvalidToken": "the session token is not valid; renew AWS_SESSION_TOKEN",
+    "RequestTimeTooSkewed": "the request came at another time than it says; set this machine's clock",
     "NoSuchBucket": "no such bucket; create it first",
     "403": "access denied; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+}
+_FULL_CODES = {
+    "QuotaExceeded": "the bucket's quota is used up; raise it or delete something",
+    "InsufficientStorage": "no space left in the store",
+    "XMinioStorageFull": "no space left in the store",
 }
 _ENVIRONMENT = (
     "AWS_ENDPOINT_URL_S3",
@@ -143,12 +150,13 @@ def _raise_for(error: Any, uri: str) -> None:
         raise ConflictError(uri) from None
     if code in _USER_CODES:
         raise UserError(f"{uri}: {_USER_CODES[code]}") from None
+    if code in _FULL_CODES:
+        raise StorageError(f"{uri}: {_FULL_CODES[code]}") from None
     if code in _MISSING_CODES:
         raise NotThereError(f"{uri}: no such object") from None
     if code == "NotImplemented" or status == 501:
         raise UnsupportedError(f"{uri}: the store does not support this request: {code}") from None
     if code in ("SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable") or status == 429 or status >= 500:
         raise _UnwellError(f"{code} ({status})") from error
-    raise StorageError(
-        f"{uri}: the store refused: {code} {error.response.get('Error', {}).get('Message', '')}"
-    ) from None
+    said = " ".join(str(error.response.get("Error", {}).get("Message", "")).split())
+    raise StorageError(f"{uri}: the store refused: {code} {said}") from None

@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from latte.errors import StorageError, UserError
+from latte.errors import LatteError, StorageError, UserError
 
 BUCKET = "latte"
 READY_WITHIN_S = 60.0
 STOP_WITHIN_S = 3.0
+FULL_BELOW_BYTES = 8 << 20
 _PORTS = ("s3", "master", "volume", "filer")
 
 
@@ -52,7 +53,7 @@ def serve(folder: Path, port: int | None = None) -> Iterator[Store]:
 
     Raises:
         UserError: `weed` is not installed (no wheel for this machine), or the port is taken.
-        StorageError: the server ended or did not answer in time; its log is named.
+        StorageError: the server ended or did not answer in time; its log is named. Or its disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ports = _free_ports(port)
@@ -75,6 +76,11 @@ def serve(folder: Path, port: int | None = None) -> Iterator[Store]:
     try:
         _wait_until_ready(store, process, log_path)
         yield store
+    except LatteError as error:
+        # SeaweedFS only says that it is unwell.
+        if shutil.disk_usage(folder).free < FULL_BELOW_BYTES:
+            raise StorageError(f"{error}; no space left on the disk of {folder}") from None
+        raise
     finally:
         _stop(process)
 

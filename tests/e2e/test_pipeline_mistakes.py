@@ -1,5 +1,6 @@
 """What goes wrong for users: one clear line, the right exit code, nothing left running, and the next run goes on."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -66,6 +67,11 @@ def test_a_wrong_secret(tmp_path: Path, clips: Path, store: Store) -> None:
     assert "not-the-secret" not in run.output
 
 
+def test_a_bucket_that_does_not_exist(tmp_path: Path, clips: Path, store: Store) -> None:
+    run = runs.start(tmp_path, "--root", "s3://no-such-bucket/x", settings={"encode.dataset.videos": str(clips)})
+    check(run, 2, "s3://no-such-bucket/x", "no such bucket; create it first")
+
+
 def test_a_taken_port(tmp_path: Path, clips: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -83,22 +89,26 @@ def test_no_docker(tmp_path: Path, clips: Path) -> None:
     check(run, 2, "Docker does not answer", "--runner docker")
 
 
-def test_a_full_disk(tmp_path: Path, clips: Path) -> None:
+@pytest.mark.parametrize("own_store", [False, True], ids=["folder", "own store"])
+def test_a_full_disk(tmp_path: Path, clips: Path, own_store: bool) -> None:
     small = tmp_path / "small"
     small.mkdir()
+    where = f"--run-dir {small}/run" if own_store else f"--run-dir {tmp_path}/run --root file://{small}"
     # A file system of 1 MB of the test's own; -r maps this user to root in it where the user is not root.
     script = (
         f"mount -t tmpfs -o size=1m tmpfs {small} && exec {runs.BIN}/latte-pipeline run -c configs/demo/pipeline.yaml "
-        f"--run-dir {tmp_path}/run --root file://{small} encode.dataset.videos={clips}"
+        f"{where} encode.dataset.videos={clips}"
     )
     process = subprocess.Popen(
         ["unshare", "-rm", "sh", "-c", script],
         cwd=runs.REPOSITORY,
+        env={**os.environ, "AWS_ENDPOINT_URL_S3": "", "LATTE_S3_RETRY_S": "2"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    check(runs.Run(tmp_path / "run", process), 1, "no space left on the disk")
+    run_dir = (small if own_store else tmp_path) / "run"
+    check(runs.Run(run_dir, process), 1, "no space left on the disk", str(small))
 
 
 def test_two_runs_in_one_folder(tmp_path: Path, clips: Path) -> None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from latte.errors import UserError
 from pipelines.cluster import Cluster
 
 COMPONENTS = {
@@ -45,10 +46,17 @@ def write_all(folder: Path, cluster: Cluster | None = None) -> list[Path]:
 
 
 def write(component: object, path: Path) -> Path:
-    """Compile a component or a pipeline into a YAML file; returns its path."""
+    """Compile a component or a pipeline into a YAML file; returns its path.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     from kfp import compiler
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        compiler.Compiler().compile(component, str(path))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            compiler.Compiler().compile(component, str(path))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
     return path

@@ -90,6 +90,24 @@ def call(
     return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120)
 
 
+def test_compile(server: kfp_server.KfpServer, tmp_path: Path) -> None:
+    done = call(
+        server, tmp_path, "compile", "--image", "registry.example.com/latte:7", "--output", str(tmp_path / "out")
+    )
+    assert done.returncode == 0, done.stderr
+    written = [Path(line) for line in done.stdout.splitlines()]
+    names = {path.relative_to(tmp_path / "out") for path in written}
+    kept = [*REPOSITORY.glob("pipelines/*.yaml"), *REPOSITORY.glob("components/*/*.yaml")]
+    assert names == {path.relative_to(REPOSITORY) for path in kept}
+    for path in written:
+        images = [line.split()[-1] for line in path.read_text().splitlines() if line.lstrip().startswith("image: ")]
+        assert set(images) == {"registry.example.com/latte:7"}, path
+    (tmp_path / "file").write_text("")
+    refused = call(server, tmp_path, "compile", "--output", str(tmp_path / "file"))
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
+    assert "Not a directory" in refused.stderr
+
+
 def test_submit_schedule_status_logs(server: kfp_server.KfpServer, tmp_path: Path) -> None:
     sent = call(server, tmp_path, "submit", *CONFIG, "--root", "s3://bucket/x", "encode.dataset.videos=s3://bucket/v")
     assert sent.returncode == 0, sent.stderr
@@ -127,6 +145,7 @@ def test_submit_schedule_status_logs(server: kfp_server.KfpServer, tmp_path: Pat
         (("schedule", *CONFIG, "--root", "s3://b/x", "--cron", "0 2 * * *"), {}, '"0 0 2 * * *"'),
         (("status", "nothing"), {"KFP_TOKEN": "old"}, "the token has expired"),
         (("status", "nothing"), {}, "not found there"),
+        (("status", "nothing"), {"KF_PIPELINES_ENDPOINT": "kubeflow.example.com"}, "expected a URL"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -1,5 +1,7 @@
 """What has to be right before a run on a cluster can work, each looked at for real, each with what to do about it."""
 
+import contextlib
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +82,9 @@ def _namespace(namespace: str | None) -> list[Finding]:
     import kubernetes as k8s
 
     try:
-        k8s.config.load_config()
+        # It prints a line about what it tries next.
+        with contextlib.redirect_stdout(io.StringIO()):
+            k8s.config.load_config()
     except k8s.config.ConfigException:
         return [Finding("namespace", None, "not looked at: no kubeconfig on this machine")]
     if not namespace:

@@ -188,3 +188,17 @@ def test_doctor(
     assert "no AWS_SECRET_ACCESS_KEY in it" in wrong.stdout
     assert "check AWS_SECRET_ACCESS_KEY" in wrong.stdout
     assert store.secret_key not in wrong.stdout
+
+
+@pytest.mark.parametrize("s3_root", ["swift"], indirect=True)
+def test_doctor_with_an_old_token_no_cluster_and_a_store_that_does_not_do(
+    server: kfp_server.KfpServer, s3_root: str, tmp_path: Path
+) -> None:
+    found = call(server, tmp_path, "doctor", "--root", s3_root, env={"KFP_TOKEN": "old"})
+    assert (found.returncode, found.stderr) == (1, "")
+    said = [line.strip().split("  ", 1) for line in found.stdout.splitlines()]
+    assert [(mark, line.split(":")[0]) for mark, line in said] == [
+        ("PROBLEM", "Kubeflow Pipelines"), ("ok", "bucket"), ("PROBLEM", "conditional writes"), ("-", "namespace")
+    ]  # fmt: skip
+    assert "the token has expired; set KFP_TOKEN to a new one" in said[0][1]
+    assert "keep the registry in a store that does" in said[2][1]

@@ -26,7 +26,7 @@ class RunLog(io.TextIOBase):
     """
 
     log: TextIO
-    terminal: TextIO
+    terminal: TextIO | io.TextIOBase
     _pieces: dict[int, str] = field(default_factory=dict)
     _lock: Any = field(default_factory=threading.Lock)
     _shown_width: int = 0
@@ -107,7 +107,7 @@ class EventWatcher(threading.Thread):
                 self._log.say(f"{time.strftime('%H:%M:%S')}  {event['task']}: {_facts(event['summary'])}")
 
 
-def _write_line(file: TextIO, line: str) -> None:
+def _write_line(file: TextIO | io.TextIOBase, line: str) -> None:
     # Not print(): kfp.local replaces it while a task runs, by one that prints to standard output as well.
     file.write(line + "\n")
     file.flush()

@@ -5,6 +5,7 @@ The steps are processes of this machine, or containers of the image that they ru
 
 import builtins
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -54,7 +55,7 @@ def run(
     run_dir: Path,
     root: str | None = None,
     port: int | None = None,
-    terminal: TextIO | None = None,
+    terminal: TextIO | io.TextIOBase | None = None,
     in_containers: bool = False,
 ) -> Finished:
     """Run a pipeline to its end on this machine, as `latte-pipeline run` and the notebooks do.
@@ -90,7 +91,7 @@ def run(
 
 
 def _run_pipeline(
-    config: settings.AnyConfig, run_dir: Path, root: str, terminal: TextIO, image: str | None
+    config: settings.AnyConfig, run_dir: Path, root: str, terminal: TextIO | io.TextIOBase, image: str | None
 ) -> Finished:
     # KFP is slow to import, and a wrong setting or secret should be told at once.
     from kfp import local

@@ -1,0 +1,220 @@
+"""What notebooks call: run a pipeline here or on a cluster, and look at what it made.
+
+where = None  # this machine; or Client(host="https://kubeflow.example.com/pipeline")
+done = notebook.run("train_and_evaluate", params, where)
+done.table()  # the last line of a cell shows it
+"""
+
+import base64
+import html
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from latte import manifest, registry, storage
+from latte.errors import LatteError, UserError
+from latte.steps.report_words import metric_of
+from pipelines import local, settings
+from pipelines.client import Client
+from pipelines.status import Task
+
+POLL_S = 10.0
+REPOSITORY = Path(__file__).resolve().parents[1]
+# Where manifests of each kind lie under the root.
+_FOLDERS = {"report": "reports", "video_set": "videos", "score": "scores"}
+
+
+@dataclass(frozen=True)
+class Html:
+    """Something that a notebook shows when it is the last line of a cell."""
+
+    text: str
+
+    def _repr_html_(self) -> str:
+        return self.text
+
+
+@dataclass
+class _Cell(io.TextIOBase):
+    """The output of a cell: it overwrites a line after a carriage return, as a terminal does, but does not say so."""
+
+    stream: TextIO
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        return self.stream.write(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has come to its end.
+
+    Attributes:
+        name: the run's name.
+        tasks: its tasks in the order in which they started or, on this machine, ended.
+        made: manifests of its report, sets and scores. A run on a cluster does not tell where they are: there they are
+            the newest under the names that the pipeline uses.
+    """
+
+    name: str
+    tasks: tuple[Task, ...]
+    made: tuple[manifest.Manifest, ...]
+
+    def one(self, kind: str) -> manifest.Manifest:
+        """The manifest of this kind; of several that of the weights trained longest.
+
+        Raises:
+            UserError: the run made none.
+        """
+        found = [each for each in self.made if each.kind == kind]
+        if not found:
+            raise UserError(f"run {self.name}: made no {kind.replace('_', ' ')}")
+        return max(found, key=lambda each: each.metrics.get("step", 0))
+
+    def table(self) -> Html:
+        """The tasks, their states and how long they took."""
+        rows = [(task.name, task.state.lower(), _seconds(task.seconds), task.error) for task in self.tasks]
+        return table(("task", "state", "time", ""), rows)
+
+    def report(self, height: int = 720) -> Html:
+        """The report, as in a browser; `height` in pixels."""
+        page = storage.read_bytes(self.one("report").shard("/report.html").uri).decode()
+        # It has no scripts; the sandbox keeps it apart from the notebook all the same.
+        frame = f'<iframe sandbox="" width="100%" height="{height}" style="border:0"'
+        return Html(f'{frame} srcdoc="{html.escape(page)}"></iframe>')
+
+    def contact_sheet(self) -> Html:
+        """One still picture of the generated videos."""
+        made = self.one("video_set")
+        picture = base64.b64encode(storage.read_bytes(storage.join(made.uri, "contact-sheet.png"))).decode()
+        label = html.escape(f"{made.counts['videos']} videos of the set {made.name}")
+        return Html(f'<img alt="{label}" title="{label}" style="max-width:100%" src="data:image/png;base64,{picture}">')
+
+
+def use_repository() -> None:
+    """Make paths like `configs/demo/pipeline.yaml` mean those of this repository, wherever the notebook lies."""
+    os.chdir(REPOSITORY)
+
+
+def parameters(pipeline: str, path: str | Path, root: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a run is to be made of, from a settings file, checked: its sections and the root.
+
+    Args:
+        pipeline: train_and_evaluate, nightly_retrain or bulk_sample.
+        path: the settings file.
+        root: s3://bucket/prefix or file:///dir, or a local folder.
+        changes: other values by key, for example {"train.steps": 1000}.
+
+    Raises:
+        UserError: a key is unknown, missing or bad.
+    """
+    overrides = [f"{key}={json.dumps(value)}" for key, value in (changes or {}).items()]
+    config = settings.load_remote(path, overrides, pipeline)
+    return {**config.model_dump(), "root": storage.from_path(root)}
+
+
+def run(pipeline: str, params: Mapping[str, Any], where: Client | None = None, run_dir: Path | None = None) -> Run:
+    """Run a pipeline to its end and tell on the way how it is getting on.
+
+    Args:
+        pipeline: train_and_evaluate, nightly_retrain or bulk_sample.
+        params: from `parameters`.
+        where: a cluster, or None for this machine.
+        run_dir: folder of a run on this machine, for its log; runs/<name> when None.
+
+    Raises:
+        UserError: a parameter is bad, or the store or the cluster cannot be reached as they are named.
+        LatteError: a task failed.
+    """
+    if where is not None:
+        return _run_there(pipeline, params, where)
+    config = settings.check(settings.PIPELINES[pipeline], params, "params")
+    done = local.run(config, run_dir or Path("runs") / config.name, config.root, terminal=_Cell(sys.stdout))
+    ended = [event for event in done.events if event["event"] == "finished"]
+    tasks = tuple(Task(event["task"], "SUCCEEDED", event["seconds"], (), "") for event in ended)
+    places = [summary["uri"] for kind in _FOLDERS for summary in done.summaries(kind)]
+    return Run(config.name, tasks, tuple(manifest.read(storage.join(uri, "manifest.json")) for uri in places))
+
+
+def _run_there(pipeline: str, params: Mapping[str, Any], client: Client) -> Run:
+    run_id = client.submit(pipeline, params)
+    print(f"{run_id.name}: {run_id.url}", flush=True)
+    said: set[tuple[str, str]] = set()
+    while True:
+        status = client.status(run_id.run_id)
+        for task in status.tasks:
+            if (task.name, task.state) not in said:
+                said.add((task.name, task.state))
+                print(f"{time.strftime('%H:%M:%S')}  {task.name}: {task.state.lower()}", flush=True)
+        if status.ended:
+            break
+        time.sleep(POLL_S)
+    if status.state != "SUCCEEDED":
+        failed = next((task.name for task in status.tasks if task.state == "FAILED"), "")
+        raise LatteError(
+            f"run {status.name}: {status.state.lower()}{f' in {failed}' if failed else ''}: "
+            f"{status.error or 'no reason given'}; latte-pipeline logs {run_id.run_id} tells more"
+        )
+    labels = ["trained", "untrained"] if pipeline == "train_and_evaluate" else [params["name"]]
+    count = 2 if pipeline == "nightly_retrain" else 1  # "after" and "before" are under one name
+    made = newest(params["root"], "report", params["name"])
+    for label in labels:
+        for kind in ("video_set", "score"):
+            made += newest(params["root"], kind, label, count)
+    return Run(status.name, status.tasks, tuple(made))
+
+
+def newest(root: str, kind: str, name: str, count: int = 1) -> list[manifest.Manifest]:
+    """The manifests of this kind and name that were written last, at most `count`, newest first."""
+    folder = storage.join(root, _FOLDERS[kind], name)
+    listed = storage.list_objects(folder)
+    manifests = [uri for uri in listed if uri.removeprefix(folder).count("/") == 2 and uri.endswith("/manifest.json")]
+    manifests.sort(key=lambda uri: listed[uri].modified_s, reverse=True)
+    return [manifest.read(uri, kind) for uri in manifests[:count]]
+
+
+def scores(*runs: Run) -> Html:
+    """The scores of runs side by side; only values with the same protocol compare."""
+    rows = []
+    for score in (each for run in runs for each in run.made if each.kind == "score"):
+        name = metric_of(score)
+        value, low, high = (f"{score.metrics[key]:.1f}" for key in (name, "interval_low", "interval_high"))
+        clips, protocol = str(score.metrics["clips"]), score.config["protocol_digest"][:8]
+        step = manifest.read(storage.join(score.config["videos"], "manifest.json")).metrics["step"]
+        rows.append((score.name, str(step), name, value, f"{low} … {high}", clips, protocol))
+    heads = ("set", "training step", "score", "value (lower is better)", "interval", "clips", "protocol")
+    return table(heads, sorted(rows))
+
+
+def promotions(root: str, model: str) -> Html:
+    """Every promotion of a model, the one in force last."""
+    current, _ = registry.read_current(root, model)
+    entries = [*registry.history(root, model), *([current] if current is not None else [])]
+    rows = []
+    for entry in entries:
+        state = "in force" if entry == current else ""
+        value = f"{entry.value:.1f}"
+        rows.append((str(entry.number), entry.promoted_at, str(entry.step), entry.metric, value, state))
+    return table(("entry", "promoted (UTC)", "step", "score", "value", ""), rows)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Html:
+    """A table of plain text."""
+    head = "".join(f"<th style='text-align:left'>{html.escape(text)}</th>" for text in heads)
+    lines = ["".join(f"<td style='text-align:left'>{html.escape(text)}</td>" for text in row) for row in rows]
+    return Html(f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>")
+
+
+def _seconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.1f} s"

@@ -150,7 +150,7 @@ class _Loop:
         first = self._restore()
         if first > config.steps:
             raise UserError(f"steps={config.steps}, but the run {config.name} is at step {first} already; ask for more")
-        metrics: dict[str, Any] = dict(self._log.last)
+        metrics: dict[str, Any] = {**self._log.last, "step": first}  # the log may end before the step that was saved
         steps = range(first, config.steps)
         clock = Clock()
         bar = progress(total=config.steps, desc="train", unit="step", disable=not self._group.leads)

@@ -229,6 +229,14 @@ def test_a_longer_run_goes_on_and_a_done_one_does_nothing(whole: Run) -> None:
     assert process.wait() == 0, "a shorter run is done already"
 
 
+def test_a_run_that_ends_between_two_lines_of_its_log_knows_its_step(latents: str, tmp_path: Path) -> None:
+    facts = {"log_every": 3, "checkpoint_every": 2}
+    place = storage.local_path(run(tmp_path, latents, steps=4, **facts).uri)
+    (place / "manifest.json").unlink()
+    (place / "checkpoints" / "step-00000004" / "checkpoint.json").unlink()
+    assert run(tmp_path, latents, steps=2, **facts).metrics["step"] == 2
+
+
 def test_accumulated_parts_equal_the_whole_batch(latents: str, tmp_path: Path) -> None:
     runs = [
         run(tmp_path, latents, steps=3, learning_rate=1e-3, accumulation=parts, name=f"parts{parts}")

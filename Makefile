@@ -7,12 +7,26 @@ PIP := $(BIN)/pip --disable-pip-version-check
 DEMO_CLIPS := runs/demo/videos
 VIDEOS ?= $(DEMO_CLIPS)
 
-.PHONY: setup demo test lint bench soak lock clean
+DOCKER ?= docker
+DEVICE ?= cpu
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' latte/__init__.py)
+REVISION := $(shell git describe --always --abbrev=40 --dirty --exclude='*' 2>/dev/null || echo unknown)
+IMAGE ?= latte-pipelines:$(VERSION)$(if $(filter-out cpu,$(DEVICE)),-$(DEVICE))
+# Passed on where they are set, by `make NAME=value` or in the environment.
+IMAGE_ARGS := BASE_IMAGE CANN_IMAGE PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_TRUSTED_HOST \
+	HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy
+# The certificate authority of the network, where it has its own: only for pip, only while building.
+comma := ,
+IMAGE_CA := $(if $(PIP_CERT),--secret id=ca$(comma)src=$(PIP_CERT) --build-arg PIP_CERT=/run/secrets/ca)
+
+.PHONY: setup demo test test-containers images lint bench soak lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo [VIDEOS=dir]  run the whole pipeline on this machine and write a report"
 	@echo "make test               run every test (make setup-dev comes by itself)"
+	@echo "make images             build the container image (DEVICE=ascend for NPUs); images/README.md"
+	@echo "make test-containers    build the image and run the pipeline in containers (needs Docker)"
 	@echo "make lint               ruff and mypy"
 	@echo "make bench              every benchmark, each a ratio against a named peer"
 	@echo "make soak               the long kill, fault and fuzz tests in full"
@@ -38,6 +52,14 @@ demo: setup
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+test-containers: $(VENV)/.dev
+	$(BIN)/python -m pytest -m containers tests/e2e/test_containers.py
+
+images:
+	@command -v $(DOCKER) >/dev/null || { echo "error: $(DOCKER) not found; install Docker, or name it with make DOCKER=..." >&2; exit 2; }
+	DOCKER_BUILDKIT=1 $(DOCKER) build $(BUILD_OPTIONS) --file images/Dockerfile --tag $(IMAGE) --build-arg DEVICE=$(DEVICE) \
+		--build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) $(addprefix --build-arg ,$(IMAGE_ARGS)) $(IMAGE_CA) .
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import mindspore  # noqa: F401  before KFP: both bring protobuf, and only this order works
 import pytest
 
 from components.placement import LAUNCH_ENV, Launch, Pod, Volcano

@@ -46,7 +46,6 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str],
 
 def check_compiled(spec: dict, platform: dict) -> None:
     """Against the messages that KFP publishes, which know no further key."""
-    # Not before: MindSpore, which other tests import, has to be the first to bring protobuf.
     from google.protobuf import json_format
     from kfp.kubernetes import kubernetes_executor_config_pb2 as published
     from kfp.pipeline_spec import pipeline_spec_pb2

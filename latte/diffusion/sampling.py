@@ -65,9 +65,9 @@ def _dpm_solver(schedule: Schedule, predict: Predict, x: np.ndarray) -> Iterator
     """DPM-Solver++(2M) (Lu et al. 2022): second order in half the log signal-to-noise ratio, one evaluation a step.
 
     The first step has no predecessor and the last one leads to no noise at all, where that ratio is infinite: both are
-    of first order, which is DDIM. The line through two predictions is followed no farther than half of what it spans:
-    towards the end a step is several times as long as the one before, and the published weight, followed there, is
-    worse than DDIM at 20 steps. Where neighbours are of one length, both weights are 1/2 and the order is two.
+    of first order, which is DDIM. So is the step onto the last visited timestep, several times as long as the one
+    before: `lower_order_final` of the authors' code at any number of steps, with `denoise_to_zero`; in diffusers
+    DPMSolverMultistepScheduler with euler_at_final and final_sigmas_type sigma_min.
     """
     alphas, left = schedule.alphas_cumprod, schedule.alphas_cumprod_prev
     before: tuple[np.ndarray, float] | None = None
@@ -80,8 +80,8 @@ def _dpm_solver(schedule: Schedule, predict: Predict, x: np.ndarray) -> Iterator
             return
         step = _half_log_snr(left[i]) - ratio
         target = x0
-        if before is not None:
-            weight = _f32(min(step / (2 * (ratio - before[1])), 0.5))
+        if before is not None and i > 1:
+            weight = _f32(step / (2 * (ratio - before[1])))
             target = x0 + weight * (x0 - before[0])
         keep = np.sqrt((1 - left[i]) / (1 - alphas[i]))
         x = _f32(keep) * x - _f32(np.sqrt(left[i]) * np.expm1(-step)) * target

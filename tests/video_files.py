@@ -7,6 +7,8 @@ import av
 import numpy as np
 from PIL import Image
 
+from latte.decoders import Chunk, End, Source, decode_all
+
 
 def moving(num_frames: int = 16, height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
     """Smooth pictures that move, uint8 RGB, (F, H, W, 3), which survive lossy coding."""
@@ -57,3 +59,17 @@ def write_frames(folder: Path, frames: np.ndarray) -> Path:
     for number, frame in enumerate(frames):
         Image.fromarray(frame).save(folder / f"frame{number}.png")
     return folder
+
+
+def decode(
+    *paths: Path, size: int = 32, mirrored: bool = False, **options: object
+) -> list[tuple[np.ndarray | None, End]]:
+    """Frames (None where rejected) and end of each video."""
+    done, frames = [], []
+    for event in decode_all([Source(path.as_uri(), None, mirrored) for path in paths], size, **options):
+        if isinstance(event, Chunk):
+            frames.append(event.frames)
+            continue
+        done.append((None if event.reject else np.concatenate(frames), event))
+        frames = []
+    return done

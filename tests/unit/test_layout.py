@@ -1,6 +1,7 @@
-"""Imports point one way, files stay in their rooms, and the compiled pipeline is the one in the repository."""
+"""Imports point one way, files stay in their rooms, links lead somewhere, and the compiled YAML is the repository's."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,11 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 ROOMS = ("latte", "components", "pipelines")
 SOURCES = sorted(path for room in ROOMS for path in (REPOSITORY / room).rglob("*.py"))
+OTHERS = sorted(path for room in ("tests", "benchmarks", "requirements") for path in (REPOSITORY / room).rglob("*.py"))
+DOCUMENTS = sorted(
+    [*REPOSITORY.glob("*.md")]
+    + [path for folder in (*ROOMS, "configs", "docs", "images") for path in (REPOSITORY / folder).rglob("*.md")]
+)
 
 
 def imports(path: Path) -> set[str]:
@@ -49,9 +55,27 @@ def test_imports_point_one_way(path: Path) -> None:
         assert "mindspore" not in roots
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+@pytest.mark.parametrize("path", [*SOURCES, *OTHERS], ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_no_file_outgrows_its_room(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 450
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def headings(document: Path) -> set[str]:
+    """What a link to a part of a document may name: its headings, as pages of a repository spell them."""
+    lines = re.findall(r"^#+ +(.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_links_lead_somewhere(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        if "://" in link:
+            continue
+        path, _, part = link.partition("#")
+        target = (document.parent / path).resolve() if path else document
+        assert target.is_relative_to(REPOSITORY), link
+        assert target.exists(), link
+        assert not part or part in headings(target), link
 
 
 def test_steps_and_components_do_not_import_mindspore_or_torch_until_they_work() -> None:

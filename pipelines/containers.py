@@ -67,7 +67,8 @@ def runner(run_dir: Path, reads: Sequence[Path], writes: Sequence[Path], environ
     handed_on = {key: value for key, value in os.environ.items() if key.startswith(_HANDED_ON)}
     # AWS_CA_BUNDLE and the like.
     named = [Path(value) for key, value in handed_on.items() if key.startswith("AWS_") and Path(value).is_absolute()]
-    mounts = [Mount(str(path), str(path), "bind", read_only=True) for path in {*reads, *filter(Path.is_file, named)}]
+    only_read = {*reads, *filter(Path.is_file, named)} - set(writes)
+    mounts = [Mount(str(path), str(path), "bind", read_only=True) for path in only_read]
     mounts += [Mount(str(path), str(path), "bind") for path in writes]
     # On disk, other than a tmpfs, and removed with the container.
     mounts.append(Mount("/tmp", None, "volume"))  # noqa: S108

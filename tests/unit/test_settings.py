@@ -1,10 +1,10 @@
-"""What a run's settings name on this machine."""
+"""What a run's settings name on this machine, and what of it its containers see."""
 
 from pathlib import Path
 
 import pytest
 
-from pipelines import settings
+from pipelines import containers, settings
 
 
 def test_local_folders_are_those_that_are_there_and_those_of_files(
@@ -24,3 +24,10 @@ def test_local_folders_are_those_that_are_there_and_those_of_files(
     }
     config = settings.check(settings.PipelineConfig, values, "test")
     assert settings.local_folders(config) == [tmp_path / name for name in ("clips here", "lists", "weights")]
+
+
+def test_a_container_mounts_a_root_that_the_settings_name_once(tmp_path: Path) -> None:
+    videos, root = tmp_path / "videos", tmp_path / "root"
+    mounts = containers.runner(tmp_path, [videos, root], [root], {}).container_run_args["mounts"]
+    of_settings = [mount for mount in mounts if mount["Target"].startswith(str(tmp_path))]
+    assert [(mount["Target"], mount["ReadOnly"]) for mount in of_settings] == [(str(videos), True), (str(root), False)]

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from components.placement import SECRET, SECRET_KEYS
 from latte import registry, storage
 from latte.errors import LatteError
-from pipelines.client import Client
+from pipelines.client import ACCOUNT_ENV, Client
 
 VOLCANO_CRD = "jobs.batch.volcano.sh"
 LAUNCHER = "kfp-launcher"
@@ -121,7 +122,51 @@ def _namespace(namespace: str | None) -> list[Finding]:
         )
         return f"{VOLCANO_CRD} is installed"
 
-    return [_look("secret", secret), _look("launcher", launcher), _look("Volcano", volcano)]
+    findings = [_look("secret", secret), _look("launcher", launcher), _look("Volcano", volcano)]
+    return [*findings, _launching(namespace)] if findings[-1].fine else findings
+
+
+def _launching(namespace: str) -> Finding:
+    """Whether the steps' account may launch Volcano Jobs, wait for them, show their logs and delete them."""
+    import kubernetes as k8s
+
+    account = os.environ.get(ACCOUNT_ENV)
+    if not account:
+        return Finding("launching", None, f"not looked at: name the account that the steps run as in {ACCOUNT_ENV}")
+    reviews = k8s.client.AuthorizationV1Api()
+    wanted = [("batch.volcano.sh", "jobs", verb) for verb in ("create", "get", "list", "watch", "delete")]
+    wanted += [("", "pods", "get"), ("", "pods", "list"), ("", "pods/log", "get")]
+
+    def allowed(group: str, resource: str, verb: str) -> bool:
+        name, _, part = resource.partition("/")
+        attributes = k8s.client.V1ResourceAttributes(
+            namespace=namespace, verb=verb, group=group, resource=name, subresource=part or None
+        )
+        spec = k8s.client.V1SubjectAccessReviewSpec(
+            user=f"system:serviceaccount:{namespace}:{account}",
+            groups=["system:serviceaccounts", f"system:serviceaccounts:{namespace}", "system:authenticated"],
+            resource_attributes=attributes,
+        )
+        review = k8s.client.V1LocalSubjectAccessReview(metadata=k8s.client.V1ObjectMeta(namespace=namespace), spec=spec)
+        answer = _read(
+            lambda: reviews.create_namespaced_local_subject_access_review(
+                namespace, review, _request_timeout=_KUBE_TIMEOUT_S
+            ),
+            f"rights of {account} in {namespace}",
+            "ask whoever runs the cluster",
+        )
+        return bool(answer.status.allowed)
+
+    def rights() -> str:
+        missing = [f"{verb} {resource}" for group, resource, verb in wanted if not allowed(group, resource, verb)]
+        if missing:
+            raise LatteError(
+                f"{account} in {namespace} may not {', '.join(missing)}; apply manifests/overlays/ascend-mindcluster "
+                f"and run with {ACCOUNT_ENV}=latte-runner, or leave cluster.*.volcano out of the settings"
+            )
+        return f"{account} in {namespace} may launch Volcano Jobs"
+
+    return _look("launching", rights)
 
 
 def _read(call: Callable[[], Any], what: str, advice: str) -> Any:

@@ -33,6 +33,19 @@ CLUSTER = {
 }
 
 
+def granted() -> set[tuple[str, str, str]]:
+    """(API group, resource, verb) of the role for steps that launch."""
+    path = REPOSITORY / "manifests/overlays/ascend-mindcluster/volcano-role.yaml"
+    role = next(each for each in yaml.safe_load_all(path.read_text()) if each["kind"] == "Role")
+    return {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
 @pytest.fixture
 def server() -> Iterator[kfp_server.KfpServer]:
     with kfp_server.serve(token="right") as served:
@@ -46,7 +59,19 @@ def kubeconfig(tmp_path: Path) -> Iterator[tuple[Path, dict]]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            found = objects.get(self.path)
+            self._answer(objects.get(self.path))
+
+        def do_POST(self) -> None:
+            """A LocalSubjectAccessReview: allowed is what the roles in manifests/ grant to latte-runner."""
+            review = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            assert self.path == "/apis/authorization.k8s.io/v1/namespaces/team/localsubjectaccessreviews"
+            wanted = review["spec"]["resourceAttributes"]
+            resource = "/".join(wanted[key] for key in ("resource", "subresource") if key in wanted)
+            asked = (wanted.get("group", ""), resource, wanted["verb"])
+            ours = review["spec"]["user"] == "system:serviceaccount:team:latte-runner"
+            self._answer({**review, "status": {"allowed": ours and asked in granted()}})
+
+        def _answer(self, found: dict | None) -> None:
             data = json.dumps(found or {"kind": "Status", "code": 404}).encode()
             self.send_response(200 if found else 404)
             self.send_header("Content-Type", "application/json")
@@ -174,10 +199,15 @@ def test_doctor(
         "spec": {"group": "batch.volcano.sh", "names": {"kind": "Job", "plural": "jobs"}, "scope": "Namespaced",
                  "versions": []},
     }  # fmt: skip
-    whole = call(server, tmp_path, *arguments, env={"KUBECONFIG": str(path)})
+    steps = {"KUBECONFIG": str(path), "KFP_SERVICE_ACCOUNT": "latte-runner"}
+    whole = call(server, tmp_path, *arguments, env=steps)
     assert (whole.returncode, whole.stderr) == (0, ""), whole.stdout + whole.stderr
-    assert whole.stdout.count("ok  ") == 6
+    assert whole.stdout.count("ok  ") == 7
     assert "version: not looked at" in whole.stdout
+    other = call(server, tmp_path, *arguments, env={**steps, "KFP_SERVICE_ACCOUNT": "pipeline-runner"})
+    (problem,) = [line for line in other.stdout.splitlines() if "PROBLEM" in line]
+    assert "pipeline-runner in team may not create jobs, get jobs" in problem
+    assert "manifests/overlays/ascend-mindcluster" in problem
 
     server.version = "2.0.5"
     del objects["/api/v1/namespaces/team/secrets/latte-s3"]["data"]["AWS_SECRET_ACCESS_KEY"]

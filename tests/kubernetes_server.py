@@ -51,11 +51,11 @@ class Cluster:
     Attributes:
         runs_pods: whether a controller starts the Jobs' pods; otherwise tests set phases with `set_phase`.
         environment: variables that every pod gets, besides those of its template.
-        forbidden: verbs on Jobs that the caller has no right to.
+        forbidden: verbs on Jobs that the caller has no right to; "log" for the logs of pods.
         has_volcano: whether the CRD is there.
         outages: so many requests are answered 503 from now on.
         cut_watches: so many watches are cut off, in the middle of a line, after their first event.
-        cut_logs: so many logs are cut off after their first line.
+        cut_logs: after so many lines the next logs are cut off, one after the other, with a word of the kubelet's.
         calls: every request: method, path and query.
         bodies: the body of each of them.
     """
@@ -67,7 +67,7 @@ class Cluster:
     has_volcano: bool = True
     outages: int = 0
     cut_watches: int = 0
-    cut_logs: int = 0
+    cut_logs: list[int] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     bodies: list[dict] = field(default_factory=list)
     jobs: dict[str, dict] = field(default_factory=dict)
@@ -312,8 +312,10 @@ def _handler(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
 
         def _log(self, pod: str, query: dict[str, str]) -> None:
             assert query["container"] == "worker"
-            uid, sent, cut = cluster.pods[pod]["metadata"]["uid"], 0, cluster.cut_logs > 0
-            cluster.cut_logs -= cut
+            if "log" in cluster.forbidden:
+                raise StatusError(403, "Forbidden", f'pods "{pod}" is forbidden: cannot get resource "pods/log"')
+            uid, sent = cluster.pods[pod]["metadata"]["uid"], 0
+            cut = cluster.cut_logs.pop(0) if cluster.cut_logs else None
             self._start("text/plain")
             while True:
                 with cluster.changed:
@@ -323,7 +325,8 @@ def _handler(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
                     if not lines and not over:
                         cluster.changed.wait(0.2)
                 for stamp, line in lines:
-                    if cut and sent:
+                    if sent == cut:
+                        self._chunk("failed to create fsnotify watcher: too many open files\n")
                         self.close_connection = True
                         self.connection.close()
                         return

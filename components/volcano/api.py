@@ -127,7 +127,11 @@ class Api:
         return list(found["items"])
 
     def log(self, pod: str) -> Iterator[str]:
-        """The lines of a pod's log with their times, as they come, until the container or the connection ends."""
+        """The lines of a pod's log with their times, as they come, until the container or the connection ends.
+
+        Raises:
+            UserError: no rights to read it.
+        """
         import urllib3.exceptions
 
         try:
@@ -141,8 +145,12 @@ class Api:
                 _request_timeout=(10, None),
             )
             yield from self._k8s.watch.watch.iter_resp_lines(answer)
-        except (urllib3.exceptions.HTTPError, self._k8s.client.ApiException):
-            return  # not there yet, gone already or cut: whoever follows asks again
+        except self._k8s.client.ApiException as error:
+            if error.status in (401, 403):
+                raise self._explained(error, f"log of pod {pod}") from None
+        except urllib3.exceptions.HTTPError:
+            pass
+        # Otherwise it is not there yet, gone already or cut: whoever follows asks again.
 
     def _raw(self) -> dict[str, Any]:
         return {"_preload_content": False, "_request_timeout": _REQUEST_TIMEOUT_S}

@@ -143,11 +143,11 @@ def _failure(task: str, name: str, phase: str, api: Api, logs: Logs) -> LatteErr
     failed = [pod for pod, code in codes.items() if code] or list(logs.tails)
     kind = UserError if UserError.exit_code in codes.values() else LatteError
     for pod in sorted(failed, key=lambda pod: codes.get(pod) != UserError.exit_code):
-        for line in reversed(logs.tails.get(pod, ())):
+        for line in reversed(list(logs.tails.get(pod, ()))):
             if line.startswith("error: "):
                 said = line.removeprefix("error: ").removeprefix(f"{task}: ")
                 return kind(f"{said} (pod {pod} of Volcano Job {name}, {phase})")
-    tails = [f"{pod}: {line}" for pod in sorted(failed) for line in logs.tails.get(pod, ())]
+    tails = [f"{pod}: {line}" for pod in sorted(failed) for line in list(logs.tails.get(pod, ()))]
     ended = ", ".join(f"{pod} with code {code}" for pod, code in sorted(codes.items()) if code)
     ends = "; the ends of the logs:\n" + "\n".join(tails) if tails else "; its pods left no logs"
     return kind(f"Volcano Job {name}: {phase}{f' ({ended})' if ended else ''}{ends}")

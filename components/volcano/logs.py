@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from collections import deque
 from types import TracebackType
 from typing import Any
@@ -39,9 +40,10 @@ class Logs:
         self._stop.set()
         if kind is not None:
             return  # no time: the threads end with the process
+        deadline = time.monotonic() + _DRAIN_S
         self._finder.join(_DRAIN_S)
         for follower in list(self._followers.values()):
-            follower.join(_DRAIN_S)
+            follower.join(max(0.0, deadline - time.monotonic()))
 
     def _find(self) -> None:
         """Start a follower for every started pod; the pods of a restarted Job have the same names, but other uids."""
@@ -52,8 +54,7 @@ class Logs:
             try:
                 pods = self._api.pods(self._job)
             except LatteError as error:
-                # The Job goes on, and what it makes counts; its logs are only shown.
-                print(f"no logs of Volcano Job {self._job}: {error}", file=sys.stderr, flush=True)
+                self._give_up(error)
                 return
             for pod in pods:
                 uid = pod["metadata"]["uid"]
@@ -69,18 +70,31 @@ class Logs:
         name, uid, last = pod["metadata"]["name"], pod["metadata"]["uid"], ""
         tail = self.tails[name] = deque(maxlen=_TAIL_LINES)
         label = f"{name.removeprefix(self._job + '-')} | " if self._several else ""
+        pause = _FIRST_POLL_S
         while True:
             over = self._stop.is_set() or self._ended(name, uid)
             seen = last
-            for stamped in self._api.log(name):
-                stamp, _, line = stamped.partition(" ")
-                last = _sortable(stamp)
-                if last > seen:
-                    tail.append(line)
-                    print(f"{label}{line}", file=sys.stderr, flush=True)
+            try:
+                for stamped in self._api.log(name):
+                    stamp, _, line = stamped.partition(" ")
+                    if not stamp[:1].isdigit():
+                        continue  # the kubelet's own word, without a time, on why it ends the log
+                    at = _sortable(stamp)
+                    last = max(last, at)
+                    if at > seen:
+                        tail.append(line)
+                        print(f"{label}{line}", file=sys.stderr, flush=True)
+            except LatteError as error:
+                self._give_up(error)
+                return
             if over:
                 return
-            self._stop.wait(_FIRST_POLL_S)
+            pause = _FIRST_POLL_S if last > seen else min(1.5 * pause, _POLL_S)
+            self._stop.wait(pause)
+
+    def _give_up(self, error: LatteError) -> None:
+        """The Job goes on, and what it makes counts; its logs are only shown."""
+        print(f"no logs of Volcano Job {self._job}: {error}", file=sys.stderr, flush=True)
 
     def _ended(self, name: str, uid: str) -> bool:
         """Whether no more lines can come."""

@@ -176,7 +176,8 @@ def test_a_failed_job_is_told_by_the_last_lines_of_its_pods(
 def test_cut_watches_cut_logs_and_outages_change_nothing(
     cluster: kubernetes_server.Cluster, work: Work, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cluster.outages, cluster.cut_watches, cluster.cut_logs = 3, 3, 2
+    # The third log is cut among the lines that the second has shown.
+    cluster.outages, cluster.cut_watches, cluster.cut_logs = 3, 3, [1, 7, 2]
     waiting = Waiting(work)
     name = the_job(cluster)
     lines = [f"line {i}" for i in range(20)]
@@ -186,13 +187,30 @@ def test_cut_watches_cut_logs_and_outages_change_nothing(
         time.sleep(0.05)
     cluster.outages = 3
     made = leave_result(cluster, work, name)
-    until(lambda: cluster.cut_logs == 0)
+    until(lambda: not cluster.cut_logs)
     cluster.logs[f"{name}-worker-0"] += [(kubernetes_server._stamp(), line) for line in lines[10:]]
     cluster._end_pod(f"{name}-worker-0", 0)
     cluster.set_phase(name, "Completed")
     assert waiting.end() == made
     assert cluster.cut_watches == 0
-    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("line")] == lines
+    said = capsys.readouterr().err
+    assert [line for line in said.splitlines() if line.startswith("line")] == lines
+    assert "fsnotify" not in said
+
+
+def test_a_job_counts_whose_logs_may_not_be_read(
+    cluster: kubernetes_server.Cluster, work: Work, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.forbidden = {"log"}
+    waiting = Waiting(work)
+    name = the_job(cluster)
+    cluster.add_pod(name, 0, "Running", ["line"])
+    made = leave_result(cluster, work, name)
+    until(lambda: any("/log" in call for call in cluster.calls))
+    cluster.set_phase(name, "Completed")
+    assert waiting.end() == made
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("no logs of")]
+    assert "latte-runner" in line
 
 
 def test_a_job_that_takes_too_long_is_deleted(

@@ -1,8 +1,8 @@
 """What runs inside a decoder process: a video becomes frames, cropped and scaled.
 
-`latte.decoders` starts it and watches over it. The process reads one JSON task a line on standard input and answers with
-messages: a JSON line, then the frames' bytes. It keeps nothing from one video to the next, so a video that kills it costs
-that video only.
+`latte.decoders` starts it and watches over it. The process reads one JSON task a line on standard input and answers
+with messages: a JSON line, then the frames' bytes. It keeps nothing from one video to the next, so a video that kills
+it costs that video only.
 """
 
 import contextlib

@@ -78,6 +78,10 @@ class Volcano(Config):
         default=2, ge=0, description="times that the Job starts anew after a pod failed or was evicted"
     )
     keep_s: int = Field(default=24 * 3600, ge=0, description="seconds that the ended Job and its logs are kept")
+    groups: list[int] = Field(
+        default_factory=list,
+        description="supplemental groups of the pods, for device files; HwHiAiUser is usually 1000",
+    )
     env_from_annotations: dict[str, str] = Field(
         default_factory=dict,
         description="variables whose values the scheduler leaves in the pod's annotations; MindCluster with Ascend "

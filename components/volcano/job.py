@@ -110,11 +110,14 @@ def _template(launch: Launch, work_uri: str) -> dict[str, Any]:
     }
     if launch.image_pull_policy:
         container["imagePullPolicy"] = launch.image_pull_policy
+    rights: dict[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    if launch.volcano.groups:
+        rights["supplementalGroups"] = list(launch.volcano.groups)
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
         "activeDeadlineSeconds": launch.deadline_s,
         "automountServiceAccountToken": False,
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "securityContext": rights,
         "containers": [container],
         "volumes": [{"name": "shm", "emptyDir": shm}, {"name": "tmp", "emptyDir": {}}],
     }

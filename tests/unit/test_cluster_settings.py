@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.placement import LAUNCH_ENV, MAX_NODES, Launch, launch_of_this_step
+from components.placement import LAUNCH_ENV, MAX_NODES, Launch, Volcano, launch_of_this_step
 from components.volcano import job
 from latte.errors import UserError
 from pipelines import cluster, compiled, settings
@@ -166,6 +166,8 @@ def test_a_job_s_pods_pass_the_restricted_pod_security() -> None:
     assert not container["securityContext"]["allowPrivilegeEscalation"]
     assert {next(iter(set(volume) - {"name"})) for volume in pod["volumes"]} == {"emptyDir"}
     assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+    more = built(launch.model_copy(update={"volcano": Volcano(groups=[1000])}))["spec"]["tasks"][0]["template"]["spec"]
+    assert more["securityContext"] == {**pod["securityContext"], "supplementalGroups": [1000]}
 
 
 @given(st.text(max_size=80), st.integers(0, MAX_NODES - 1), st.sampled_from("0123456789abcdef"))

@@ -119,7 +119,15 @@ def _prepare(folder: Path, clips: int) -> None:
         shard = manifest.publish_shard(json.dumps(index).encode(), storage.join(uri, latents.INDEX))
         facts = {"image_size": SIZE, "scaling_factor": 0.18}
         manifest.finish(
-            manifest.Manifest(kind="latents", name="r", uri=uri, fingerprint="r", shards=[shard], config=facts)
+            manifest.Manifest(
+                kind="latents",
+                name="r",
+                uri=uri,
+                fingerprint="r",
+                shards=[shard],
+                inputs={"catalog": "r"},
+                config=facts,
+            )
         )
 
 

@@ -38,7 +38,7 @@ class Entry(Config):
         value: the score; lower is better.
         protocol_digest: of the scoring protocol.
         detector_sha256: of the detector's weights.
-        real: fingerprint of the real side of the score.
+        real: digest of the real side of the score (`latte.score_sides.real_digest`).
         replaces: number of the entry that a rollback of this one goes back to; None for the first.
         rolled_back: number of the entry that a rollback took away to make this one.
         promoted_at: time in UTC, ISO 8601.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from latte import manifest, storage
+from latte.decoding import TRANSFORM_VERSION
 from latte.errors import UserError
 from latte.metrics import protocol as protocols
 from latte.metrics.protocol import Protocol
@@ -110,11 +111,25 @@ def real(uri: str, dataset: manifest.Manifest, protocol: Protocol) -> Side:
             raise UserError(f"real {uri}: {video}: no such video")
 
     key = {
-        "latents": dataset.fingerprint,
+        "real": real_digest(dataset),
         "clips": [(videos[clip.video].id, clip.start_frame) for clip in clips],
         "stride": protocol.frame_stride,
     }
     return Side("real", len(clips), load, check_clip, key)
+
+
+def real_digest(dataset: manifest.Manifest) -> str:
+    """SHA-256 over what real clips follow from, beside the protocol: which videos, and how their frames are made.
+
+    Latents of the same videos by another autoencoder, with mirrored copies or with embeddings of the captions, have the
+    same real side.
+
+    Args:
+        dataset: manifest of the encoded dataset.
+    """
+    frames = {key: dataset.config.get(key) for key in ("image_size", "frame_stride", "max_frames")}
+    left_out = sorted(reject.item for reject in dataset.rejects)
+    return manifest.fingerprint("real", TRANSFORM_VERSION, frames, dataset.inputs["catalog"], left_out)
 
 
 def check(side: Side) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pydantic import Field, model_validator
 
-from latte import manifest, registry, storage
+from latte import manifest, registry, score_sides, storage
 from latte.config import Config
 from latte.errors import StorageError, UserError
 from latte.registry import Entry
@@ -144,7 +144,7 @@ def _score_again(config: PromoteConfig, score: manifest.Manifest, current: Entry
             f"and the promoted videos are scored again"
         )
     real = config.real or storage.join(score.config["real"], "manifest.json")
-    if manifest.read(real, "latents").fingerprint != score.inputs["real"]:
+    if score_sides.real_digest(manifest.read(real, "latents")) != score.inputs["real"]:
         raise UserError(f"real {real}: has changed since {config.score} was made; score the candidate again")
     detector = manifest.read(config.detector, "weights")
     if detector.weights_file().sha256 != current.detector_sha256:

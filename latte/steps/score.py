@@ -59,7 +59,8 @@ def run(config: ScoreConfig) -> manifest.Manifest:
     if detector.config.get("kind") != "i3d":
         raise UserError(f"detector {config.detector}: weights of {detector.config.get('kind')}, expected i3d")
     weights = detector.weights_file()
-    fingerprint = manifest.fingerprint("score", videos.fingerprint, real.fingerprint, weights.sha256, protocol)
+    real_digest = score_sides.real_digest(real)
+    fingerprint = manifest.fingerprint("score", videos.fingerprint, real_digest, weights.sha256, protocol)
     uri = storage.join(config.root, "scores", config.name, fingerprint[:16])
     done = manifest.find(uri, "score")
     if done is not None:
@@ -96,7 +97,7 @@ def run(config: ScoreConfig) -> manifest.Manifest:
             counts={"clips_generated": len(features[0]), "clips_real": len(features[1])},
             inputs={
                 "videos": videos.fingerprint,
-                "real": real.fingerprint,
+                "real": real_digest,
                 "detector": weights.sha256,
                 "features_generated": digests[0],
                 "features_real": digests[1],

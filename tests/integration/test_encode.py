@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from latte import manifest, s3, storage, video
+from latte import manifest, s3, score_sides, storage, video
 from latte.config import build
 from latte.errors import LatteError, UserError
 from latte.latents import LatentClips
@@ -224,6 +224,8 @@ def test_mirrored_copies_are_added_to_what_is_there(root: str, vae: str, videos:
     done = encode.run(settings)
     assert done.uri == first.uri
     assert done.counts == first.counts
+    assert done.fingerprint != first.fingerprint
+    assert score_sides.real_digest(done) == score_sides.real_digest(first)
     now = shard_times(root)
     assert now.items() > times.items()
     clips = LatentClips(done, tmp_path / "cache")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from latte import latents, manifest, score_sides, storage, video
+from latte import comparison, latents, manifest, score_sides, storage, video
 from latte.config import load
 from latte.errors import StorageError, UserError
 from latte.metrics.protocol import Protocol
@@ -53,7 +53,8 @@ def dataset(root: Path, lengths: list[int], image_size: int = SIZE) -> str:
     index = {"videos": videos, "row_shape": [2, 4, 4, 4], "dtype": "float16", "shards": []}
     uri = storage.join((root / place).as_uri(), latents.INDEX)
     shard = manifest.publish_shard(json.dumps(index).encode(), uri)
-    return finish(root, place, "latents", shards=[shard], config={"image_size": image_size, "scaling_factor": 0.18})
+    config = {"image_size": image_size, "scaling_factor": 0.18}
+    return finish(root, place, "latents", shards=[shard], inputs={"catalog": place}, config=config)
 
 
 def detector(root: Path, kind: str = "i3d", random: bool = True) -> str:
@@ -147,3 +148,56 @@ def test_a_generated_stride_skips_frames(tmp_path: Path) -> None:
 def test_a_score_config_is_read_from_the_command_line(tmp_path: Path) -> None:
     given = [f"root={tmp_path.as_uri()}", "name=s", "videos=v", "real=r", "detector=d", "protocol.preset=demo"]
     assert load(score.ScoreConfig, None, given).protocol == {"preset": "demo"}
+
+
+def encoded_again(real: str, **changes: Any) -> str:
+    """The manifest of the same dataset after another encoding, beside the first."""
+    made = manifest.read(real)
+    again = made.model_copy(update={"fingerprint": repr(changes), **changes})
+    uri = storage.join(made.uri, f"again-{len(repr(changes))}.json")
+    manifest.write(again, uri)
+    return uri
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"config": {"image_size": SIZE, "scaling_factor": 0.18, "mirrored": True}}, True),
+        ({"inputs": {"catalog": "datasets/40-40-40-40-32", "vae": "other", "text": "clip"}}, True),
+        ({"inputs": {"catalog": "one video more"}}, False),
+        ({"config": {"image_size": SIZE, "scaling_factor": 0.18, "frame_stride": 3}}, False),
+        ({"config": {"image_size": SIZE, "scaling_factor": 0.18, "max_frames": 36}}, False),
+        ({"rejects": [manifest.Reject(item="v9", reason="too short")]}, False),
+    ],
+)
+def test_the_real_side_is_its_videos_and_not_what_else_was_encoded(
+    tmp_path: Path, changes: dict[str, Any], same: bool
+) -> None:
+    real = dataset(tmp_path, [40] * 4)
+    again = encoded_again(real, **changes)
+    sides = [score_sides.real(uri, manifest.read(uri), Protocol(**PROTOCOL)) for uri in (real, again)]
+    assert (sides[0].key == sides[1].key) is same
+
+
+def test_scores_before_and_after_mirrored_copies_were_added_are_compared(tmp_path: Path) -> None:
+    weights, real = detector(tmp_path), dataset(tmp_path, [40] * 4)
+    first = config(tmp_path, video_set(tmp_path, 4), real, weights, jackknife_groups=2)
+    protocol = Protocol(**first.protocol)
+    sides = [
+        score_sides.real(real, manifest.read(real), protocol),
+        *[score_sides.generated(v, manifest.read(v), protocol) for v in (first.videos, video_set(tmp_path, 4, 17))],
+    ]
+    detect = score._Detector(manifest.read(weights).shards[0], protocol)
+    for number, side in enumerate(sides):
+        # The detector's weights cannot be read, so its features must be there.
+        place = score._Place.of(side, detect, first, protocol)
+        rows = np.random.default_rng(number).standard_normal((4, 3))
+        shard = score._publish(rows, storage.join(place.uri, "features-00000.safetensors"))
+        features = manifest.Manifest(kind="features", name="f", uri=place.uri, fingerprint=place.fingerprint)
+        manifest.finish(features.model_copy(update={"shards": [shard]}))
+    mirrored = encoded_again(real, config={**manifest.read(real).config, "mirrored": True})
+    second = config(tmp_path, video_set(tmp_path, 4, 17), mirrored, weights, jackknife_groups=2)
+    done = [score.run(each) for each in (first, second)]
+    table = comparison.compare(*(storage.join(each.uri, "manifest.json") for each in done))
+    assert "frechet_random_i3d" in table
+    assert score.run(first.model_copy(update={"real": mirrored})) == done[0]

@@ -1,8 +1,10 @@
 """Progress on long work: a bar with rate and time left on a terminal, a plain line now and then in a log."""
 
+import math
 import os
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tqdm import tqdm
@@ -31,6 +33,20 @@ def progress(
         mininterval=interval_s,
         miniters=1,
     )
+
+
+def teller(bar: tqdm) -> Callable[[str], None]:
+    """What shows a text behind a bar between two of its updates, no more often than the bar is shown itself."""
+    shown_at_s = -math.inf
+
+    def tell(text: str) -> None:
+        nonlocal shown_at_s
+        due = time.monotonic() - shown_at_s >= bar.mininterval
+        bar.set_postfix_str(text, refresh=due)
+        if due:
+            shown_at_s = time.monotonic()
+
+    return tell
 
 
 class _Lines:

@@ -25,7 +25,7 @@ from latte import contact_sheet, generation, manifest, sources, storage
 from latte.conditions import Conditions
 from latte.config import Config
 from latte.errors import UserError
-from latte.progress import progress
+from latte.progress import progress, teller
 from latte.sources import Source
 
 MAX_TASKS = 32
@@ -231,7 +231,8 @@ def _resolve(config: SampleConfig) -> _Set:
     files = [*conditions.from_files, *([text.digest] if text is not None else [])]
     facts = [source.weights.sha256, source.vae.sha256, source.facts["diffusion"]]
     if source.vae_known_by == "name":
-        facts.append(source.facts["scaling_factor"])  # not implied by a digest
+        # Not implied by a digest: a file does not tell the heads of its attention or the groups of its normalisation.
+        facts += [source.facts["scaling_factor"], source.facts["model"], source.vae_model]
     fingerprint = manifest.fingerprint("sample", settings, *facts, *files)
     return _Set(
         uri=storage.join(config.root, "videos", config.name, fingerprint[:16]),
@@ -264,13 +265,13 @@ def _conditions(config: SampleConfig, facts: dict[str, Any]) -> Conditions:
         if config.cfg_scale != 1.0:
             raise UserError(f"cfg_scale: the model of {config.checkpoint} has no condition; leave it out")
         return Conditions()
+    if config.cfg_scale != 1.0 and model["class_dropout_prob"] == 0:
+        raise UserError(f"cfg_scale: the model of {config.checkpoint} never had its condition dropped; set it to 1")
     if condition == "text":
         missing = [key for key in keys["text"] if getattr(config, key) is None]
         if missing:
             raise UserError(f"checkpoint {config.checkpoint}: conditioned on text; give {', '.join(missing)}")
         return Conditions(captions=conditioning.read_captions(str(config.captions)))
-    if config.cfg_scale != 1.0 and model["class_dropout_prob"] == 0:
-        raise UserError(f"cfg_scale: the model of {config.checkpoint} was trained without label dropout; set it to 1")
     if (config.labels == conditioning.DATASET) != (config.latents is not None):
         raise UserError("labels: dataset and latents (the manifest of that dataset) go together; give both or neither")
     if config.latents is not None:
@@ -316,12 +317,13 @@ def _generate(config: SampleConfig, made: _Set, indices: list[int], label: str) 
     """Generate and publish videos, each in its batch of one shape: one compiled graph, and the same bits every time."""
     sample = generation.sampler(_recipe(config, made))
     bar = progress(total=len(indices), desc=label, unit="video")
+    tell = teller(bar)
     for _, wanted in itertools.groupby(indices, lambda index: index // config.batch_size):
         group = list(wanted)
         first = group[0] - group[0] % config.batch_size
         batch = list(range(first, first + config.batch_size))
         started = time.monotonic()
-        videos = sample(batch, lambda done: bar.set_postfix_str(f"denoising step {done + 1}", refresh=True))
+        videos = sample(batch, lambda done: tell(f"denoising step {done + 1}"))
         seconds = (time.monotonic() - started) / len(group)
         for index in group:
             _publish(config, made, index, videos[index - first], seconds)

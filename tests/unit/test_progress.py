@@ -1,8 +1,10 @@
 """Progress where nobody looks at a terminal."""
 
+import time
+
 import pytest
 
-from latte.progress import progress
+from latte.progress import progress, teller
 
 
 def test_a_log_gets_whole_lines(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,3 +18,19 @@ def test_a_log_gets_whole_lines(capfd: pytest.CaptureFixture[str], monkeypatch: 
     lines = said.splitlines()
     assert len(lines) >= 4
     assert all(line.startswith("train: ") for line in lines)
+
+
+def test_what_is_told_between_updates_does_not_flood_a_log(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATTE_PROGRESS_INTERVAL_S", "0.2")
+    with progress(total=2, desc="sample", unit="video") as bar:
+        tell = teller(bar)
+        for step in range(250):
+            tell(f"denoising step {step}")
+        time.sleep(0.25)
+        tell("denoising step 250")
+    lines = capfd.readouterr().err.splitlines()
+    told = [line.rpartition("denoising step ")[2].strip("]") for line in lines if "denoising" in line]
+    assert told[:2] == ["0", "250"]
+    assert len(lines) <= 4

@@ -69,7 +69,8 @@ def config(root: Path, **changes: Any) -> sample.SampleConfig:
         ({"labels": [3]}, {}, r"labels: 3 is not a class; there are 3"),
         ({"num_sampling_steps": 0}, {}, r"num_sampling_steps 0: expected 1 to 1000"),
         ({"num_sampling_steps": "fast"}, {}, r"num_sampling_steps 'fast'"),
-        ({"cfg_scale": 7.0}, {"class_dropout_prob": 0.0}, r"cfg_scale: .* without label dropout"),
+        ({"cfg_scale": 7.0}, {"class_dropout_prob": 0.0}, r"cfg_scale: .* never had its condition dropped"),
+        ({"cfg_scale": 7.0}, {"class_dropout_prob": 0.0, "condition": "text"}, r"never had its condition dropped"),
         ({"cfg_scale": 7.0}, {"condition": "none"}, r"cfg_scale: .* has no condition"),
         ({"labels": [0]}, {"condition": "none"}, r"labels: .* not conditioned on classes"),
         ({"labels": []}, {}, r"labels: no classes in the list"),
@@ -128,6 +129,29 @@ def test_the_place_depends_on_what_makes_a_video_and_on_nothing_else(tmp_path: P
         assert sample.plan(config(tmp_path, **changes)).uri == place, changes
     places = {sample.plan(config(tmp_path, **changes)).uri for changes in other}
     assert len(places | {place}) == len(other) + 1
+
+
+def test_published_weights_converted_with_other_settings_are_another_place(tmp_path: Path) -> None:
+    def place(heads: int, groups: int) -> str:
+        facts = {
+            "kind": "latte",
+            "model": {**MODEL, "in_channels": 4, "input_size": 8, "num_heads": heads},
+            "diffusion": {"noise_schedule": "linear"},
+            "classes": [],
+            "image_size": 64,
+            "scaling_factor": 0.18215,
+            "vae": None,
+            "vae_name": "sd-vae-ft-ema",
+        }
+        vae = {"kind": "vae", "model": {"norm_num_groups": groups}}
+        uris = [
+            finish(tmp_path, f"published/{part['kind']}", "weights", ["model.safetensors"], config=part)
+            for part in (facts, vae)
+        ]
+        return sample.plan(config(tmp_path, checkpoint=uris[0], vae=uris[1])).uri
+
+    assert len({place(2, 32), place(4, 32), place(2, 16)}) == 3
+    assert place(2, 32) == place(2, 32)
 
 
 def test_a_plan_of_other_settings_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from latte import manifest, rng
 from latte.config import Config, build, read_yaml
 from latte.errors import UserError
 
-PRESETS = Path(__file__).resolve().parents[2] / "configs" / "fvd"
+# Part of the package, so that every image has them; configs/fvd links to them.
+PRESETS = Path(__file__).with_name("presets")
 
 
 class Protocol(Config):
@@ -93,9 +94,14 @@ def resolve(protocol: str | dict[str, Any]) -> Protocol:
     return build(Protocol, {**base, **fields}, "protocol")
 
 
+def is_file(name: str) -> bool:
+    """Whether this names a file of protocol fields rather than a preset."""
+    return Path(name).suffix in (".yaml", ".yml")
+
+
 def _read(name: str) -> tuple[dict[str, Any], str]:
     path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
+    if not is_file(name):
         path = PRESETS / f"{name}.yaml"
         if Path(name).name != name or not path.is_file():
             known = ", ".join(sorted(file.stem for file in PRESETS.glob("*.yaml")))

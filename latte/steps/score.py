@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from latte import manifest, metrics, score_sides, storage
 from latte.config import Config
@@ -43,6 +43,18 @@ class ScoreConfig(Config):
     )
     clips_per_shard: int = Field(default=64, gt=0, description="clips per published features object")
     workers: int = Field(default=2, gt=0, description="threads that read and resize clips ahead of the detector")
+
+    @field_validator("protocol")
+    @classmethod
+    def _makes_sense(cls, value: str | dict[str, Any]) -> str | dict[str, Any]:
+        """A mistake is told before anything runs; but a file may be one that only the step itself sees."""
+        preset = value if isinstance(value, str) else str(value.get("preset", ""))
+        if not protocols.is_file(preset):
+            try:
+                protocols.resolve(value)
+            except UserError as error:
+                raise ValueError(str(error).removeprefix("protocol: ")) from None
+        return value
 
 
 def run(config: ScoreConfig) -> manifest.Manifest:

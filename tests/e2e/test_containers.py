@@ -146,7 +146,9 @@ def test_the_whole_dag_in_containers_ends_with_the_bytes_of_a_run_without(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    image, settings = built[0], {**runs.TINY, "encode.dataset.videos": str(videos)}
+    # A preset is found in the image, too.
+    image = built[0]
+    settings = {**runs.TINY, "encode.dataset.videos": str(videos), "score.protocol.preset": "demo"}
     inside, outside = f"s3://{BUCKET}/inside", f"s3://{BUCKET}/outside"
     run_dir = tmp_path / "inside"
 

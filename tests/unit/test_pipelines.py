@@ -63,6 +63,8 @@ def test_the_demo_s_settings_fit_and_have_no_null(name: str, file: str) -> None:
         ("train_and_evaluate", "pipeline.yaml", "promote.margin=0.1", "unknown key promote"),
         ("nightly_retrain", "pipeline.yaml", "promote.margin=2", "promote: margin"),
         ("nightly_retrain", "pipeline.yaml", "promote.score=x", "score is filled in by the pipeline"),
+        ("train_and_evaluate", "pipeline.yaml", "score.protocol=sky", "protocol: no preset 'sky' .known: demo,"),
+        ("train_and_evaluate", "pipeline.yaml", "score.protocol.seeed=1", "protocol: unknown key seeed"),
         ("nightly_retrain", "pipeline.yaml", "promote={margin: 0.1, tolerance: 0.1}", "margin or tolerance, not both"),
         ("bulk_sample", "bulk_sample.yaml", "model=", "model"),
         ("bulk_sample", "bulk_sample.yaml", 'model=""', "name a model of the registry, or a checkpoint"),

@@ -86,7 +86,6 @@ def test_refusals_name_the_side_and_what_it_lacks(tmp_path: Path) -> None:
         (config(tmp_path, videos, dataset(tmp_path, [40] * 4, 64), weights), r"image_size 32, .* has 64"),
         (config(tmp_path, videos, enough, detector(tmp_path, "vae")), r"weights of vae, expected i3d"),
         (config(tmp_path, enough, enough, weights), r"a manifest of latents, expected video_set"),
-        (config(tmp_path, videos, enough, weights, nun_clips=3), r"unknown key nun_clips"),
     ]
     for case, words in cases:
         with pytest.raises(UserError, match=words) as caught:

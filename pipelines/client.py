@@ -2,7 +2,7 @@
 
 client = Client(host="https://kubeflow.example.com/pipeline")
 run = client.submit("train_and_evaluate", params)
-client.schedule("nightly_retrain", params, cron="0 0 2 * * *")
+client.schedule("nightly_retrain", params, "0 0 2 * * *")
 print(client.status(run.run_id))
 """
 

@@ -153,6 +153,8 @@ class _Loop:
         metrics: dict[str, Any] = {**self._log.last, "step": first}  # the log may end before the step that was saved
         steps = range(first, config.steps)
         clock = Clock()
+        if first and config.preview_every and first % config.preview_every == 0:
+            self._preview(first)  # the run may have ended between this checkpoint and its preview
         bar = progress(total=config.steps, desc="train", unit="step", disable=not self._group.leads)
         with bar, _PoliteStop() as stop:
             bar.update(first)

@@ -63,6 +63,10 @@ def test_recomputed_activations_give_the_same_losses_and_previews_show_the_avera
     assert drawn.shape == (3, 8, 4, 8, 8)
     assert np.isfinite(drawn).all()
     assert (folder / "step-00000002-0.mp4").read_bytes()[4:8] == b"ftyp"
+    # As after a kill between a checkpoint and its preview.
+    storage.delete(storage.join(done.uri, "manifest.json"))
+    run(tmp_path, latents, **{**shown, "preview_every": 3, "vae": None})
+    assert previews.listed(done.metrics["previews_uri"]).keys() == {2, 3}
 
 
 def test_half_precision_scales_its_loss(plain: list[dict[str, Any]], latents: str, tmp_path: Path) -> None:

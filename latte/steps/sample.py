@@ -232,7 +232,7 @@ def _resolve(config: SampleConfig) -> _Set:
     facts = [source.weights.sha256, source.vae.sha256, source.facts["diffusion"]]
     if source.vae_known_by == "name":
         # Not implied by a digest: a file does not tell the heads of its attention or the groups of its normalisation.
-        facts += [source.facts["scaling_factor"], source.facts["model"], source.vae_model]
+        facts += [source.vae_model, *(source.facts[key] for key in ("scaling_factor", "model", "classes"))]
     fingerprint = manifest.fingerprint("sample", settings, *facts, *files)
     return _Set(
         uri=storage.join(config.root, "videos", config.name, fingerprint[:16]),

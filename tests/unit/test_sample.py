@@ -132,12 +132,12 @@ def test_the_place_depends_on_what_makes_a_video_and_on_nothing_else(tmp_path: P
 
 
 def test_published_weights_converted_with_other_settings_are_another_place(tmp_path: Path) -> None:
-    def place(heads: int, groups: int) -> str:
+    def place(heads: int, groups: int, classes: list[str]) -> str:
         facts = {
             "kind": "latte",
             "model": {**MODEL, "in_channels": 4, "input_size": 8, "num_heads": heads},
             "diffusion": {"noise_schedule": "linear"},
-            "classes": [],
+            "classes": classes,
             "image_size": 64,
             "scaling_factor": 0.18215,
             "vae": None,
@@ -148,10 +148,10 @@ def test_published_weights_converted_with_other_settings_are_another_place(tmp_p
             finish(tmp_path, f"published/{part['kind']}", "weights", ["model.safetensors"], config=part)
             for part in (facts, vae)
         ]
-        return sample.plan(config(tmp_path, checkpoint=uris[0], vae=uris[1])).uri
+        return sample.plan(config(tmp_path, checkpoint=uris[0], vae=uris[1], labels=["dog"])).uri
 
-    assert len({place(2, 32), place(4, 32), place(2, 16)}) == 3
-    assert place(2, 32) == place(2, 32)
+    ways = [(2, 32, CLASSES), (4, 32, CLASSES), (2, 16, CLASSES), (2, 32, CLASSES[::-1])]
+    assert len({place(*way) for way in [*ways, *ways]}) == len(ways)
 
 
 def test_a_plan_of_other_settings_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from latte import manifest, rng, storage
 from latte.conditions import Conditions
+from latte.config import build
 from latte.errors import UserError
 from latte.models.configs import ClipTextConfig
 
@@ -41,7 +42,7 @@ class TextSource:
         encoder = manifest.read(text_encoder, "weights")
         if encoder.config.get("kind") != "clip":
             raise UserError(f"text_encoder {text_encoder}: weights of {encoder.config.get('kind')}, expected clip")
-        settings = ClipTextConfig(**encoder.config["model"])
+        settings = build(ClipTextConfig, encoder.config["model"], text_encoder)
         shape = (settings.max_position_embeddings, settings.hidden_size)
         if shape != EMBEDDING_SHAPE:
             raise UserError(f"text_encoder {text_encoder}: embeddings {shape}, the model takes {EMBEDDING_SHAPE}")
@@ -178,7 +179,7 @@ def network(kind: str, settings: dict[str, Any], weights: manifest.Shard, precis
         from latte.models import layers
 
         compute_type = device.compute_type(precision)
-        net = _fresh(kind, settings)
+        net = _fresh(kind, settings, weights.uri)
         layers.set_compute_type(net, compute_type)
         with storage.as_local_file(weights.uri, weights.sha256) as path:
             checkpoints.load(net, str(path))
@@ -187,15 +188,15 @@ def network(kind: str, settings: dict[str, Any], weights: manifest.Shard, precis
     return _networks[key]
 
 
-def _fresh(kind: str, settings: dict[str, Any]) -> Any:
+def _fresh(kind: str, settings: dict[str, Any], where: str) -> Any:
     if kind == "latte":
         from latte.models.latte import Latte, LatteConfig
 
-        return Latte(LatteConfig(**settings))
+        return Latte(build(LatteConfig, settings, where))
     if kind == "vae":
         from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 
-        return AutoencoderKL(AutoencoderKLConfig(**settings))
+        return AutoencoderKL(build(AutoencoderKLConfig, settings, where))
     from latte.models.clip_text import ClipTextModel
 
-    return ClipTextModel(ClipTextConfig(**settings))
+    return ClipTextModel(build(ClipTextConfig, settings, where))

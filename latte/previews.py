@@ -12,9 +12,9 @@ from mindspore import ops
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from latte import checkpoints, manifest, rng, storage, video
+from latte import generation, manifest, rng, storage, video
 from latte.diffusion import Diffusion
-from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig, decode_in_chunks
+from latte.models.autoencoder_kl import decode_in_chunks
 from latte.models.latte import Latte, LatteConfig
 
 _FPS = 8
@@ -61,7 +61,7 @@ class Previews:
         self._noise = np.stack(draws)  # (N, F, C, h, w)
         self._titles = list(titles)
         self._conditions: dict[str, Any] = dict(conditions)
-        self._vae = None if vae is None else _load_vae(vae)
+        self._vae = None if vae is None else generation.network("vae", vae.config["model"], vae.weights_file())
 
     def publish(self, step: int, weights: Mapping[str, np.ndarray]) -> None:
         """Draw and write the samples of these weights, by parameter; equal weights make equal bytes."""
@@ -101,12 +101,3 @@ def read(uri: str) -> tuple[np.ndarray, list[str]]:
     """The latents of a preview, (N, F, C, h, w), scaled as in training, and the titles of its N clips."""
     with storage.as_local_file(uri) as path, safe_open(path, "numpy") as file:
         return file.get_tensor("latents"), json.loads(file.metadata()["titles"])
-
-
-def _load_vae(weights: manifest.Manifest) -> AutoencoderKL:
-    shard = weights.weights_file()
-    net = AutoencoderKL(AutoencoderKLConfig(**weights.config["model"]))
-    with storage.as_local_file(shard.uri, shard.sha256) as path:
-        checkpoints.load(net, str(path))
-    net.set_train(False)
-    return net

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from latte import manifest, plots, storage, video
-from latte.config import build
 from latte.errors import UserError
 from latte.latents import EncodedVideo, LatentClips
 
@@ -104,13 +103,10 @@ def make_decoder(vae: manifest.Manifest, num_frames: int) -> Callable[[np.ndarra
     """What turns the latents of one clip, (F, C, h, w), not scaled, into frames, uint8, (F, H, W, 3)."""
     import mindspore as ms
 
-    from latte import checkpoints, device
-    from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+    from latte import device, generation
 
     device.setup()
-    net = AutoencoderKL(build(AutoencoderKLConfig, vae.config["model"], storage.join(vae.uri, "manifest.json")))
-    with storage.as_local_file(vae.weights_file().uri, vae.weights_file().sha256) as path:
-        checkpoints.load(net, str(path))
+    net = generation.network("vae", vae.config["model"], vae.weights_file())
     # A divisor of the clip's length, so that the decoder is compiled for one shape only.
     part = max(count for count in range(1, _DECODE_AT_MOST_FRAMES + 1) if num_frames % count == 0)
 

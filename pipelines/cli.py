@@ -14,16 +14,6 @@ _PIPELINE = click.option(
     "--pipeline", type=click.Choice(PIPELINES), default=PIPELINES[0], show_default=True, help="Which pipeline."
 )
 
-_IMAGE = click.option(
-    "--image", help="Container image of the steps [default: LATTE_IMAGE, or latte-pipelines:<version>]."
-)
-
-
-def _use(image: str | None) -> None:
-    """Make components of this image; to be called before they are imported."""
-    if image:
-        os.environ["LATTE_IMAGE"] = image
-
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="latte-pipeline")
@@ -46,7 +36,7 @@ def cli() -> None:
     show_default=True,
     help="Each step as a process, or as a container of the image that it runs in on a cluster.",
 )
-@_IMAGE
+@cluster_commands.IMAGE
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
 def run(
     pipeline: str,
@@ -71,7 +61,7 @@ def run(
     Example:
       latte-pipeline run -c configs/demo/pipeline.yaml encode.dataset.videos=my/videos train.steps=1000
     """
-    _use(image)
+    cluster_commands.use(image)
     from pipelines import console, local, settings
 
     def go() -> None:
@@ -92,7 +82,7 @@ def run(
 
 
 @cli.command()
-@_IMAGE
+@cluster_commands.IMAGE
 @click.option(
     "-c",
     "--config",
@@ -109,7 +99,7 @@ def compile(image: str | None, path: Path | None, output: Path) -> None:
     Writes pipelines/<pipeline>.yaml and components/<step>/<component>.yaml. `submit` and `schedule` compile for
     themselves, from the section cluster of their settings.
     """
-    _use(image)
+    cluster_commands.use(image)
     from pipelines.cluster import load
     from pipelines.compiled import write_all
 

@@ -1,5 +1,6 @@
 """`latte-pipeline submit | schedule | status | logs | doctor`: the pipelines on a cluster, from the command line."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +14,15 @@ from latte.errors import LatteError, UserError
 from pipelines.compiled import PIPELINES
 
 POLL_S = 10.0
+IMAGE = click.option(
+    "--image", help="Container image of the steps [default: LATTE_IMAGE, or latte-pipelines:<version>]."
+)
+
+
+def use(image: str | None) -> None:
+    """Make components of this image; to be called before they are imported."""
+    if image:
+        os.environ["LATTE_IMAGE"] = image
 
 
 def _connection(function: Callable[..., None]) -> Callable[..., None]:
@@ -27,6 +37,7 @@ def _connection(function: Callable[..., None]) -> Callable[..., None]:
 def _settings(function: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]..."),
+        IMAGE,
         click.option("--name", help="Name in the UI [default: the pipeline's and the settings' name]."),
         click.option("--root", help="s3://bucket/prefix for all data [default: root of the settings]."),
         click.option(
@@ -60,9 +71,11 @@ def submit(
     path: Path,
     root: str | None,
     name: str | None,
+    image: str | None,
     overrides: tuple[str, ...],
 ) -> None:
     """Start a run on Kubeflow Pipelines; the token is read from KFP_TOKEN."""
+    use(image)
     from pipelines.client import Client
 
     def go() -> None:
@@ -85,9 +98,11 @@ def schedule(
     path: Path,
     root: str | None,
     name: str | None,
+    image: str | None,
     overrides: tuple[str, ...],
 ) -> None:
     """Run a pipeline again and again, one run at a time; the same name again changes the schedule."""
+    use(image)
     from pipelines.client import Client
 
     def go() -> None:

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -134,8 +135,10 @@ def test_compile(server: kfp_server.KfpServer, tmp_path: Path) -> None:
 
 
 def test_submit_schedule_status_logs(server: kfp_server.KfpServer, tmp_path: Path) -> None:
-    sent = call(server, tmp_path, "submit", *CONFIG, "--root", "s3://bucket/x", "encode.dataset.videos=s3://bucket/v")
+    place = ("--root", "s3://bucket/x", "--image", "registry.example.com/latte:7")
+    sent = call(server, tmp_path, "submit", *CONFIG, *place, "encode.dataset.videos=s3://bucket/v")
     assert sent.returncode == 0, sent.stderr
+    assert set(re.findall(r"'image': '([^']+)'", str(server.versions))) == {"registry.example.com/latte:7"}
     run_id = sent.stdout.split()[0]
     assert server.runs[run_id]["runtime_config"]["parameters"]["encode"]["dataset"] == {"videos": "s3://bucket/v"}
 

@@ -1,7 +1,9 @@
 """Clips of encoded videos: any clip of any video is one ranged read, or a read of a local copy of its shard."""
 
+import contextlib
 import json
 import math
+import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from latte import manifest, storage
-from latte.errors import StorageError, UserError
+from latte.errors import NotThereError, StorageError, UserError
 
 INDEX = "index.json"
 _CACHE_ENDING = ".safetensors"
@@ -202,16 +204,20 @@ class _Cache:
         self._used_bytes = 0
 
     def read(self, shard: manifest.Shard, start: int, length: int) -> bytes:
+        while (path := self._place(shard)) is not None:
+            # Another process that shares the folder may make room at any moment.
+            with contextlib.suppress(NotThereError):
+                return storage.read_bytes(str(path), start, length)
+        return storage.read_bytes(shard.uri, start, length)
+
+    def _place(self, shard: manifest.Shard) -> Path | None:
         with self._lock:
             lock = self._of_shard.setdefault(shard.sha256, threading.Lock())
         with lock:
             if shard.sha256 not in self._places:
                 self._places[shard.sha256] = self._admit(shard)
             path = self._places[shard.sha256]
-            if path is not None and not path.exists():
-                # Another process that shares the folder made room.
-                path = self._places[shard.sha256] = self._fetch(shard, path)
-        return storage.read_bytes(shard.uri if path is None else str(path), start, length)
+            return path if path is None or path.exists() else self._fetch(shard, path)
 
     def _admit(self, shard: manifest.Shard) -> Path | None:
         if not storage.is_s3(shard.uri):
@@ -227,19 +233,24 @@ class _Cache:
 
     @staticmethod
     def _fetch(shard: manifest.Shard, path: Path) -> Path:
-        if path.is_file() and storage.sha256_file(path) == shard.sha256:
-            path.touch()
-            return path
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file() and storage.sha256_file(path) == shard.sha256:
+                os.utime(path)
+                return path
         return storage.download(shard.uri, path, shard.sha256)
 
 
 def _make_room(folder: Path, own: Iterable[str], limit_bytes: int) -> None:
     """Delete the least recently used copies of other datasets until they take at most `limit_bytes`."""
     keep = set(own)
-    others = [path for path in folder.glob(f"*{_CACHE_ENDING}") if path.name not in keep]
-    found = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in others)
+    found = []
+    for path in folder.glob(f"*{_CACHE_ENDING}"):
+        with contextlib.suppress(FileNotFoundError):  # others make room as well
+            if path.name not in keep:
+                info = path.stat()
+                found.append((info.st_mtime_ns, info.st_size, path))
     total_bytes = sum(size for _, size, _ in found)
-    for _, size, path in found:
+    for _, size, path in sorted(found):
         if total_bytes <= limit_bytes:
             return
         path.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from latte.encode_plan import (
 )
 from latte.encoding import Planned, PlannedShard, Settings, ShardWriter
 from latte.errors import LatteError, StorageError, UserError
-from latte.latents import LatentClips
+from latte.latents import LatentClips, _make_room
 
 ROW_SHAPE = (2, 4, 2, 2)
 FRAMES = {"a": 5, "b": 1, "c": 40, "d": 17}
@@ -141,6 +142,27 @@ def test_a_cache_is_found_again_and_a_damaged_copy_is_replaced(s3_root: str, tmp
     copy.write_bytes(whole[:-1] + b"?")
     LatentClips(latents, tmp_path).clip(0, 0, 1, 5)
     assert copy.read_bytes() == whole
+
+
+def test_others_that_share_a_cache_may_make_room_at_any_moment(s3_root: str, tmp_path: Path) -> None:
+    latents = dataset(s3_root)
+    readers = [LatentClips(latents, tmp_path, cache_bytes=1 << 20) for _ in range(2)]
+    ended = threading.Event()
+
+    def make_room() -> None:
+        while not ended.wait(0.0005):
+            _make_room(tmp_path, [], 0)
+
+    with ThreadPoolExecutor(2) as pool:
+        others = [pool.submit(make_room) for _ in range(2)]
+        try:
+            for number in range(200):
+                start = number % 24
+                mean, _ = readers[number % 2].clip(2, start, 1, 16)
+                np.testing.assert_array_equal(mean[:, 0, 0, 0], frames_of("c")[start : start + 16, 0, 0, 0])
+        finally:
+            ended.set()
+    assert [other.result() for other in others] == [None, None]
 
 
 def test_a_damaged_shard_or_index_is_an_error(root: str, tmp_path: Path) -> None:

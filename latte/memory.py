@@ -109,7 +109,10 @@ def check(need: MemoryNeed, processes: int, device_bytes: int | None = None) -> 
     Raises:
         UserError: it does not fit; says what to change.
     """
-    advice = "lower batch_size, raise accumulation or workers' memory, set recompute=true, or choose a smaller model"
+    advice = (
+        "lower batch_size, raise accumulation or workers' memory, set recompute=true, with several workers "
+        "shard_optimizer=true, or choose a smaller model"
+    )
     if device_bytes is not None:
         if need.device_bytes > device_bytes * _HEADROOM:
             raise UserError(

@@ -49,6 +49,8 @@ class TextSource:
         weights, uri = encoder.weights_file(), storage.from_path(tokenizer)
         files = [uri]
         if uri.endswith("vocab.json"):
+            if storage.is_s3(uri):
+                raise UserError(f"tokenizer {uri}: vocab.json is taken from a local disk only; give tokenizer.json")
             files.append(uri.removesuffix("vocab.json") + "merges.txt")
         digests = []
         for file in files:

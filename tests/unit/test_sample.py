@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from latte import manifest, storage
+from latte import generation, manifest, storage
 from latte.config import load, read_yaml
 from latte.errors import UserError
 from latte.models.configs import LatteConfig
@@ -129,6 +129,16 @@ def test_the_place_depends_on_what_makes_a_video_and_on_nothing_else(tmp_path: P
         assert sample.plan(config(tmp_path, **changes)).uri == place, changes
     places = {sample.plan(config(tmp_path, **changes)).uri for changes in other}
     assert len(places | {place}) == len(other) + 1
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_refused_before_work(tmp_path: Path) -> None:
+    clip = finish(tmp_path, "weights/clip", "weights", ["model.safetensors"], config={"kind": "clip", "model": {}})
+    for tokenizer, words in (
+        ("s3://bucket/vocab.json", "a local disk only; give tokenizer.json"),
+        (str(tmp_path / "tokenizer.json"), "no such file"),
+    ):
+        with pytest.raises(UserError, match=words):
+            generation.TextSource.checked(clip, tokenizer)
 
 
 def test_published_weights_converted_with_other_settings_are_another_place(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from components.work import build_config
 from latte import config, storage
 from latte.errors import UserError
+from latte.metrics import protocol
+from latte.steps.score import ScoreConfig
 from pipelines.cluster import Cluster, check_workers
 
 # section: (module under latte.steps, config class, keys that the pipeline fills in)
@@ -179,3 +181,8 @@ def _check_inputs(source: str, step: config.Config) -> None:
         local = value is not None and value != "random" and not storage.is_s3(str(value))
         if local and not storage.local_path(str(value)).exists():
             raise UserError(f"{source}.{key}: {value}: no such file or folder")
+    if isinstance(step, ScoreConfig):
+        try:
+            protocol.resolve(step.protocol)
+        except UserError as error:
+            raise UserError(f"{source}.protocol: {error}") from None

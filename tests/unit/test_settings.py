@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from latte.errors import UserError
 from pipelines import containers, settings
+from tests.e2e.runs import REPOSITORY
 
 
 def test_local_folders_are_those_that_are_there_and_those_of_files(
@@ -31,3 +33,13 @@ def test_a_container_mounts_a_root_that_the_settings_name_once(tmp_path: Path) -
     mounts = containers.runner(tmp_path, [videos, root], [root], {}).container_run_args["mounts"]
     of_settings = [mount for mount in mounts if mount["Target"].startswith(str(tmp_path))]
     assert [(mount["Target"], mount["ReadOnly"]) for mount in of_settings] == [(str(videos), True), (str(root), False)]
+
+
+def test_a_file_of_protocol_fields_is_read_before_a_run_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    (tmp_path / "bad.yaml").write_text("seeed: 1")
+    for name, words in (("none.yaml", "No such file"), ("bad.yaml", "unknown key seeed")):
+        changes = [f"encode.dataset.videos={tmp_path}", f"score.protocol={tmp_path / name}"]
+        with pytest.raises(UserError, match=f"pipeline.yaml: score.protocol: .*{name}: {words}"):
+            settings.load("configs/demo/pipeline.yaml", changes)
+        settings.load_remote("configs/demo/pipeline.yaml", changes)

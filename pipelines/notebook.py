@@ -191,8 +191,9 @@ def scores(*runs: Run) -> Html:
         name = metric_of(score)
         value, low, high = (f"{score.metrics[key]:.1f}" for key in (name, "interval_low", "interval_high"))
         clips, protocol = str(score.metrics["clips"]), score.config["protocol_digest"][:8]
-        step = manifest.read(storage.join(score.config["videos"], "manifest.json")).metrics["step"]
-        rows.append((score.name, str(step), name, value, f"{low} … {high}", clips, protocol))
+        step = manifest.read(storage.join(score.config["videos"], "manifest.json")).config["step"]
+        trained = "converted weights" if step is None else str(step)
+        rows.append((score.name, trained, name, value, f"{low} … {high}", clips, protocol))
     heads = ("set", "training step", "score", "value (lower is better)", "interval", "clips", "protocol")
     return table(heads, sorted(rows))
 

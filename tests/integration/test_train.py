@@ -27,7 +27,7 @@ from tests.soak import scaled
 
 LATTE = [sys.executable, "-m", "latte.cli"]
 TINY = {"patch_size": 2, "hidden_size": 32, "depth": 2, "num_heads": 2, "num_frames": 16}
-STEPS = 40
+STEPS = 60
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,32 @@ from functools import cache
 import mindspore as ms
 import numpy as np
 from mindspore import ops
+from mindspore._c_expression import disable_multi_thread
 
-from latte import rng
+from latte import kernel_cache, rng
 from latte.errors import UserError
-
-# On processors with AVX-512 the oneDNN inside MindSpore 2.9 computes convolutions by its unoptimised reference code, a
-# hundred times slower than with AVX2. oneDNN reads this before its first operator.
-os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
 _transposing_matmul = ops.BatchMatMul(transpose_b=True)
 _batch_matmul = ops.BatchMatMul()
 _softmax = ops.Softmax(axis=-1)
+_divide = ops.RealDiv()
+
+# Beyond this tanh is 1 in float32; factors of the highest power first.
+_TANH_RANGE = 7.90531110763549805
+_TANH_ODD = (
+    -2.76076847742355e-16,
+    2.00018790482477e-13,
+    -8.60467152213735e-11,
+    5.12229709037114e-08,
+    1.48572235717979e-05,
+    6.37261928875436e-04,
+    4.89352455891786e-03,
+)
+_TANH_EVEN = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
+
+# The arithmetic between two products becomes one kernel. Of what else MindSpore would fuse, the compiler's exponential,
+# logarithm, power and tanh are good to 1e-4 only, and some of its transposes are wrong.
+_FUSED = ("Add", "Maximum", "Minimum", "Mul", "Neg", "RealDiv", "Reshape", "Rsqrt", "Sqrt", "Square", "Sub")
 
 # Flash attention works on rows of 16 elements: heads of 72 channels (Latte-XL) are padded to 80.
 _FLASH_HEAD_MULTIPLE = 16
@@ -50,10 +65,19 @@ def _prepare() -> None:
     ms.set_context(mode=ms.PYNATIVE_MODE)
     ms.set_deterministic(True)
     if target() == "CPU":
-        # One thread hands out the work, the kernels keep theirs. Measured on 2 shared cores, training a small Latte,
-        # 7 of 8 pairs of runs were faster so, by up to two times: the default's idle threads spin. Last bits depend on
-        # this number.
-        ms.runtime.dispatch_threads_num(1)
+        _prepare_cpu()
+
+
+def _prepare_cpu() -> None:
+    # One thread hands out the work, the kernels keep theirs. Measured on 2 shared cores, training a small Latte, 7 of 8
+    # pairs of runs were faster so, by up to two times: the default's idle threads spin. Last bits depend on this number.
+    ms.runtime.dispatch_threads_num(1)
+    # MindSpore hands graphs to another thread and waits in a loop for what comes of it: a core lost, of two. Called
+    # without one, a training step of the demo's size takes half the time (benchmarks/models.py).
+    disable_multi_thread()
+    if kernel_cache.available():
+        kernel_cache.prepare()
+        ms.set_context(enable_graph_kernel=True, graph_kernel_flags=f"--enable_cluster_ops_only={','.join(_FUSED)}")
 
 
 def stream(purpose: str, *index: int | str) -> np.random.Generator:
@@ -142,6 +166,24 @@ def attention(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, scale: float) -> ms.Tens
         return _flash_attention(q, k, v, scale)
     weights = _softmax(_transposing_matmul(q * scale, k))  # (B, H, L, S)
     return _batch_matmul(weights, v)  # (B, H, L, D)
+
+
+def sigmoid(x: ms.Tensor) -> ms.Tensor:
+    """1 / (1 + exp(-x)), within 3e-7.
+
+    On a CPU written with arithmetic alone, which becomes part of a fused kernel: 0.5 + 0.5 tanh(x / 2), tanh as the
+    quotient of odd and even polynomials of degrees 13 and 6 that Eigen and XLA use.
+    """
+    if target() == "Ascend":
+        return ops.sigmoid(x)
+    u = ops.minimum(ops.maximum(x * 0.5, -_TANH_RANGE), _TANH_RANGE)
+    square = u * u
+    odd, even = square * _TANH_ODD[0] + _TANH_ODD[1], square * _TANH_EVEN[0] + _TANH_EVEN[1]
+    for factor in _TANH_ODD[2:]:
+        odd = odd * square + factor
+    for factor in _TANH_EVEN[2:]:
+        even = even * square + factor
+    return _divide(u * odd, even) * 0.5 + 0.5
 
 
 def _flash_attention(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, scale: float) -> ms.Tensor:

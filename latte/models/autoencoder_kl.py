@@ -141,11 +141,7 @@ class _Conv(nn.Cell):
 
 
 class _GroupNorm(nn.Cell):
-    """Normalisation over groups of channels (Wu & He 2018), written out: twice as fast on a CPU as nn.GroupNorm.
-
-    Numbers are broadcast before the arithmetic: MindSpore's own broadcasting on a CPU takes twice the time, and four
-    more images' memory for each operator, which no other can use.
-    """
+    """Normalisation over groups of channels (Wu & He 2018), written out: several times as fast on a CPU as nn.GroupNorm."""
 
     def __init__(self, groups: int, channels: int) -> None:
         super().__init__()
@@ -158,18 +154,21 @@ class _GroupNorm(nn.Cell):
         batch, channels = x.shape[:2]
         rows = x.reshape(batch * self._groups, -1)  # (N * G, C / G * H * W)
         mean = rows.mean(axis=1, keep_dims=True)  # (N * G, 1)
-        centered = rows - ops.broadcast_to(mean, rows.shape)
+        centered = rows - mean
         inverse = ops.rsqrt((centered * centered).mean(axis=1, keep_dims=True) + _NORM_EPSILON)  # (N * G, 1)
         # One factor and one summand for each channel: two passes over x where group and channel apart take four.
         scale = self._per_channel(inverse, batch, channels) * self.weight.reshape(1, channels)  # (N, C)
         shift = self.bias.reshape(1, channels) - self._per_channel(mean, batch, channels) * scale  # (N, C)
-        scale = ops.broadcast_to(scale.reshape(batch, channels, 1, 1), x.shape)
-        return x * scale + ops.broadcast_to(shift.reshape(batch, channels, 1, 1), x.shape)
+        return x * scale.reshape(batch, channels, 1, 1) + shift.reshape(batch, channels, 1, 1)
 
     def _per_channel(self, value: ms.Tensor, batch: int, channels: int) -> ms.Tensor:
         """A number for each group (N * G, 1) -> the same for each of its channels (N, C)."""
         by_group = (batch, self._groups, channels // self._groups)
         return ops.broadcast_to(value.reshape(batch, self._groups, 1), by_group).reshape(batch, channels)
+
+
+def _silu(x: ms.Tensor) -> ms.Tensor:
+    return x * device.sigmoid(x)
 
 
 class _ResnetBlock(nn.Cell):
@@ -187,8 +186,8 @@ class _ResnetBlock(nn.Cell):
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Map x (N, in, H, W) -> (N, out, H, W)."""
-        y = self.conv1(ops.silu(self.norm1(x)))
-        y = self.conv2(ops.silu(self.norm2(y)))
+        y = self.conv1(_silu(self.norm1(x)))
+        y = self.conv2(_silu(self.norm2(y)))
         return y + (self.conv_shortcut(x) if self._has_shortcut else x)
 
 
@@ -316,7 +315,7 @@ class _Encoder(nn.Cell):
         x = self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
-        return self.conv_out(ops.silu(self.conv_norm_out(self.mid_block(x))))
+        return self.conv_out(_silu(self.conv_norm_out(self.mid_block(x))))
 
 
 class _Decoder(nn.Cell):
@@ -341,7 +340,7 @@ class _Decoder(nn.Cell):
         x = self.mid_block(self.conv_in(z))
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(ops.silu(self.conv_norm_out(x)))
+        return self.conv_out(_silu(self.conv_norm_out(x)))
 
 
 def _fresh_rule(net: nn.Cell) -> Any:

@@ -102,25 +102,28 @@ class Attention(nn.Cell):
         width = config.hidden_size
         self.qkv = layers.Linear(width, 3 * width)
         self.proj = layers.Linear(width, width)
-        self._split = ops.Split(axis=-1, output_num=3)
+        self._split = ops.Split(axis=0, output_num=3)
+        self._affine = layers.Affine()
         self._heads, self._head_size = config.num_heads, width // config.num_heads
         self._frames, self._patches = config.num_frames, config.num_patches
-        self._there = (0, 2, 3, 1, 4) if over_time else (0, 1, 3, 2, 4)
-        self._back = (0, 3, 1, 2, 4) if over_time else (0, 1, 3, 2, 4)
-        self._outer = self._patches if over_time else self._frames
+        # Over space (N * F, T, H, d) -> (N * F, H, T, d); over time (N, F, T * H, d) -> (N, T * H, F, d).
         self._inner = self._frames if over_time else self._patches
+        self._columns = self._patches * self._heads if over_time else self._heads
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Map x (N, F * T, D) -> the same shape."""
-        q, k, v = self._split(self.qkv(x))  # 3 x (N, F * T, D)
-        out = device.attention(self._arrange(q), self._arrange(k), self._arrange(v), self._head_size**-0.5)
-        out = out.reshape(-1, self._outer, self._heads, self._inner, self._head_size).transpose(self._back)
+        # Three products with parts of the weight: splitting what one product gives would move several times as much.
+        weights, biases = self._split(self.qkv.weight), self._split(self.qkv.bias)  # 3 x (D, D), 3 x (D,)
+        rows = x.reshape(-1, x.shape[2])  # (N * F * T, D)
+        q, k, v = [self._arrange(self._affine(rows, weights[i], biases[i])) for i in range(3)]
+        out = device.attention(q, k, v, self._head_size**-0.5)  # (N * outer, H, inner, d)
+        out = out.reshape(-1, self._columns, self._inner, self._head_size).transpose(0, 2, 1, 3)
         return self.proj(out.reshape(x.shape))
 
     def _arrange(self, part: ms.Tensor) -> ms.Tensor:
-        part = part.reshape(-1, self._frames, self._patches, self._heads, self._head_size)
-        part = part.transpose(self._there)  # (N, outer, H, inner, d)
-        return part.reshape(-1, self._heads, self._inner, self._head_size)  # (N * outer, H, inner, d)
+        """Queries, keys or values (N * F * T, D) -> (N * outer, H, inner, d)."""
+        part = part.reshape(-1, self._inner, self._columns, self._head_size).transpose(0, 2, 1, 3)
+        return part.reshape(-1, self._heads, self._inner, self._head_size)
 
 
 class Block(nn.Cell):
@@ -213,7 +216,7 @@ class Latte(nn.Cell):
         n, frames, channels, height, width = x.shape
         patches, size = config.num_patches, config.hidden_size
         tokens = self.x_embedder(x.reshape(n * frames, channels, height, width))  # (N * F, T, D)
-        tokens = tokens + ops.broadcast_to(self.pos_embed, tokens.shape)
+        tokens = tokens + self.pos_embed
         tokens = tokens.reshape(n, frames * patches, size)
         time = self.t_embedder(t)  # (N, D)
         condition = time
@@ -224,7 +227,7 @@ class Latte(nn.Cell):
         for i, block in enumerate(self.blocks):
             if i == 1:
                 tokens = tokens.reshape(n, frames, patches, size)
-                tokens = tokens + ops.broadcast_to(self.temp_embed.reshape(1, frames, 1, size), tokens.shape)
+                tokens = tokens + self.temp_embed.reshape(1, frames, 1, size)
                 tokens = tokens.reshape(n, frames * patches, size)
             tokens = block(tokens, condition)  # (N, F * T, D)
         # As published: text does not reach the last modulation, labels do.

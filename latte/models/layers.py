@@ -107,7 +107,7 @@ class GeluTanh(nn.Cell):
 
     def construct(self, x: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
         """Map x, any shape -> GELU of x, and the sigmoid that the gradient needs."""
-        share = ops.sigmoid(x * (x * x * self._CUBIC + self._SLOPE))
+        share = device.sigmoid(x * (x * x * self._CUBIC + self._SLOPE))
         return x * share, share
 
     def bprop(
@@ -122,8 +122,8 @@ class GeluTanh(nn.Cell):
 class ModulatedNorm(nn.Cell):
     """Layer normalisation (epsilon 1e-6, nothing learned), then x * (1 + scale) + shift for each sample.
 
-    On a CPU MindSpore's LayerNorm and ReduceSum are far slower than a matrix product with ones, and its arithmetic
-    between a tensor and one to be broadcast is far slower than broadcasting first.
+    On a CPU MindSpore's LayerNorm and ReduceSum are far slower than a matrix product with ones; the arithmetic between
+    two products becomes one kernel each.
     """
 
     def __init__(self, size: int) -> None:
@@ -141,14 +141,13 @@ class ModulatedNorm(nn.Cell):
             scale: (N, 1, D).
 
         Returns:
-            The result (N, L, D); for the gradient also the normalised x (N, L, D) and 1 / deviation (N * L, D).
+            The result (N, L, D); for the gradient also the normalised x (N, L, D) and 1 / deviation (N * L, 1).
         """
         rows = x.reshape(-1, self._size)
         centered = rows - self._mean(rows)  # (N * L, D)
-        variance = self._matmul(centered * centered, self._average)  # (N * L, 1)
-        inverse = ops.broadcast_to(ops.rsqrt(variance + 1e-6), rows.shape)  # (N * L, D)
+        inverse = ops.rsqrt(self._mean(centered * centered) + 1e-6)  # (N * L, 1)
         normal = (centered * inverse).reshape(x.shape)  # (N, L, D)
-        return normal * ops.broadcast_to(scale + 1.0, x.shape) + ops.broadcast_to(shift, x.shape), normal, inverse
+        return normal * (scale + 1.0) + shift, normal, inverse
 
     def bprop(
         self,
@@ -163,13 +162,13 @@ class ModulatedNorm(nn.Cell):
         grad = dout[0]  # (N, L, D)
         dscale = sum_tokens(grad * normal)
         rows = normal.reshape(-1, self._size)  # (N * L, D)
-        drows = (grad * ops.broadcast_to(scale + 1.0, x.shape)).reshape(-1, self._size)
+        drows = (grad * (scale + 1.0)).reshape(-1, self._size)
         dx = (drows - self._mean(drows) - rows * self._mean(drows * rows)) * inverse
         return dx.reshape(x.shape), sum_tokens(grad), dscale
 
     def _mean(self, rows: ms.Tensor) -> ms.Tensor:
-        """Mean of each row, in every place of the row (R, D)."""
-        return ops.broadcast_to(self._matmul(rows, self._average), rows.shape)
+        """Mean of each row (R, D) -> (R, 1)."""
+        return self._matmul(rows, self._average)
 
 
 class GatedAdd(nn.Cell):
@@ -177,13 +176,13 @@ class GatedAdd(nn.Cell):
 
     def construct(self, x: ms.Tensor, y: ms.Tensor, gate: ms.Tensor) -> ms.Tensor:
         """Map x (N, L, D), y (N, L, D), gate (N, 1, D) -> (N, L, D)."""
-        return x + y * ops.broadcast_to(gate, y.shape)
+        return x + y * gate
 
     def bprop(
         self, x: ms.Tensor, y: ms.Tensor, gate: ms.Tensor, out: ms.Tensor, dout: ms.Tensor
     ) -> tuple[ms.Tensor, ms.Tensor, ms.Tensor]:
         """Gradients of x, y and gate."""
-        return dout, dout * ops.broadcast_to(gate, y.shape), sum_tokens(dout * y)
+        return dout, dout * gate, sum_tokens(dout * y)
 
 
 def sum_tokens(x: ms.Tensor) -> ms.Tensor:

@@ -157,6 +157,8 @@ def _serve(turn: Turn) -> None:
 
 
 def _turn(side: str, case: str, threads: int) -> Turn:
+    if side == "ours":
+        import latte  # noqa: F401 - sets what MindSpore reads from the environment when it is loaded
     if case.startswith("vae"):
         return (_our_vae if side == "ours" else _peer_vae)(case, threads)
     if case == "i3d":

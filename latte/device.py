@@ -139,6 +139,11 @@ def memory_bytes() -> int | None:
     return int(ms.hal.get_device_properties(0).total_memory)
 
 
+def spares_products() -> bool:
+    """Whether fewer multiplications are worth more passes over memory: on a CPU."""
+    return target() == "CPU"
+
+
 def compute_type(precision: str) -> ms.Type:
     """The type that matrix products take for "fp32", "fp16" or "bf16".
 

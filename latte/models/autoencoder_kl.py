@@ -14,7 +14,7 @@ from mindspore import nn, ops
 
 from latte import device
 from latte.errors import UserError
-from latte.models import layers
+from latte.models import layers, toom
 from latte.models.configs import AutoencoderKLConfig
 from latte.models.layers import Linear, parameter
 
@@ -134,9 +134,15 @@ class _Conv(nn.Cell):
         self.bias = parameter(channels_out)
         self._convolve = ops.Conv2D(channels_out, kernel, pad_mode="same", stride=stride)
         self._bias_add = ops.BiasAdd()
+        self._by_rows = kernel == 3 and stride == 1 and device.spares_products()
+        self._by_rows = self._by_rows and toom.worthwhile(channels_in, channels_out)
+        if self._by_rows:
+            self._convolve_rows = toom.Convolve3x3(channels_out)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Map x (N, in, H, W) -> (N, out, H / stride, W / stride)."""
+        if self._by_rows and x.shape[2] % 4 == 0:
+            return self._bias_add(self._convolve_rows(x, self.weight), self.bias)
         return self._bias_add(self._convolve(x, self.weight), self.bias)
 
 

@@ -5,56 +5,25 @@ its weights need no renaming. Batch normalisation is always that of evaluation a
 
 A convolution over time and space is computed as convolutions over space alone: frames are mixed into fewer frames than
 kernel taps times output frames, each is convolved by a mix of the taps, and the results are mixed into output frames
-(Toom 1963, Cook 1966; in neural networks Lavin & Gray 2016). With three taps that is half the multiplications.
+(`latte.models.toom`). With three taps that is half the multiplications.
 """
-
-from typing import NamedTuple
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
 from latte.models.layers import parameter
+from latte.models.toom import Mixing, toom
 
 _BATCH_NORM_EPSILON = 1e-5
 
-# Where the polynomials of Toom's method are evaluated, by their number; infinity comes on top. Small and with both
-# signs, which keeps the rounding error near float32's own.
-_POINTS = {3: (0, 1, -1), 4: (0, 1, -1, 2), 5: (0, 1, -1, 2, -0.5), 6: (0, 1, -1, 2, -0.5, 0.5)}
-
-
-class _Mixing(NamedTuple):
-    """How to convolve over time: P spatial convolutions on groups of mixed frames.
-
-    Attributes:
-        frames: (P groups, T), mixes the input frames.
-        taps: (P, kernel), mixes the kernel's taps.
-        outputs: (T / stride, P groups), mixes the results.
-    """
-
-    frames: np.ndarray
-    taps: np.ndarray
-    outputs: np.ndarray
-
-
-def _toom(outputs: int, taps: int) -> _Mixing:
-    """Correlation y[i] = sum_k g[k] d[i + k] of `outputs` values by outputs + taps - 1 multiplications.
-
-    It is the transpose of multiplying polynomials by their values at points.
-    """
-    points = _POINTS[outputs + taps - 2]
-
-    def values(count: int) -> np.ndarray:
-        at_infinity = [[0.0] * (count - 1) + [1.0]]
-        return np.array([[float(point) ** power for power in range(count)] for point in points] + at_infinity)
-
-    return _Mixing(np.linalg.inv(values(outputs + taps - 1)).T, values(taps), values(outputs).T)
-
-
-def mixing(num_frames: int, kernel: int, stride: int) -> _Mixing:
-    """The mixing for "same" padding as TensorFlow has it: an odd missing frame is added at the end.
+def mixing(num_frames: int, kernel: int, stride: int) -> Mixing:
+    """The mixing of frames for "same" padding as TensorFlow has it: an odd missing frame is added at the end.
 
     A stride of 2 splits the input into even and odd frames and the kernel into the taps that meet them.
+
+    Returns:
+        Inputs (P groups, T), taps (P, kernel), outputs (T / stride, P groups).
     """
     num_outputs = -(-num_frames // stride)
     before = max((num_outputs - 1) * stride + kernel - num_frames, 0) // 2
@@ -63,22 +32,22 @@ def mixing(num_frames: int, kernel: int, stride: int) -> _Mixing:
     parts = []
     for phase in range(stride):
         taps = list(range(phase, kernel, stride))
-        toom = _toom(per_group, len(taps))
-        count = len(toom.taps)
+        by_toom = toom(per_group, len(taps))
+        count = len(by_toom.taps)
         frames = np.zeros((count, groups, num_frames))
         outputs = np.zeros((num_outputs, count, groups))
         for group in range(groups):
             for i in range(count):
                 frame = (per_group * group + i) * stride + phase - before
                 if 0 <= frame < num_frames:
-                    frames[:, group, frame] = toom.frames[:, i]
+                    frames[:, group, frame] = by_toom.inputs[:, i]
             for i in range(min(per_group, num_outputs - per_group * group)):
-                outputs[per_group * group + i, :, group] = toom.outputs[i]
+                outputs[per_group * group + i, :, group] = by_toom.outputs[i]
         spread = np.zeros((count, kernel))
-        spread[:, taps] = toom.taps
-        parts.append(_Mixing(frames.reshape(-1, num_frames), spread, outputs.reshape(num_outputs, -1)))
-    return _Mixing(
-        np.concatenate([part.frames for part in parts]),
+        spread[:, taps] = by_toom.taps
+        parts.append(Mixing(frames.reshape(-1, num_frames), spread, outputs.reshape(num_outputs, -1)))
+    return Mixing(
+        np.concatenate([part.inputs for part in parts]),
         np.concatenate([part.taps for part in parts]),
         np.concatenate([part.outputs for part in parts], axis=1),
     )

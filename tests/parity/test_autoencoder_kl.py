@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL as PublishedAutoencoderKL
 
 from latte import device
 from latte.errors import UserError
+from latte.models import toom
 from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig, decode_in_chunks, encode_in_chunks
 
 SMALL = AutoencoderKLConfig(block_out_channels=(8, 16, 24), layers_per_block=1, norm_num_groups=4, latent_channels=3)
@@ -140,3 +141,19 @@ def test_a_file_that_is_no_config_is_named(tmp_path, text):
         AutoencoderKLConfig.from_json(path)
     with pytest.raises(UserError, match="No such file"):
         AutoencoderKLConfig.from_json(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize(("channels_in", "channels_out", "height", "width"), [(128, 128, 8, 5), (130, 128, 4, 16)])
+def test_a_convolution_by_fewer_products_is_torchs(channels_in, channels_out, height, width):
+    rng = np.random.default_rng(height)
+    x = rng.standard_normal((2, channels_in, height, width)).astype(np.float32)
+    weight = rng.standard_normal((channels_out, channels_in, 3, 3)).astype(np.float32) * (9 * channels_in) ** -0.5
+    net = toom.Convolve3x3(channels_out)
+    expected = torch.nn.functional.conv2d(torch.from_numpy(x), torch.from_numpy(weight), padding=1).numpy()
+
+    @ms.jit
+    def compiled(x, weight):
+        return net(x, weight)
+
+    np.testing.assert_allclose(compiled(ms.Tensor(x), ms.Tensor(weight)).asnumpy(), expected, atol=3e-5, rtol=0)
+    assert toom.worthwhile(channels_in, channels_out) and not toom.worthwhile(64, 128)

@@ -90,8 +90,8 @@ def test_mixing_is_a_convolution_over_time(num_frames, kernel, stride):
     rng = np.random.default_rng(num_frames)
     frames, taps = rng.standard_normal((num_frames, 5)), rng.standard_normal(kernel)
     mixed = mixing(num_frames, kernel, stride)
-    groups = len(mixed.frames) // len(mixed.taps)
-    products = (mixed.frames @ frames) * np.repeat(mixed.taps @ taps, groups)[:, None]
+    groups = len(mixed.inputs) // len(mixed.taps)
+    products = (mixed.inputs @ frames) * np.repeat(mixed.taps @ taps, groups)[:, None]
     ours = mixed.outputs @ products
     # TensorFlow's "same" padding: an odd missing frame goes to the end.
     missing = max((-(-num_frames // stride) - 1) * stride + kernel - num_frames, 0)
@@ -100,4 +100,4 @@ def test_mixing_is_a_convolution_over_time(num_frames, kernel, stride):
         torch.from_numpy(padded.T[:, None]), torch.from_numpy(taps)[None, None], stride=stride
     )
     np.testing.assert_allclose(ours, expected[:, 0].numpy().T, atol=1e-10)
-    assert len(mixed.frames) <= kernel * max(2, len(ours))
+    assert len(mixed.inputs) <= kernel * max(2, len(ours))

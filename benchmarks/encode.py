@@ -1,11 +1,15 @@
 """Encoding a dataset: the encode step (ours) beside a plain loop of decord, PIL and diffusers (peer), same weights.
 
-    python benchmarks/encode.py [--clips 120] [--image-size 64] [--repeats 3] [--many 1000] [--json]
+    python benchmarks/encode.py [--autoencoder published] [--clips 3] [--repeats 3] [--many 0] [--json]
 
 Real clips of 16 frames become latents in files. Each side is a process of its own that loads, compiles and warms up,
 then waits for its turn; only one computes at a time, and medians are compared. Ours also decodes alone and encodes
 alone: its time over the slower of the two says how well they overlap. The peer does not hash, resume or survive a
-broken video. Then ours encodes few and many clips of 32x32 pixels, each in a fresh process, for its peak memory.
+broken video. With --many ours then encodes few and many clips of 32x32 pixels, each in a fresh process, for its peak
+memory.
+
+published   an autoencoder of sd-vae-ft-mse's shape, frames of 256x256, 4 in a batch
+small       a hundredth of its multiplications, frames of 64x64, 16 in a batch
 """
 
 import argparse
@@ -23,17 +27,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sides  # of this folder
 
-MODEL: dict[str, Any] = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "block_out_channels": [32, 64, 128, 128],
-    "layers_per_block": 1,
-    "latent_channels": 4,
-    "norm_num_groups": 32,
-    "scaling_factor": 0.18215,
+_COMMON = {"in_channels": 3, "out_channels": 3, "latent_channels": 4, "norm_num_groups": 32, "scaling_factor": 0.18215}
+MODELS: dict[str, dict[str, Any]] = {
+    "published": {**_COMMON, "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2},
+    "small": {**_COMMON, "block_out_channels": [32, 64, 128, 128], "layers_per_block": 1},
 }
-BATCH_FRAMES = 16
+# Side of the frames, frames in a batch, clips.
+SIZES = {"published": (256, 4, 3), "small": (64, 16, 120)}
 # Encoding so few must need about as much memory as encoding many.
 FEW_CLIPS = 10
 MEMORY_IMAGE_SIZE = 32
@@ -42,33 +44,35 @@ MEMORY_IMAGE_SIZE = 32
 def main() -> None:
     """Measure and print; with --json the last line is one JSON object."""
     parser = argparse.ArgumentParser(description="the encode step against a plain loop with diffusers")
-    parser.add_argument("--clips", type=int, default=120, help="clips of 16 frames")
-    parser.add_argument("--image-size", type=int, default=64, help="side of the frames")
+    parser.add_argument("--autoencoder", choices=MODELS, default="published", help="how large")
+    parser.add_argument("--clips", type=int, help="clips of 16 frames; 3 or 120 without")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each side; medians are printed")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the peer's kernels")
-    parser.add_argument("--many", type=int, default=1000, help="clips whose peak memory is measured; 0 for none")
+    parser.add_argument("--many", type=int, default=0, help="clips whose peak memory is measured; 0 for none")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--only-memory", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.clips = options.clips or SIZES[options.autoencoder][2]
     if options.side:
         (_serve_ours if options.side == "ours" else _serve_peer)(options)
         return
 
     with tempfile.TemporaryDirectory(prefix="latte-bench-") as folder:
-        _prepare(Path(folder), options.clips)
-        sides = {side: _start(side, Path(folder), options.image_size, options.threads) for side in ("ours", "peer")}
-        for process in sides.values():
+        _prepare(Path(folder), options)
+        processes = {side: _start(side, Path(folder), options) for side in ("ours", "peer")}
+        for process in processes.values():
             _read(process)
         turns: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
         for _ in range(options.repeats):
-            for side, process in sides.items():
+            for side, process in processes.items():
                 print("go", file=process.stdin, flush=True)
                 turns[side].append(_read(process))
-        for process in sides.values():
+        for process in processes.values():
             process.communicate()
-        peaks = {count: _peak_bytes_of(count, Path(folder)) for count in (FEW_CLIPS, options.many) if options.many}
+        counts = (FEW_CLIPS, options.many) if options.many else ()
+        peaks = {count: _peak_bytes_of(count, Path(folder), options) for count in counts}
     values = [np.array(turns[side][-1]["values"]) for side in ("ours", "peer")]
     if not np.allclose(*values, rtol=1e-2, atol=1e-3):
         raise SystemExit(f"the sides disagree: {values}")
@@ -77,7 +81,7 @@ def main() -> None:
         for side, key in (("ours", "seconds"), ("peer", "seconds"), ("ours", "decode_s"), ("ours", "encode_s"))
     )
     result = {
-        "benchmark": "encode",
+        "benchmark": f"encode: {options.autoencoder}",
         "peer": "plain loop: decord, PIL, diffusers",
         "ours_s": round(ours_s, 4),
         "peer_s": round(peer_s, 4),
@@ -96,7 +100,7 @@ def main() -> None:
         print(json.dumps(result))
 
 
-def _prepare(folder: Path, clips: int) -> None:
+def _prepare(folder: Path, options: argparse.Namespace) -> None:
     """Real clips, and one set of weights for both sides."""
     from diffusers import AutoencoderKL
     from safetensors.torch import save_file
@@ -105,10 +109,11 @@ def _prepare(folder: Path, clips: int) -> None:
     from pipelines.demo.data import cut_demo_clips
 
     cut_demo_clips(folder / "all")
-    _take(clips, folder)
-    blocks = len(MODEL["block_out_channels"])
+    _take(options.clips, folder)
+    model = MODELS[options.autoencoder]
+    blocks = len(model["block_out_channels"])
     net = AutoencoderKL(
-        **MODEL, down_block_types=["DownEncoderBlock2D"] * blocks, up_block_types=["UpDecoderBlock2D"] * blocks
+        **model, down_block_types=["DownEncoderBlock2D"] * blocks, up_block_types=["UpDecoderBlock2D"] * blocks
     )
     net.save_pretrained(folder / "peer")
     uri = (folder / "vae").as_uri()
@@ -116,7 +121,7 @@ def _prepare(folder: Path, clips: int) -> None:
     path = folder / "vae" / "model.safetensors"
     save_file(net.state_dict(), path)
     shard = manifest.Shard(uri=path.as_uri(), bytes=path.stat().st_size, sha256=storage.sha256_file(path))
-    facts = {"kind": "vae", "model": MODEL}
+    facts = {"kind": "vae", "model": model}
     manifest.finish(
         manifest.Manifest(kind="weights", name="vae", uri=uri, fingerprint="0", shards=[shard], config=facts)
     )
@@ -134,11 +139,11 @@ def _take(clips: int, folder: Path, place: str = "") -> Path:
     return videos.parent
 
 
-def _peak_bytes_of(clips: int, folder: Path) -> int:
+def _peak_bytes_of(clips: int, folder: Path, options: argparse.Namespace) -> int:
     """Peak memory of our side, decoders included, with so many clips."""
     place = _take(clips, folder, f"{clips}-clips")
     shutil.copytree(folder / "vae", place / "vae")
-    process = _start("ours", place, MEMORY_IMAGE_SIZE, more=("--only-memory",))
+    process = _start("ours", place, options, more=("--only-memory",))
     _read(process)
     print("go", file=process.stdin, flush=True)
     peak_bytes = int(_read(process)["peak_bytes"])
@@ -146,12 +151,10 @@ def _peak_bytes_of(clips: int, folder: Path) -> int:
     return peak_bytes
 
 
-def _start(
-    side: str, folder: Path, image_size: int, threads: int = 0, more: tuple[str, ...] = ()
-) -> subprocess.Popen[str]:
-    command = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--image-size", str(image_size)]
-    command += [*(["--threads", str(threads)] if threads else []), *more]
-    env = {**os.environ, "GLOG_v": "3", "PYTHONWARNINGS": "ignore"}
+def _start(side: str, folder: Path, options: argparse.Namespace, more: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    command = [sys.executable, __file__, "--side", side, "--folder", str(folder), *more]
+    command += ["--autoencoder", options.autoencoder, "--threads", str(options.threads)]
+    env = sides.environment(side)
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
 
 
@@ -196,10 +199,12 @@ def _serve_ours(options: argparse.Namespace) -> None:
     from latte.steps import encode
 
     folder = Path(options.folder)
-    size = options.image_size
+    size, batch, _ = SIZES[options.autoencoder]
+    if options.only_memory:
+        size = MEMORY_IMAGE_SIZE
     vae = manifest.read(folder / "vae" / "manifest.json")
-    network = encoding.load_encoder(vae, BATCH_FRAMES, size)
-    blank = np.zeros((BATCH_FRAMES, size, size, 3), np.uint8)
+    network = encoding.load_encoder(vae, batch, size)
+    blank = np.zeros((batch, size, size, 3), np.uint8)
     network(blank)
     config = encode.EncodeConfig(
         root=(folder / "root").as_uri(),
@@ -209,8 +214,8 @@ def _serve_ours(options: argparse.Namespace) -> None:
         image_size=size,
         num_tasks=4,
     )
-    latent = size // 2 ** (len(MODEL["block_out_channels"]) - 1)
-    settings = encoding.Settings(size, BATCH_FRAMES, "float16", (2, 4, latent, latent), None, 2, 300.0)
+    latent = size // 2 ** (len(MODELS[options.autoencoder]["block_out_channels"]) - 1)
+    settings = encoding.Settings(size, batch, "float16", (2, 4, latent, latent), None, 2, 300.0)
     for _ in _turns():
         shutil.rmtree(folder / "root", ignore_errors=True)
         with contextlib.redirect_stderr(io.StringIO()):
@@ -232,7 +237,7 @@ def _serve_ours(options: argparse.Namespace) -> None:
                 decoders_bytes = _decoders_peak_bytes()
         decode_s = time.perf_counter() - started
         started = time.perf_counter()
-        for _ in range(0 if options.only_memory else -(-frames // BATCH_FRAMES)):
+        for _ in range(0 if options.only_memory else -(-frames // batch)):
             network(blank)
         encode_s = time.perf_counter() - started
 
@@ -250,7 +255,7 @@ def _serve_peer(options: argparse.Namespace) -> None:
 
     torch.set_num_threads(options.threads)
     folder = Path(options.folder)
-    size = options.image_size
+    size, batch_frames, _ = SIZES[options.autoencoder]
     net = AutoencoderKL.from_pretrained(folder / "peer").eval()
 
     def transform(pixels: np.ndarray) -> np.ndarray:
@@ -263,15 +268,15 @@ def _serve_peer(options: argparse.Namespace) -> None:
         return np.asarray(frame)[top : top + size, left : left + size]
 
     with torch.inference_mode():
-        net.encode(torch.zeros(BATCH_FRAMES, 3, size, size))
+        net.encode(torch.zeros(batch_frames, 3, size, size))
         for _ in _turns():
             values = []
             started = time.perf_counter()
             for path in sorted((folder / "videos").iterdir()):
                 reader = decord.VideoReader(str(path))
                 parts = []
-                for start in range(0, len(reader), BATCH_FRAMES):
-                    batch = reader.get_batch(range(start, min(start + BATCH_FRAMES, len(reader)))).asnumpy()
+                for start in range(0, len(reader), batch_frames):
+                    batch = reader.get_batch(range(start, min(start + batch_frames, len(reader)))).asnumpy()
                     frames = torch.from_numpy(np.stack([transform(frame) for frame in batch]))  # (n, S, S, 3)
                     posterior = net.encode(frames.permute(0, 3, 1, 2).float() / 127.5 - 1).latent_dist
                     parts.append(torch.stack([posterior.mean, posterior.logvar], 1).half())  # (n, 2, C, h, w)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
+import sides  # of this folder
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -94,27 +95,26 @@ def take_turns(script: str, folder: str, repeats: int, arguments: list[str]) -> 
         repeats: turns of each side.
         arguments: more arguments for the script.
     """
-    env = {**os.environ, "GLOG_v": "3", "PYTHONWARNINGS": "ignore"}
-    sides = {
+    processes = {
         side: subprocess.Popen(
             [sys.executable, script, "--side", side, "--folder", folder, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=env,
+            env=sides.environment(side),
         )
         for side in ("ours", "peer")
     }
-    turns: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    turns: dict[str, list[dict[str, Any]]] = {side: [] for side in processes}
     try:
-        for process in sides.values():
+        for process in processes.values():
             _read(process)
         for _ in range(repeats):
-            for side, process in sides.items():
+            for side, process in processes.items():
                 print("go", file=process.stdin, flush=True)
                 turns[side].append(_read(process))
     finally:
-        for process in sides.values():
+        for process in processes.values():
             process.communicate()
     return turns
 

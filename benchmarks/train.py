@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sides  # of this folder
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -176,7 +177,7 @@ def _write_latents(root: str, model: dict[str, Any]) -> str:
 def _run_peer(options: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, "--peer", "--size", options.size]
     command += ["--steps", str(options.steps), "--threads", str(options.threads)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=sides.environment("peer"))
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -70,7 +70,7 @@ def _prepare() -> None:
 
 def _prepare_cpu() -> None:
     # One thread hands out the work, the kernels keep theirs. Measured on 2 shared cores, training a small Latte, 7 of 8
-    # pairs of runs were faster so, by up to two times: the default's idle threads spin. Last bits depend on this number.
+    # pairs of runs were faster so, by up to two times: the default's idle threads spin. Last bits depend on it.
     ms.runtime.dispatch_threads_num(1)
     # MindSpore hands graphs to another thread and waits in a loop for what comes of it: a core lost, of two. Called
     # without one, a training step of the demo's size takes half the time (benchmarks/models.py).

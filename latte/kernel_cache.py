@@ -14,8 +14,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mindspore as ms
 
@@ -86,7 +87,7 @@ def _kept() -> Path | None:
     return kept
 
 
-def _as_process(pid: int, call, *args, **options) -> None:  # noqa: ANN001
+def _as_process(pid: int, call: Callable[..., None], *args: Any, **options: Any) -> None:
     """Call, unless this is a child that was forked since."""
     if os.getpid() == pid:
         call(*args, **options)

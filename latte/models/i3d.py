@@ -17,6 +17,7 @@ from latte.models.toom import Mixing, toom
 
 _BATCH_NORM_EPSILON = 1e-5
 
+
 def mixing(num_frames: int, kernel: int, stride: int) -> Mixing:
     """The mixing of frames for "same" padding as TensorFlow has it: an odd missing frame is added at the end.
 

@@ -1,8 +1,8 @@
 """Convolutions by fewer multiplications (Toom 1963, Cook 1966; in neural networks Lavin & Gray 2016).
 
 Some outputs along one axis are computed together: the inputs that they meet are mixed, so are the kernel's taps, each
-mixed input is multiplied by one mixed tap, and the products are mixed into the outputs. Three taps and four outputs then
-take 6 multiplications instead of 12.
+mixed input is multiplied by one mixed tap, and the products are mixed into the outputs. Three taps and four outputs
+then take 6 multiplications instead of 12.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,8 @@ from mindspore import nn, ops
 # signs, which keeps the rounding error near float32's own.
 _POINTS = {3: (0, 1, -1), 4: (0, 1, -1, 2), 5: (0, 1, -1, 2, -0.5), 6: (0, 1, -1, 2, -0.5, 0.5)}
 _ROWS, _TAPS = 4, 3
-_GRAIN = 128  # with fewer channels the mixing costs what the multiplications save
+# With fewer channels or pixels the mixing costs what the multiplications save.
+_MIN_CHANNELS, _MIN_PIXELS = 128, 1024
 
 
 class Mixing(NamedTuple):
@@ -46,9 +47,13 @@ def toom(outputs: int, taps: int) -> Mixing:
     return Mixing(np.linalg.inv(values(outputs + taps - 1)).T, values(taps), values(outputs).T)
 
 
-def worthwhile(channels_in: int, channels_out: int) -> bool:
-    """Whether `Convolve3x3` is faster than the plain convolution on a CPU (benchmarks/models.py, case vae-encode)."""
-    return min(channels_in, channels_out) >= _GRAIN
+def worthwhile(channels_in: int, channels_out: int, height: int, width: int) -> bool:
+    """Whether `Convolve3x3` can take the image and is faster than the plain convolution on a CPU.
+
+    `benchmarks/models.py` (vae-encode, vae-decode) and `benchmarks/encode.py` are what it was chosen by.
+    """
+    enough = min(channels_in, channels_out) >= _MIN_CHANNELS and height * width >= _MIN_PIXELS
+    return enough and height % _ROWS == 0
 
 
 class Convolve3x3(nn.Cell):

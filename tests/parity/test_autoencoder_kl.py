@@ -156,4 +156,10 @@ def test_a_convolution_by_fewer_products_is_torchs(channels_in, channels_out, he
         return net(x, weight)
 
     np.testing.assert_allclose(compiled(ms.Tensor(x), ms.Tensor(weight)).asnumpy(), expected, atol=3e-5, rtol=0)
-    assert toom.worthwhile(channels_in, channels_out) and not toom.worthwhile(64, 128)
+
+
+def test_few_products_pay_for_many_channels_and_pixels_only():
+    assert toom.worthwhile(128, 256, 32, 32)
+    assert not toom.worthwhile(64, 128, 64, 64)
+    assert not toom.worthwhile(128, 128, 16, 16)
+    assert not toom.worthwhile(128, 128, 34, 64)

@@ -1,0 +1,119 @@
+"""Fused kernels are kept between processes, whatever happens to one of them."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+PROGRAM = """
+import latte
+from latte import device
+import mindspore as ms, numpy as np
+device.setup(seed=0)
+
+@ms.jit
+def compute(x, y):
+    return (x + y) * 2.0 - y
+
+x, y = ms.Tensor(np.full((3, 5), 1.5, np.float32)), ms.Tensor(np.full((3, 5), 0.25, np.float32))
+assert (compute(x, y).asnumpy() == 3.25).all()
+print("computed", flush=True)
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    def start(program=PROGRAM, **more):
+        folder = tmp_path / "work"
+        folder.mkdir(exist_ok=True)
+        environment = {key: value for key, value in os.environ.items() if key != "MS_COMPILER_CACHE_PATH"}
+        environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "GLOG_v": "3", **more}
+        return subprocess.Popen(
+            [sys.executable, "-c", program],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def run(process):
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out
+
+
+def kernels(tmp_path):
+    return sorted((tmp_path / "cache").rglob("kept/*.json"))
+
+
+def test_the_second_process_uses_what_the_first_compiled(start, tmp_path):
+    program = tmp_path / "compute.py"
+    program.write_text(PROGRAM)  # MindSpore compiles functions whose source is in a file
+    code = f"import runpy; runpy.run_path({str(program)!r})"
+    assert run(start(code)) == "computed\n"
+    kept = kernels(tmp_path)
+    assert kept
+    times = [path.with_suffix(".so").stat().st_mtime_ns for path in kept]
+    assert run(start(code)) == "computed\n"
+    assert [path.with_suffix(".so").stat().st_mtime_ns for path in kernels(tmp_path)] == times
+    assert not list((tmp_path / "cache").rglob("running-*")), "a process left its folder"
+    assert not list((tmp_path / "work").iterdir()), "the compiler left something where it was started"
+
+
+def test_a_broken_kernel_is_not_kept_and_a_killed_process_leaves_nothing_behind_for_others(start, tmp_path):
+    program = tmp_path / "compute.py"
+    program.write_text(PROGRAM + "\nimport time; time.sleep(60)\n")
+    process = start(f"import runpy; runpy.run_path({str(program)!r})")
+    assert process.stdout.readline() == "computed\n"
+    process.kill()
+    process.wait()
+    assert not kernels(tmp_path)
+    left = next((tmp_path / "cache").rglob("running-*"))
+    day_ago = time.time() - 100_000
+    os.utime(left, (day_ago, day_ago))
+    breaks = (
+        PROGRAM
+        + """
+import os
+from pathlib import Path
+for path in Path(os.environ["MS_COMPILER_CACHE_PATH"]).rglob("*.so"):
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[:-100])
+"""
+    )
+    program.write_text(breaks)
+    run(start(f"import runpy; runpy.run_path({str(program)!r})"))
+    assert not kernels(tmp_path)
+    assert not left.exists()
+
+
+def test_kernels_of_another_user_are_not_run(start, tmp_path):
+    program = tmp_path / "compute.py"
+    program.write_text(PROGRAM)
+    code = f"import runpy; runpy.run_path({str(program)!r})"
+    run(start(code))
+    kept = kernels(tmp_path)[0].parent
+    kept.chmod(0o777)
+    facts = [json.loads(path.read_text())["sha256"] for path in kernels(tmp_path)]
+    for path in kept.glob("*.so"):
+        path.unlink()
+        path.write_bytes(b"not a library")
+    assert run(start(code)) == "computed\n"
+    assert facts
+
+
+def test_without_a_linker_the_error_says_what_to_install(start, tmp_path):
+    program = tmp_path / "compute.py"
+    program.write_text(PROGRAM)
+    process = start(f"import runpy; runpy.run_path({str(program)!r})", PATH=str(tmp_path))
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "g++: not found" in err and "apt-get install g++" in err

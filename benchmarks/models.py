@@ -38,7 +38,7 @@ CASES = ("forward", "forward-xl", "vae-encode", "vae-decode", "i3d")
 ON_REQUEST = ("train", "train-demo")
 SMALL = {"input_size": 32, "patch_size": 2, "hidden_size": 384, "depth": 12, "num_heads": 6, "num_frames": 16}
 LARGE = {"input_size": 32, "patch_size": 2, "hidden_size": 1152, "depth": 2, "num_heads": 16, "num_frames": 16}
-DEMO = {"input_size": 8, "patch_size": 2, "hidden_size": 192, "depth": 6, "num_heads": 3, "num_frames": 16}
+DEMO = {"input_size": 8, "patch_size": 4, "hidden_size": 192, "depth": 6, "num_heads": 4, "num_frames": 16}
 VAE: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512),
     "layers_per_block": 2,

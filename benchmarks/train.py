@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 SIZES: dict[str, dict[str, Any]] = {
     "demo": {
         "clips": 8,
-        "model": {"input_size": 8, "patch_size": 2, "hidden_size": 192, "depth": 8, "num_heads": 6, "num_frames": 16},
+        "model": {"input_size": 8, "patch_size": 4, "hidden_size": 192, "depth": 6, "num_heads": 4, "num_frames": 16},
     },
     "small": {
         "clips": 2,

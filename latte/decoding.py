@@ -23,9 +23,12 @@ from PIL import Image
 FRAME_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 _PR_SET_PDEATHSIG = 1
 # Raised whenever the frames of a given video change, so that latents made before are not taken for equal.
-TRANSFORM_VERSION = 1
+TRANSFORM_VERSION = 2
 # PIL refuses larger pictures as bombs; so does this for videos.
 _MAX_PIXELS = 16384 * 16384
+# decord reads on in the file until the next frame is decoded, as far as it comes while its decoding thread waits for a
+# core: on a busy machine, all of it. Larger files go to PyAV, which reads what it decodes.
+_DECORD_BYTES = 128 << 20
 # Large frames are decoded a few at a time: decord takes 2 GB for 16 of 4K, 0.4 GB for single ones.
 _TOGETHER_PIXELS = 8 << 20
 
@@ -100,7 +103,7 @@ def _pictures(task: Task) -> Iterator[tuple[Image.Image, float | None]]:
         yield from _folder_pictures(task)
         return
     done = 0
-    if not _is_gif(task.path):
+    if not _is_gif(task.path) and os.path.getsize(task.path) <= _DECORD_BYTES:
         # decord is the faster one; what it cannot open or stumbles over goes to PyAV, from the frame it got to.
         with contextlib.suppress(Exception):  # PyAV tries the same and says what is wrong
             for picture in _decord_pictures(task):

@@ -56,6 +56,9 @@ def prepare() -> None:
         return
     kept = _kept()
     own = Path(tempfile.mkdtemp(prefix=_RUNNING, dir=kept.parent if kept else None))
+    if os.statvfs(own).f_flag & os.ST_NOEXEC:
+        own.rmdir()
+        raise UserError(f"{own.parent}: mounted noexec; name a folder for MindSpore's kernels in {_VARIABLE}")
     (own / _KERNELS).mkdir(mode=0o700)
     os.environ[_VARIABLE] = str(own)
     if kept:
@@ -82,8 +85,9 @@ def _kept() -> Path | None:
         if facts.st_uid != os.getuid() or facts.st_mode & 0o022 or not os.access(folder, os.W_OK):
             return None
     for left in root.glob(_RUNNING + "*"):
-        if time.time() - left.stat().st_mtime > _STALE_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # its process ended just now
+            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
     return kept
 
 
@@ -100,11 +104,19 @@ def _give_back(own: Path, kept: Path | None) -> None:
             if not (kept / path.name).exists() and _is_whole(path):
                 for each in _files(path):
                     os.replace(each, kept / each.name)
-        oldest_first = sorted(kept.glob("*.json"), key=lambda path: path.stat().st_mtime)
-        for path in oldest_first[: max(len(oldest_first) - _LIMIT, 0)]:
+        for path in _oldest(kept):
             for each in reversed(list(_files(path))):
                 each.unlink(missing_ok=True)
     shutil.rmtree(own, ignore_errors=True)
+
+
+def _oldest(kept: Path) -> list[Path]:
+    """The kernels beyond the limit; other processes may be removing them, too."""
+    ages = []
+    for path in kept.glob("*.json"):
+        with contextlib.suppress(FileNotFoundError):
+            ages.append((path.stat().st_mtime, path))
+    return [path for _, path in sorted(ages)[: max(len(ages) - _LIMIT, 0)]]
 
 
 def _files(description: Path) -> Iterator[Path]:

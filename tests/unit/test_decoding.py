@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from latte import storage, video
+from latte import decoding, storage, video
 from latte.decoders import Chunk, Source, count_frames, decode_all
 from latte.decoding import center_crop
 from tests import memory, video_files
@@ -149,6 +149,19 @@ def test_long_videos_come_in_chunks_and_max_frames_ends_them(tmp_path: Path) -> 
     assert sizes == [16, 16, 16, 2]
     ((got, _),) = decode(path, max_frames=21)
     assert len(got) == 21
+
+
+def test_files_that_decord_could_read_into_memory_go_to_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(video_files.write(tmp_path / "a.mp4", video_files.moving(20)))
+    task = decoding.Task(path, 32, chunk_frames=8)
+    by_decord = np.concatenate([frames for frames, _ in decoding.decode(task)])
+    monkeypatch.setattr(decoding, "_DECORD_BYTES", os.path.getsize(path) - 1)
+    monkeypatch.setattr(decoding, "_decord_pictures", None)  # would be called in vain
+    chunks = list(decoding.decode(task))
+    assert [len(frames) for frames, _ in chunks] == [8, 8, 4]
+    assert {fps for _, fps in chunks} == {25.0}
+    by_pyav = np.concatenate([frames for frames, _ in chunks])
+    assert np.abs(by_pyav.astype(int) - by_decord).max() <= 4
 
 
 def test_a_variable_frame_rate_gives_each_frame_once(tmp_path: Path) -> None:

@@ -32,11 +32,13 @@ _COMPILER_LOG = "dsa_transfrom.log"
 
 
 def available() -> bool:
-    """Whether this MindSpore has its compiler for CPUs; it is part of the packages for x86-64.
+    """Whether this MindSpore has its compiler for CPUs, as the packages for x86-64 have; LATTE_FUSED_KERNELS=0 says no.
 
     Raises:
         UserError: it has, but there is no g++ for it to link with.
     """
+    if os.environ.get("LATTE_FUSED_KERNELS") == "0":
+        return False
     if not (Path(ms.__file__).parent / "lib/plugin/cpu/libakg.so").exists():
         return False
     if shutil.which("g++") is None:

@@ -14,8 +14,8 @@ from tests import fault_proxy, other_stores, soak
 
 # MindSpore's own log lines would bury a test's message.
 os.environ.setdefault("GLOG_v", "3")
-# The networks of these tests are small and many: compiling them takes longer than fused kernels save. What they compute is
-# compared in test_fused_kernels.py, and how kernels are kept in test_kernel_cache.py.
+# The networks of these tests are small and many: compiling them takes longer than fused kernels save. What they compute
+# is compared in test_fused_kernels.py, and how kernels are kept in test_kernel_cache.py.
 os.environ.setdefault("LATTE_FUSED_KERNELS", "0")
 # Ceph comes from Debian's packages and is slow to start: only `make soak` asks for it.
 S3_STORES = ["seaweedfs", "swift", *([pytest.param("radosgw", marks=pytest.mark.soak)] if soak.FULL else [])]

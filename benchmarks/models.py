@@ -8,7 +8,7 @@ vae-encode  AutoencoderKL of sd-vae-ft-mse's shape, 1 frame of 256x256, against 
 vae-decode  the same, decoding
 i3d         class scores of 1 clip of 16 frames of 224x224, against a plain PyTorch I3D (benchmarks/i3d_twin.py)
 train       one update of `forward`'s network: squared error, gradients, clipping, AdamW, moving average of the weights
-train-demo  a training update of the demo's size: 8 clips of 16 frames, 8x8 latents, width 192, depth 6
+train-demo  the same of the demo's width and depth with four times its tokens: 8 clips of 16 frames, 8x8 latents
 
 The two training cases run only where they are asked for; `benchmarks/train.py` measures the whole command.
 
@@ -38,7 +38,7 @@ CASES = ("forward", "forward-xl", "vae-encode", "vae-decode", "i3d")
 ON_REQUEST = ("train", "train-demo")
 SMALL = {"input_size": 32, "patch_size": 2, "hidden_size": 384, "depth": 12, "num_heads": 6, "num_frames": 16}
 LARGE = {"input_size": 32, "patch_size": 2, "hidden_size": 1152, "depth": 2, "num_heads": 16, "num_frames": 16}
-DEMO = {"input_size": 8, "patch_size": 4, "hidden_size": 192, "depth": 6, "num_heads": 4, "num_frames": 16}
+DEMO = {"input_size": 8, "patch_size": 2, "hidden_size": 192, "depth": 6, "num_heads": 3, "num_frames": 16}
 VAE: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512),
     "layers_per_block": 2,

@@ -182,7 +182,12 @@ def test_the_whole_dag_in_containers_ends_with_the_bytes_of_a_run_without(
     in_containers_s = time.monotonic() - started
 
     started = time.monotonic()
-    plain = runs.start(tmp_path / "outside", "--root", outside, settings=settings)
+    # Fused kernels, as in containers: conftest switches them off, and last bits depend on it.
+    os.environ["LATTE_FUSED_KERNELS"] = "1"
+    try:
+        plain = runs.start(tmp_path / "outside", "--root", outside, settings=settings)
+    finally:
+        os.environ["LATTE_FUSED_KERNELS"] = "0"
     assert plain.finish(FINISH_S) == 0, plain.output
     for kind, least in (("latents", 1), ("checkpoint", 1), ("video_set", 8)):
         expected = digests(outside, kind)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -47,7 +48,13 @@ def available() -> bool:
 
 
 def prepare() -> None:
-    """Give this process its folder, before MindSpore compiles anything; MS_COMPILER_CACHE_PATH of the user's stays."""
+    """Give this process its folder, before MindSpore compiles anything; MS_COMPILER_CACHE_PATH of the user's stays.
+
+    Call it in the main thread before others start: they inherit that SIGPIPE is blocked.
+    """
+    # MindSpore handles SIGPIPE and takes it, whichever connection broke, for the end of its compiler: the next graph
+    # would not compile and the one after it wait for ever. Python looks at what a write returns.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
     package = Path(ms.__file__).parent
     os.environ.setdefault("AKG_WHITE_LIST_PATH", str(package / "_akg"))  # or else it complains on standard output
     log = Path.cwd() / _COMPILER_LOG  # written wherever the process is when it first compiles

@@ -23,6 +23,32 @@ assert (compute(x, y).asnumpy() == 3.25).all()
 print("computed", flush=True)
 """
 
+# A store hangs up while a thread writes to it, between two graphs that are compiled.
+BROKEN_CONNECTION = PROGRAM.replace(
+    "print",
+    """
+import socket, threading
+
+def write():
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    try:
+        ours.send(b"a part")
+    except BrokenPipeError:
+        print("broken")
+
+thread = threading.Thread(target=write)
+thread.start()
+thread.join()
+
+@ms.jit
+def compute_more(x, y):
+    return (x - y) * 4.0 + y
+
+assert (compute_more(x, y).asnumpy() == 5.25).all()
+print""",
+)
+
 
 @pytest.fixture
 def start(tmp_path):
@@ -94,6 +120,12 @@ for path in Path(os.environ["MS_COMPILER_CACHE_PATH"]).rglob("*.so"):
     run(start(f"import runpy; runpy.run_path({str(program)!r})"))
     assert not kernels(tmp_path)
     assert not left.exists()
+
+
+def test_a_broken_connection_does_not_end_the_compiler(start, tmp_path):
+    program = tmp_path / "compute.py"
+    program.write_text(BROKEN_CONNECTION)
+    assert run(start(f"import runpy; runpy.run_path({str(program)!r})")) == "broken\ncomputed\n"
 
 
 def test_kernels_of_another_user_are_not_run(start, tmp_path):

@@ -72,6 +72,9 @@ def _prepare_cpu() -> None:
     # One thread hands out the work, the kernels keep theirs. Measured on 2 shared cores, training a small Latte, 7 of 8
     # pairs of runs were faster so, by up to two times: the default's idle threads spin. Last bits depend on it.
     ms.runtime.dispatch_threads_num(1)
+    # That thread computes, too: with as many others as there are cores products are cut into one part too many, and
+    # wait for it. On 2 cores matrix products went from 160 to 190 GFLOP/s.
+    ms.set_context(runtime_num_threads=max(len(os.sched_getaffinity(0)) - 1, 1))
     # MindSpore hands graphs to another thread and waits in a loop for what comes of it: a core lost, of two. Called
     # without one, a training step of the demo's size takes half the time (benchmarks/models.py).
     disable_multi_thread()

@@ -95,7 +95,7 @@ def make_update(state: OptimizerState, weight_decay: float) -> Callable[..., flo
         float32 scalars. The gradients are those of the loss times `loss_scale`. Where the norm is NaN or infinite,
         nothing is updated. Where the state is sharded, each worker updates its own parameters and hands them round.
     """
-    adam = ops.Adam()
+    adam, dot = ops.Adam(), ops.MatMul(transpose_b=True)
     zero, beta1, beta2 = (ms.Tensor(value, ms.float32) for value in (0.0, BETA1, BETA2))
     sums, exp_avg, exp_avg_sq, ema = state.grads, state.exp_avg, state.exp_avg_sq, state.ema
     params = ms.ParameterTuple([state.params[i] for i in state.own])
@@ -108,7 +108,8 @@ def make_update(state: OptimizerState, weight_decay: float) -> Callable[..., flo
     def measure() -> ms.Tensor:
         squares = zero
         for i in range(total_count):
-            squares = squares + (sums[i] * sums[i]).sum()
+            row = sums[i].reshape(1, -1)
+            squares = squares + dot(row, row).reshape(())  # several times faster on a CPU than ReduceSum
         return ops.sqrt(squares)
 
     @ms.jit

@@ -141,7 +141,7 @@ class _Conv(nn.Cell):
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Map x (N, in, H, W) -> (N, out, H / stride, W / stride)."""
-        if self._has_rows and toom.worthwhile(*self._channels, *x.shape[2:]):
+        if self._has_rows and toom.worthwhile(*self._channels, x.shape[0], *x.shape[2:]):
             return self._bias_add(self._convolve_rows(x, self.weight), self.bias)
         return self._bias_add(self._convolve(x, self.weight), self.bias)
 

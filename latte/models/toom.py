@@ -15,8 +15,8 @@ from mindspore import nn, ops
 # signs, which keeps the rounding error near float32's own.
 _POINTS = {3: (0, 1, -1), 4: (0, 1, -1, 2), 5: (0, 1, -1, 2, -0.5), 6: (0, 1, -1, 2, -0.5, 0.5)}
 _ROWS, _TAPS = 4, 3
-# With fewer channels or pixels the mixing costs what the multiplications save.
-_MIN_CHANNELS, _MIN_PIXELS = 128, 1024
+# With fewer channels, or fewer pixels in a batch, the mixing costs what the multiplications save.
+_MIN_CHANNELS, _MIN_PIXELS = 64, 2048
 
 
 class Mixing(NamedTuple):
@@ -47,12 +47,12 @@ def toom(outputs: int, taps: int) -> Mixing:
     return Mixing(np.linalg.inv(values(outputs + taps - 1)).T, values(taps), values(outputs).T)
 
 
-def worthwhile(channels_in: int, channels_out: int, height: int, width: int) -> bool:
-    """Whether `Convolve3x3` can take the image and is faster than the plain convolution on a CPU.
+def worthwhile(channels_in: int, channels_out: int, batch: int, height: int, width: int) -> bool:
+    """Whether `Convolve3x3` can take the images and is faster than the plain convolution on a CPU.
 
     `benchmarks/models.py` (vae-encode, vae-decode) and `benchmarks/encode.py` are what it was chosen by.
     """
-    enough = min(channels_in, channels_out) >= _MIN_CHANNELS and height * width >= _MIN_PIXELS
+    enough = min(channels_in, channels_out) >= _MIN_CHANNELS and batch * height * width >= _MIN_PIXELS
     return enough and height % _ROWS == 0
 
 

@@ -159,7 +159,8 @@ def test_a_convolution_by_fewer_products_is_torchs(channels_in, channels_out, he
 
 
 def test_few_products_pay_for_many_channels_and_pixels_only():
-    assert toom.worthwhile(128, 256, 32, 32)
-    assert not toom.worthwhile(64, 128, 64, 64)
-    assert not toom.worthwhile(128, 128, 16, 16)
-    assert not toom.worthwhile(128, 128, 34, 64)
+    assert toom.worthwhile(128, 256, 1, 64, 64)
+    assert toom.worthwhile(64, 128, 8, 16, 16)
+    assert not toom.worthwhile(32, 128, 1, 64, 64)
+    assert not toom.worthwhile(128, 128, 4, 16, 16)
+    assert not toom.worthwhile(128, 128, 1, 66, 64)

@@ -147,6 +147,7 @@ def test_the_whole_dag_in_containers_ends_with_the_bytes_of_a_run_without(
     store: Store,
     videos: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     # A preset is found in the image, too.
@@ -183,11 +184,8 @@ def test_the_whole_dag_in_containers_ends_with_the_bytes_of_a_run_without(
 
     started = time.monotonic()
     # Fused kernels, as in containers: conftest switches them off, and last bits depend on it.
-    os.environ["LATTE_FUSED_KERNELS"] = "1"
-    try:
-        plain = runs.start(tmp_path / "outside", "--root", outside, settings=settings)
-    finally:
-        os.environ["LATTE_FUSED_KERNELS"] = "0"
+    monkeypatch.setenv("LATTE_FUSED_KERNELS", "1")
+    plain = runs.start(tmp_path / "outside", "--root", outside, settings=settings)
     assert plain.finish(FINISH_S) == 0, plain.output
     for kind, least in (("latents", 1), ("checkpoint", 1), ("video_set", 8)):
         expected = digests(outside, kind)

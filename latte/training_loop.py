@@ -2,7 +2,6 @@
 
 import math
 import os
-import signal
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from latte import batches, device, manifest, memory, optim, training_start
+from latte import batches, device, manifest, memory, optim, signals, training_start
 from latte.checkpoints import architectures, resume
 from latte.diffusion import Diffusion
 from latte.errors import LatteError, UserError
@@ -156,11 +155,12 @@ class _Loop:
         if first and config.preview_every and first % config.preview_every == 0:
             self._preview(first)  # the run may have ended between this checkpoint and its preview
         bar = progress(total=config.steps, desc="train", unit="step", disable=not self._group.leads)
-        with bar, _PoliteStop() as stop:
+        came: list[int] = []  # signals that ask to save a checkpoint and leave
+        with bar, signals.handled_by(lambda number, _: came.append(number)):
             bar.update(first)
             read = batches.prefetched(self._clips, self._usable, self._plan, steps, self._items)
             for step, parts in enumerate(clock.waiting(read), start=first + 1):
-                metrics, asked = self._step(step, parts, stop.asked)
+                metrics, asked = self._step(step, parts, bool(came))
                 clock.step_done()
                 if self._group.leads and (step % config.log_every == 0 or step in (1, config.steps)):
                     self._log.add(metrics, clock.rates())
@@ -329,20 +329,3 @@ def make_accumulate(
         return loss, mse, vb
 
     return accumulate
-
-
-class _PoliteStop:
-    """While it lasts, SIGTERM and Ctrl-C ask the loop to save a checkpoint and leave instead of ending it at once."""
-
-    asked = False
-
-    def __enter__(self) -> "_PoliteStop":
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, *_: object) -> None:
-        self.asked = True

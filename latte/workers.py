@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from latte import signals
 from latte.errors import LatteError, UserError
 
 NODES_ENV = ("LATTE_SCHEDULER_HOST", "LATTE_SCHEDULER_PORT", "LATTE_NODE_RANK", "LATTE_WORKERS_PER_NODE")
@@ -190,15 +191,8 @@ def _passing_on_signals(marker: str) -> Iterator[list[int]]:
         for pid in _processes(marker, "MS_WORKER"):
             _signal(pid, signal.SIGTERM)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield came  # Python handles signals in the main thread only
-        return
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with signals.handled_by(pass_on):
         yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _processes(marker: str, role: str = "") -> list[int]:

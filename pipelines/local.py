@@ -8,7 +8,6 @@ import contextlib
 import io
 import logging
 import os
-import signal
 import sys
 import time
 import warnings
@@ -21,7 +20,7 @@ import filelock
 
 from components.image import IMAGE
 from components.runtime import EVENTS_ENV
-from latte import storage
+from latte import signals, storage
 from latte.errors import LatteError, UserError
 from pipelines import compiled, console, containers, processes, settings, store
 
@@ -229,22 +228,15 @@ def _signals_end_the_run(run_dir: Path, in_containers: bool) -> Iterator[None]:
     """Ctrl-C and SIGTERM ask the steps to stop (training saves its state), then end the run; the store goes last."""
 
     def stop(*_: object) -> None:
-        for number in before:
-            signal.signal(number, signal.SIG_IGN)
+        signals.ignore()
         sys.stderr.write("\nstopping …\n")
         if in_containers:
             containers.end(run_dir, grace_s=POLITE_S)
         processes.end(run_dir, grace_s=POLITE_S, keep=frozenset(_store_members(run_dir)))
         raise KeyboardInterrupt
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, stop)
-    try:
+    with signals.handled_by(stop):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _store_members(run_dir: Path) -> list[int]:

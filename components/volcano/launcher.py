@@ -5,9 +5,7 @@ it left and goes on waiting for it. SIGTERM deletes the Job.
 """
 
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +20,7 @@ from components.volcano.api import Api, MissingError, TakenError
 from components.volcano.logs import Logs
 from components.volcano.worker import result_uri
 from components.work import Work
-from latte import manifest, storage
+from latte import manifest, signals, storage
 from latte.errors import LatteError, UserError
 
 DONE, FAILED = "Completed", ("Failed", "Aborted", "Terminated")
@@ -216,18 +214,8 @@ def _stopped_by_signals() -> Iterator[None]:
     """While it lasts, SIGTERM and SIGINT raise `_StopError`; a second one changes nothing."""
 
     def stop(*_: object) -> None:
-        for number in before:
-            signal.signal(number, signal.SIG_IGN)
+        signals.ignore()
         raise _StopError
 
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python handles signals in the main thread only
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
-        signal.signal(number, stop)
-    try:
+    with signals.handled_by(stop):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

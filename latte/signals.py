@@ -1,0 +1,31 @@
+"""SIGTERM and Ctrl-C, handled for a while."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextmanager
+def handled_by(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """While it lasts, SIGTERM and SIGINT call `handler(number, frame)` instead of what they would do.
+
+    Python handles signals in the main thread only: in another one nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in _STOPPING}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def ignore() -> None:
+    """Let no further SIGTERM or SIGINT disturb the way out; the end of `handled_by` puts back what was there before."""
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)

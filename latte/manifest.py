@@ -173,6 +173,12 @@ def read_record(uri: str) -> dict[str, Any] | None:
     return record if is_whole(Shard.model_validate(record["shard"])) else None
 
 
+def published(uri: str) -> Shard | None:
+    """The shard that a run published under `uri`, though it may have been killed before its manifest; else None."""
+    record = read_record(uri)
+    return None if record is None else Shard.model_validate(record["shard"])
+
+
 def read_records(prefix: str) -> list[tuple[Shard, dict[str, Any]]]:
     """Every safetensors shard below a prefix with its record, but for those whose object is gone or has another size.
 

@@ -153,8 +153,10 @@ def keep_checkpoint(root: str, model: str, checkpoint: manifest.Manifest, weight
         return done
     step = step_of(weights)
     target = storage.join(uri, "checkpoints", f"step-{step:08d}", "ema.safetensors")
-    with storage.as_local_file(weights.uri, weights.sha256) as path:
-        shard = manifest.publish_shard(path, target, items=weights.items)
+    shard = manifest.published(target)
+    if shard is None:
+        with storage.as_local_file(weights.uri, weights.sha256) as path:
+            shard = manifest.publish_shard(path, target, items=weights.items)
     return manifest.finish(
         manifest.Manifest(
             kind="checkpoint",

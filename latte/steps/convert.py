@@ -165,13 +165,13 @@ def _write(
 ) -> manifest.Manifest:
     num_parameters = sum(int(np.prod(tensor.shape)) for tensor in tensors.values())
 
-    def describe(uri: str, name: str, fingerprint: str, ref: storage.Ref) -> manifest.Manifest:
+    def describe(uri: str, name: str, fingerprint: str, shard: manifest.Shard) -> manifest.Manifest:
         return manifest.Manifest(
             kind="weights",
             name=name,
             uri=uri,
             fingerprint=fingerprint,
-            shards=[manifest.Shard(uri=ref.uri, bytes=ref.bytes, sha256=ref.sha256, items=len(tensors))],
+            shards=[shard],
             counts={"tensors": len(tensors), "parameters": num_parameters},
             inputs={"source": digest.result()},
             config={
@@ -191,21 +191,34 @@ def _write(
     result = None
     if config.target is not None:
         target = storage.from_path(config.target)
-        ref = store.save(tensors, target)
+        shard = _save(tensors, target)
         folder, _, file = target.rpartition("/")
         _, fingerprint = _place(config, beside, digest.result())
-        result = describe(folder, config.name or file.rpartition(".")[0], fingerprint, ref)
+        result = describe(folder, config.name or file.rpartition(".")[0], fingerprint, shard)
         manifest.write(result, target + ".manifest.json")
     if config.root is not None:
         uri, fingerprint = _place(config, beside, digest.result())
-        ref = store.save(tensors, storage.join(uri, "model.safetensors"))
-        result = describe(uri, str(config.name), fingerprint, ref)
-        storage.write_json(ref.uri + manifest.RECORD_SUFFIX, {"shard": result.shards[0].model_dump()})
-        manifest.finish(result)
+        shard = _publish(tensors, storage.join(uri, "model.safetensors"))
+        result = manifest.finish(describe(uri, str(config.name), fingerprint, shard))
     if result is None:
         raise UserError("give target=FILE, or root and name")
     _print_table(source, tensors, facts, result)
     return result
+
+
+def _save(tensors: dict[str, store.Tensor], uri: str) -> manifest.Shard:
+    ref = store.save(tensors, uri)
+    return manifest.Shard(uri=ref.uri, bytes=ref.bytes, sha256=ref.sha256, items=len(tensors))
+
+
+def _publish(tensors: dict[str, store.Tensor], uri: str) -> manifest.Shard:
+    """Write the weights, then their record, unless a run that was killed before its manifest has left both."""
+    shard = manifest.published(uri)
+    if shard is not None:
+        return shard
+    shard = _save(tensors, uri)
+    storage.write_json(uri + manifest.RECORD_SUFFIX, {"shard": shard.model_dump()})
+    return shard
 
 
 def _place(config: ConvertConfig, beside: dict[str, Any], digest: str) -> tuple[str, str]:

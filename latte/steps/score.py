@@ -239,9 +239,9 @@ def _collect(
         for number, first in enumerate(range(0, side.count, config.clips_per_shard)):
             indices = range(first, min(first + config.clips_per_shard, side.count))
             uri = storage.join(place.uri, f"features-{number:05d}.safetensors")
-            record = manifest.read_record(uri)
-            if record is not None:
-                shards.append(manifest.Shard.model_validate(record["shard"]))
+            shard = manifest.published(uri)
+            if shard is not None:
+                shards.append(shard)
                 bar.update(len(indices))
                 continue
             parts = []

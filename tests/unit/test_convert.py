@@ -242,6 +242,19 @@ def test_published_once_and_found_again(tmp_path, monkeypatch):
     assert os.stat(tmp_path / "weights" / "latte" / first.fingerprint[:16] / "model.safetensors").st_mtime_ns == written
 
 
+def test_weights_that_are_there_are_not_written_again_for_want_of_a_manifest(tmp_path):
+    settings = ConvertConfig(kind="latte", source=str(DATA / "class.pt"), root=tmp_path.as_uri(), name="latte")
+    first = run(settings)
+    folder = tmp_path / "weights" / "latte" / first.fingerprint[:16]
+    written = os.stat(folder / "model.safetensors").st_mtime_ns
+    (folder / "manifest.json").unlink()  # a run was killed between the two
+    assert run(settings).shards == first.shards
+    assert os.stat(folder / "model.safetensors").st_mtime_ns == written
+    (folder / "model.safetensors").write_bytes(b"cut off")
+    assert run(settings).shards == first.shards
+    assert manifest.is_whole(first.shards[0])
+
+
 def test_half_precision_is_widened_exactly(tmp_path):
     tensors = {
         name: torch.from_numpy(array.copy()) for name, array in checkpoints.read(str(DATA / "uncond.pt")).items()

@@ -189,6 +189,7 @@ _ARRAYS = st.sampled_from(_DTYPES).flatmap(
 _NAMES = st.text(st.characters(codec="utf-8", categories=["L", "N", "P"]), min_size=1, max_size=20)
 
 
+@pytest.mark.soak
 @settings(max_examples=scaled(300), deadline=None)
 @given(tensors=st.dictionaries(_NAMES.filter(lambda name: name != "__metadata__"), _ARRAYS, min_size=1, max_size=5))
 def test_what_is_saved_is_read_back_to_the_bit(tmp_path_factory, tensors):
@@ -293,6 +294,7 @@ def originals(tmp_path_factory) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.soak
 def test_mutated_files_are_refused_or_read_the_same(tmp_path, originals):
     rng = random.Random(3)
     path = tmp_path / "mutated.bin"
@@ -318,6 +320,7 @@ def test_mutated_files_are_refused_or_read_the_same(tmp_path, originals):
     assert refused > mutations // 2
 
 
+@pytest.mark.soak
 def test_mutated_pickles_with_right_checksums_stay_bounded(tmp_path):
     """A checksum keeps no attacker out: the pickle itself is mutated and the archive written anew."""
     rng = random.Random(4)

@@ -90,10 +90,6 @@ class EventWatcher(threading.Thread):
         self.join()
         self._read()
 
-    def failure(self) -> dict[str, Any] | None:
-        """The first event of a task that failed with a clear line, if there is one."""
-        return next((event for event in self.events if event["event"] == "failed"), None)
-
     def _read(self) -> None:
         if not self._path.exists():
             return

@@ -112,6 +112,7 @@ def _run_pipeline(
         else:
             runner = _docker_runner(config, run_dir, root, events, told)
         local.init(runner, pipeline_root=str(run_dir / "kfp"), raise_on_error=True)
+        failure: Exception | None = None
         try:
             with (
                 _environment(told),
@@ -122,17 +123,17 @@ def _run_pipeline(
                 warnings.simplefilter("ignore")
                 logging.captureWarnings(False)
                 pipeline(**settings.parameters(config, root))
-        except RuntimeError as error:
+        except Exception as error:
+            failure = error
+        finally:
             watcher.stop()
-            failure = watcher.failure()
-            if failure is None:
-                raise LatteError(f"{error}; its traceback is in {run_dir / 'run.log'}") from None
-            raise _as_error(failure) from None
-        except BaseException:
-            watcher.stop()
-            raise
-        watcher.stop()
-        _check_that_all_finished(config, watcher.events, run_dir)
+        # What the steps told comes first: KFP may go on after one that failed, and trip over what is missing.
+        _check_that_all_finished(watcher.events, run_dir)
+        if isinstance(failure, RuntimeError):
+            raise LatteError(f"{failure}; its traceback is in {run_dir / 'run.log'}") from None
+        if failure is not None:
+            raise failure
+        _check_the_result(config, watcher.events, run_dir)
     report = _copy_report(run_dir, watcher.events)
     return Finished(root, report, time.monotonic() - started, tuple(watcher.events))
 
@@ -151,12 +152,24 @@ def _docker_runner(
     return containers.runner(run_dir, settings.local_folders(config), writes, environment)
 
 
-def _check_that_all_finished(config: settings.AnyConfig, events: list[dict[str, Any]], run_dir: Path) -> None:
-    """KFP believes that a container has succeeded which is gone before it asks."""
-    finished = [event["task"] for event in events if event["event"] == "finished"]
+def _check_that_all_finished(events: list[dict[str, Any]], run_dir: Path) -> None:
+    """Raise the error of the first task that did not finish.
+
+    KFP cannot be asked: it takes a container for a success that is gone before it looks.
+    """
+    finished = {event["task"] for event in events if event["event"] == "finished"}
+    failed = {event["task"]: event for event in events if event["event"] == "failed"}
     for event in events:
-        if event["event"] == "started" and event["task"] not in finished:
-            raise LatteError(f"{event['task']}: ended without a result; see {run_dir / 'run.log'}")
+        task = event["task"]
+        if event["event"] != "started" or task in finished:
+            continue
+        if task not in failed:
+            raise LatteError(f"{task}: ended without a result; its output is in {run_dir / 'run.log'}")
+        kind = UserError if failed[task]["exit_code"] == UserError.exit_code else LatteError
+        raise kind(f"{task}: {failed[task]['message']}")
+
+
+def _check_the_result(config: settings.AnyConfig, events: list[dict[str, Any]], run_dir: Path) -> None:
     result = "report" if hasattr(config, "report") else "score"
     if not _summaries(events, result):
         raise LatteError(f"no {result} was made; see {run_dir / 'run.log'}")
@@ -172,11 +185,6 @@ def _copy_report(run_dir: Path, events: list[dict[str, Any]]) -> Path | None:
     if not made:
         return None
     return storage.download(storage.join(made[-1]["uri"], "report.html"), run_dir / "report.html")
-
-
-def _as_error(failure: dict[str, Any]) -> LatteError:
-    kind = UserError if failure["exit_code"] == UserError.exit_code else LatteError
-    return kind(f"{failure['task']}: {failure['message']}")
 
 
 @contextlib.contextmanager

@@ -1,14 +1,18 @@
 """What goes wrong for users: one clear line, the right exit code, nothing left running, and the next run goes on."""
 
+import contextlib
+import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from pipelines import processes
 from pipelines.demo.data import cut_demo_clips
 from pipelines.store import BUCKET, Store
 from tests.e2e import runs
@@ -42,6 +46,50 @@ def test_a_folder_without_videos(tmp_path: Path) -> None:
     root = (tmp_path / "root").as_uri()
     run = runs.start(tmp_path / "run", "--root", root, settings={"encode.dataset.videos": str(tmp_path / "empty")})
     check(run, 2, "encode: plan", str(tmp_path / "empty"))
+
+
+# As KFP's DockerRunner does where Docker has removed the container before KFP asks how it ended.
+NO_FAILURE_IS_SEEN = """
+import sys
+from kfp.local import subprocess_task_handler
+
+run_local_subprocess = subprocess_task_handler.run_local_subprocess
+subprocess_task_handler.run_local_subprocess = lambda **step: run_local_subprocess(**step) * 0
+
+from pipelines.cli import main
+sys.exit(main())
+"""
+
+
+def unseen(run_dir: Path, tmp_path: Path, settings: dict) -> runs.Run:
+    """A run in which KFP takes every step for a success."""
+    command = [sys.executable, "-c", NO_FAILURE_IS_SEEN, "run", "-c", "configs/demo/pipeline.yaml"]
+    overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    process = subprocess.Popen(
+        [*command, "--run-dir", str(run_dir), "--root", (tmp_path / "root").as_uri(), *overrides],
+        cwd=runs.REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return runs.Run(run_dir, process)
+
+
+def test_a_failure_that_kfp_does_not_see(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    run = unseen(tmp_path / "run", tmp_path, {"encode.dataset.videos": str(tmp_path / "empty")})
+    check(run, 2, "encode: plan", str(tmp_path / "empty"))
+
+
+def test_a_killed_step_that_kfp_takes_for_a_success(tmp_path: Path, clips: Path) -> None:
+    run = unseen(tmp_path / "run", tmp_path, {**runs.TINY, "encode.dataset.videos": str(clips)})
+    run.wait_for("encode: shards")
+    members = processes.members(run.run_dir)
+    assert members
+    for pid in members:
+        with contextlib.suppress(ProcessLookupError):  # it ended with the one before it
+            os.kill(pid, signal.SIGKILL)
+    check(run, 1, "encode: shards", "ended without a result", str(run.run_dir / "run.log"))
 
 
 @pytest.mark.parametrize("key", ["train.stepz", "speed", "encode.dataset.video", "train.model.dept"])

@@ -82,6 +82,20 @@ def test_the_promoted_weights_outlive_the_run_that_made_them(root: str) -> None:
     assert storage.sha256_bytes(storage.read_bytes(shard.uri)) == candidate.sha256
 
 
+def test_weights_that_a_killed_promotion_has_kept_are_not_written_again(tmp_path: Path) -> None:
+    root = tmp_path.as_uri()
+    candidate = make(root, "a", 10)
+    promote(root, candidate)
+    kept = manifest.read(current(root).checkpoint, "checkpoint")
+    weights = storage.local_path(kept.shards[0].uri)
+    written = weights.stat().st_mtime_ns
+    storage.delete(storage.join(kept.uri, "manifest.json"))
+    checkpoint = manifest.read(candidate.checkpoint, "checkpoint")
+    again = registry.keep_checkpoint(root, "m", checkpoint, checkpoint.shard("step-00000006/ema.safetensors"))
+    assert again == kept
+    assert weights.stat().st_mtime_ns == written
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

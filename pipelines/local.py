@@ -141,12 +141,14 @@ def _run_pipeline(
 def _docker_runner(
     config: settings.AnyConfig, run_dir: Path, root: str, events: Path, environment: dict[str, str]
 ) -> Any:
-    artifacts = run_dir / "kfp"
-    artifacts.mkdir(exist_ok=True)
+    artifacts, cache = run_dir / "kfp", run_dir / "cache"
+    for folder in (artifacts, cache):
+        folder.mkdir(exist_ok=True)
     events.touch()
-    writes = [events]  # KFP itself mounts the artifacts' folder
-    for path in (artifacts, events):
+    for path in (artifacts, cache, events):
         containers.give(path)
+    writes = [events, cache]  # KFP itself mounts the artifacts' folder
+    environment = {**environment, "XDG_CACHE_HOME": str(cache)}  # MindSpore's kernels, from one container to the next
     if not storage.is_s3(root):
         writes.append(storage.local_path(root))
     return containers.runner(run_dir, settings.local_folders(config), writes, environment)

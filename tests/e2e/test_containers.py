@@ -181,6 +181,7 @@ def test_the_whole_dag_in_containers_ends_with_the_bytes_of_a_run_without(
     assert image in run.output
     assert of_run(engine, run_dir) == []
     in_containers_s = time.monotonic() - started
+    assert list((run_dir / "cache" / "latte" / "kernels").glob("*/kept/*.so"))
 
     started = time.monotonic()
     # Fused kernels, as in containers: conftest switches them off, and last bits depend on it.

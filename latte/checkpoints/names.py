@@ -70,10 +70,11 @@ def to_old_vae(name: str) -> str:
 
 
 def _without_wrapper(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    for prefix in _WRAPPERS:
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return dict(tensors)
+    found = dict(tensors)
+    # One wrapper may be in another: torch.compile inside of DistributedDataParallel, or the other way round.
+    while prefix := next((p for p in _WRAPPERS if found and all(name.startswith(p) for name in found)), ""):
+        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    return found
 
 
 def _renamed_names(kind: str, tensors: Mapping[str, StoredTensor]) -> set[str]:

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from latte.checkpoints.stored import Refusal, show
+from latte.checkpoints.stored import MAX_NAME_LENGTH, Refusal, show
 
 # The pickle of Latte-XL/2 with its EMA and optimizer has about 50,000 opcodes in 2 MB.
 MAX_BYTES = 32 << 20
@@ -118,6 +118,7 @@ class _Machine:
         self._stack: list[Any] = []
         self._below: list[list[Any]] = []  # the stacks under each open mark
         self._memo: dict[int, Any] = {}
+        self._num_pairs = 0  # that fill OrderedDicts; one list of them can be used again and again
 
     def pop(self) -> Any:
         return self._stack.pop()
@@ -246,6 +247,8 @@ class _Machine:
         name, module = self.pop(), self.pop()
         if not isinstance(name, str) or not isinstance(module, str):
             raise Refusal("its pickle names a class by what is no text")
+        if len(name) + len(module) > MAX_NAME_LENGTH:
+            raise Refusal("its pickle names a class by an absurdly long text")
         self._stack.append(Inert(_full_name(module, name)))
 
     def _inst(self, argument: str) -> None:
@@ -297,6 +300,9 @@ class _Machine:
         if function.name in self._calls:
             return self._calls[function.name](args)
         if function.name == "collections.OrderedDict":
+            self._num_pairs += len(args[0]) if args and isinstance(args[0], list | tuple) else 0
+            if self._num_pairs > MAX_OPCODES:
+                raise Refusal("its pickle fills OrderedDicts without end")
             return _ordered_dict(args)
         if function.name == "copyreg._reconstructor" and args and isinstance(args[0], Inert):
             return self._instance(args[0], args[1:])

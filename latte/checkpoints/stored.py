@@ -217,7 +217,7 @@ def show(value: Any) -> str:
         return "a huge number"
     if not isinstance(value, str | int | float | bytes | bool | type(None)):
         return f"a {type(value).__name__}"
-    text = repr(value)
+    text = repr(value[:121] if isinstance(value, str | bytes) else value)  # not all of it: it may be 30 MB long
     return text if len(text) <= 120 else text[:117] + "…"
 
 

@@ -1,29 +1,26 @@
 """PyTorch's three file formats, read without torch: zip archives, the older stream of pickles, TorchScript archives."""
 
-from collections.abc import Iterator
+import itertools
 from typing import Any
 
 import numpy as np
 
 from latte.checkpoints.archive import Archive
+from latte.checkpoints.parts import choose, entries
 from latte.checkpoints.pickles import Call, Inert, interpret
 from latte.checkpoints.stored import (
+    MAX_AXES,
     MAX_NAME_LENGTH,
-    MAX_TENSORS,
     Checkpoint,
     Refusal,
     Storage,
     StoredTensor,
-    check_name,
     element_bytes,
     show,
 )
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-MAX_DEPTH = 64
-# What a training loop wraps its state dict in, in the order in which they are taken: the moving average first.
-PARTS = ("ema", "ema_state_dict", "model_ema", "model", "state_dict", "model_state_dict", "module", "weights")
 _STORAGE_TYPES = {
     "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
     "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
@@ -66,7 +63,7 @@ def read_zip(data: np.ndarray) -> Checkpoint:
     content = archive.verify(pickles[0], archive.read(pickles[0]))
     value, _ = interpret(content.data, persistent, CALLS)
     is_script = prefix + "constants.pkl" in archive.entries
-    found = _checkpoint("TorchScript archive" if is_script else "PyTorch zip", value, list(storages.values()))
+    found = choose("TorchScript archive" if is_script else "PyTorch zip", value, list(storages.values()))
     users = {id(tensor.storage): name for name, tensor in reversed(found.tensors.items())}
     for key, storage in storages.items():  # only what is taken is read: the optimizer's state may be twice as large
         if id(storage) in users:
@@ -112,7 +109,7 @@ def read_legacy(data: np.ndarray) -> Checkpoint:
             raise Refusal(f"tensor {show(_user(storage, value))}: {error}") from None
     if position != data.size:
         raise Refusal(f"{data.size - position} bytes follow after its last storage")
-    return _checkpoint("PyTorch before 1.6", value, list(storages.values()))
+    return choose("PyTorch before 1.6", value, list(storages.values()))
 
 
 def _fill(storage: Storage, key: str, data: np.ndarray, position: int) -> int:
@@ -129,7 +126,8 @@ def _fill(storage: Storage, key: str, data: np.ndarray, position: int) -> int:
 def _user(storage: Storage, value: Any) -> str:
     """Name of the first tensor that is a view of `storage`; "?" where only something unnamed is."""
     parts = [value, *(value.values() if isinstance(value, dict) else [])]
-    named = (entry for part in parts for entry in _entries(part))
+    work = itertools.count()
+    named = (entry for part in parts for entry in entries(part, work))
     return next((name for name, item in named if isinstance(item, StoredTensor) and item.storage is storage), "?")
 
 
@@ -146,6 +144,7 @@ def _storage_id(identity: Any) -> tuple[str, str, int]:
         raise Refusal(f"storage type {show(name)} is not known")
     if (
         not isinstance(key, str)
+        or len(key) > MAX_NAME_LENGTH
         or not key.isalnum()
         or type(num_elements) is not int
         or not 0 <= num_elements < 1 << 48
@@ -184,10 +183,12 @@ def _tensor(args: tuple[Any, ...], dtype: str | None, metadata: tuple[Any, ...])
     if any(isinstance(bits, dict) and any(bits.values()) for bits in metadata):
         raise Refusal("a tensor is stored negated or conjugated, which is not supported")
     storage, offset, shape, strides = args[:4]
-    shape, strides = (tuple(part.args[0]) if _is_size(part) else part for part in (shape, strides))
-    if not isinstance(shape, tuple) or not isinstance(strides, tuple):
+    shape, strides = (part.args[0] if _is_size(part) else part for part in (shape, strides))
+    if not isinstance(shape, tuple | list) or not isinstance(strides, tuple | list):
         raise Refusal("a tensor's shape or strides are no tuple")
-    return StoredTensor(storage, dtype or storage.dtype, shape, strides, offset)
+    if max(len(shape), len(strides)) > MAX_AXES:  # before a list is copied, as often as the pickle likes
+        raise Refusal(f"a tensor has {len(shape)} axes and {len(strides)} strides")
+    return StoredTensor(storage, dtype or storage.dtype, tuple(shape), tuple(strides), offset)
 
 
 def _is_size(value: Any) -> bool:
@@ -223,110 +224,3 @@ CALLS: dict[str, Call] = {
     "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
     "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
 }
-
-
-# From the pickle's value to tensors by name
-
-
-def _checkpoint(layout: str, value: Any, storages: list[Storage]) -> Checkpoint:
-    left_out: list[tuple[str, str]] = []
-    settings: dict[str, Any] = {}
-    part, found = "", value
-    if isinstance(value, dict) and not any(isinstance(item, StoredTensor) for item in value.values()):
-        for name in PARTS:
-            if name in value and _has_tensors(value[name]):
-                part, found = name, value[name]
-                break
-        for key, item in value.items():
-            if part and key != part and isinstance(key, str):
-                wins = f"{part} is taken" if _has_tensors(item) else "no weights"
-                left_out.append((show(key).strip("'"), wins))
-            if key in ("args", "hyper_parameters", "config"):
-                settings = plain_settings(item)
-    tensors: dict[str, StoredTensor] = {}
-    for name, item in _entries(found):
-        if isinstance(item, StoredTensor):
-            _check_tensor(name, item)
-            tensors[name] = item
-        elif len(left_out) < MAX_TENSORS:
-            left_out.append((name, f"not a tensor but a {type(item).__name__.lower()}"))
-        if len(tensors) > MAX_TENSORS:
-            raise Refusal(f"it has more than {MAX_TENSORS:,} tensors")
-    if not tensors:
-        raise Refusal("it holds no tensors by name")
-    # Tied weights share a storage; what repeats one storage a hundred times is there to fill the memory.
-    if sum(tensor.read_bytes for tensor in tensors.values()) > 4 * sum(s.num_bytes for s in storages) + (1 << 20):
-        raise Refusal("its tensors share their storage too often to be weights")
-    return Checkpoint(layout, part, tensors, left_out, settings)
-
-
-def _check_tensor(name: str, tensor: StoredTensor) -> None:
-    try:
-        check_name(name)
-        tensor.check()
-    except Refusal as error:
-        raise Refusal(f"tensor {show(name)}: {error}") from None
-
-
-def _has_tensors(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(isinstance(item, StoredTensor) for item in value.values())
-    return isinstance(value, Inert) and any(True for _ in _module_entries(value))
-
-
-def _entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """Entries by name of a state dict, or of a module that was pickled whole (its parts' names joined by dots)."""
-    if isinstance(value, Inert):
-        yield from _module_entries(value)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            if isinstance(key, str):
-                yield key, item
-            elif isinstance(item, StoredTensor):
-                raise Refusal("a tensor is named by what is no text")
-
-
-def _module_entries(module: Inert) -> Iterator[tuple[str, Any]]:
-    """Tensors of a pickled nn.Module or a TorchScript module, depth first, without recursion."""
-    pending: list[tuple[str, Any]] = [("", module)]
-    seen = 0
-    while pending:
-        prefix, value = pending.pop()
-        if isinstance(value, StoredTensor):
-            yield prefix.removesuffix("."), value
-            continue
-        if not isinstance(value, Inert):
-            continue
-        seen += 1
-        if seen > MAX_TENSORS or prefix.count(".") > MAX_DEPTH or len(prefix) > MAX_NAME_LENGTH:
-            raise Refusal("its modules are nested without end")
-        children: list[tuple[str, Any]] = [(prefix + str(k) + ".", v) for k, v in value.entries.items() if _text(k)]
-        state = value.state if isinstance(value.state, dict) else {}
-        members = [state[name] for name in ("_parameters", "_buffers", "_modules") if isinstance(state.get(name), dict)]
-        for member in members or [state]:
-            children += [(f"{prefix}{key}.", item) for key, item in member.items() if _text(key)]
-        pending += reversed(children)
-
-
-def _text(key: Any) -> bool:
-    return isinstance(key, str) and len(key) <= MAX_NAME_LENGTH
-
-
-def plain_settings(value: Any) -> dict[str, Any]:
-    """Plain numbers and texts of the training arguments, unwrapped from the inert objects that hold them.
-
-    Argparse's Namespace keeps them as its state, OmegaConf's DictConfig as nodes under `_content` with `_val`.
-    """
-    if isinstance(value, Inert):
-        value = value.state
-    if isinstance(value, dict) and isinstance(value.get("_content"), dict):
-        value = value["_content"]
-    if not isinstance(value, dict):
-        return {}
-    unwrapped = {}
-    for key, item in value.items():
-        if isinstance(item, Inert) and isinstance(item.state, dict):
-            item = item.state.get("_val")
-        if isinstance(key, str) and isinstance(item, str | int | float | bool) and len(show(item)) < 100:
-            unwrapped[key] = item
-    return unwrapped

@@ -60,6 +60,19 @@ def call(module: str, name: str, *arguments: bytes) -> bytes:
     return f"c{module}\n{name}\n".encode() + b"(" + b"".join(arguments) + b"tR"
 
 
+PARTS = [text(f"p{i}") + b"N" for i in range(90_000)]
+
+
+def inert(entries: bytes) -> bytes:
+    """An object of a class with these entries as its state."""
+    return b"ca\nB\n)\x81}(" + entries + b"ub"
+
+
+def named(again: bytes, value: bytes, times: int) -> bytes:
+    """Entries of a dictionary: `value`, put into the memo, then `again` under other names."""
+    return text("m") + value + b"q\x01" + b"".join(text(f"m{i}") + again for i in range(times))
+
+
 def hostile_pickles(canary: str) -> dict[str, bytes]:
     """Pickles that try to run something, each as one object."""
     shell = text(f"touch {canary}")
@@ -127,6 +140,26 @@ def bombs() -> dict[str, bytes]:
         "deep tuples": checkpoint(args=b")" + b"\x85" * 300_000),
         "list in itself": checkpoint(args=b"]q\x01h\x01a"),
         "module in itself": b"\x80\x02ca\nB\n)\x81q\x01}(" + text("m") + b"h\x01" + text("w") + tensor() + b"ub.",
+        # 90,000 names of one module of 95,000 parts that are no tensors; of as many keys of no text; of one dictionary.
+        "repeated module": b"\x80\x02ca\nB\n)\x81}(" + named(b"h\x01", inert(b"".join(PARTS)), 90_000) + b"ub.",
+        "repeated numbers": b"\x80\x02ca\nB\n)\x81}(" + named(b"h\x01", inert(b"K\x01N" * 90_000), 90_000) + b"ub.",
+        "repeated dictionary": b"\x80\x02}("
+        + (text("model") + b"}(" + text("w") + tensor() + b"u")
+        + (named(b"h\x01", b"}(" + b"".join(PARTS) + b"u", 80_000) + b"u."),
+        "repeated OrderedDict": checkpoint(
+            args=b"ccollections\nOrderedDict\nq\x010(]("
+            + (text("k") + b"N\x86") * 90_000
+            + b"etq\x020N"
+            + b"h\x01h\x02R0" * 20_000
+        ),
+        "repeated shape": checkpoint(
+            args=b"(" + b"ctorch\nSize\n(](" + b"K\x01" * 90_000 + b"etRq\x010" + storage() + b"q\x020"
+            b"ctorch._utils\n_rebuild_tensor_v2\n(h\x02K\x00h\x01h\x01tq\x030"
+            b"ctorch._utils\n_rebuild_tensor_v2\nq\x040" + b"h\x04h\x03R" * 60_000 + b"l"
+        ),
+        "repeated class name": checkpoint(
+            args=b"(" + text("a" * (4 << 20)) + b"q\x010" + b"h\x01h\x01\x93" * 10_000 + b"l"
+        ),
         "billion laughs": checkpoint(args=laughs),
         "billion laughs as a key": checkpoint(args=b"}" + laughs + b"Ns"),
         "long number": checkpoint(args=b"\x8b" + struct.pack("<i", 1 << 20) + b"\x7f" * (1 << 20)),

@@ -133,6 +133,18 @@ def test_load_is_strict_in_both_directions(tmp_path):
         assert str(caught.value).startswith(f"{path}: ")
 
 
+@pytest.mark.parametrize("prefix", ["module._orig_mod.", "_orig_mod.module.", "ema_model.module.module."])
+def test_wrappers_in_wrappers_are_taken_off(tmp_path, prefix):
+    weights = checkpoints.read(str(DATA / "uncond.pt"))
+    source, target = tmp_path / "wrapped.ckpt", tmp_path / "o.ckpt"
+    store.save({prefix + name: array for name, array in weights.items()}, source)
+    run(ConvertConfig(kind="latte", source=str(source), target=str(target), model={"num_heads": 4}))
+    assert same(checkpoints.read(str(target)), weights)
+    store.save({prefix + name: array for name, array in weights.items()} | {"module.x": np.ones(1)}, source)
+    with pytest.raises(UserError, match="it has no tensor x_embedder"):
+        run(ConvertConfig(kind="latte", source=str(source), target=str(target), model={"num_heads": 4}))
+
+
 def test_large_tensors_are_written_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "_PIECE_BYTES", 1000)
     tensors = {"large": np.arange(3000, dtype=np.float32).reshape(30, 100), "small": np.ones(3, np.int8)}

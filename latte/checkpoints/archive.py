@@ -128,7 +128,11 @@ def _read_directory(data: np.ndarray) -> dict[str, Entry]:
 def _find_directory(data: np.ndarray) -> tuple[int, int, int]:
     """Number of entries, bytes and start of the central directory."""
     tail = data[-min(data.size, _END.size + 65535) :].tobytes()
-    at = tail.rfind(b"PK\x05\x06")
+    at = last = tail.rfind(b"PK\x05\x06")
+    # The archive's comment may have the same bytes in it: the right place is where a comment fills the file.
+    while at >= 0 and int.from_bytes(tail[at + 20 : at + 22], "little") != len(tail) - at - _END.size:
+        at = tail.rfind(b"PK\x05\x06", 0, at)
+    at = at if at >= 0 else last
     if at < 0 or at + _END.size > len(tail):
         raise Refusal("its zip directory is missing; the file is truncated")
     end_at = data.size - len(tail) + at

@@ -6,7 +6,7 @@ prefix, and the few tensors that no forward pass reads.
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 
 from latte.checkpoints.stored import Refusal, StoredTensor, show
 
@@ -47,6 +47,8 @@ def rename(kind: str, tensors: Mapping[str, StoredTensor]) -> tuple[dict[str, St
     left_out: list[tuple[str, str]] = []
     for name, tensor in unwrapped.items():
         new_name, why = _RULES[kind](name)
+        if name.endswith(COUNTER_ENDING) and why and not is_counter(name, tensor.size, unwrapped):
+            why = ""
         if why:
             left_out.append((name, why))
             continue
@@ -60,6 +62,12 @@ def rename(kind: str, tensors: Mapping[str, StoredTensor]) -> tuple[dict[str, St
         what = f"it holds weights of kind {other}" if other else f"it has no tensor {MARKERS[kind]}"
         raise Refusal(f"not weights of kind {kind}: {what}")
     return renamed, left_out
+
+
+def is_counter(name: str, size: int, names: Container[str]) -> bool:
+    """Whether a tensor is the counter of a batch normalisation in `names`, which no forward pass reads."""
+    layer = name.removesuffix(COUNTER_ENDING)
+    return layer != name and size == 1 and f"{layer}.running_mean" in names
 
 
 def to_old_vae(name: str) -> str:

@@ -22,6 +22,7 @@ from latte.checkpoints.stored import (
     Storage,
     StoredTensor,
     check_name,
+    check_regular,
     contiguous_strides,
     element_bytes,
     map_file,
@@ -41,6 +42,7 @@ MINDSPORE_TYPES = {
     "UInt8": "uint8", "Bool": "bool",
 }  # fmt: skip
 _CRC_MARK = b"crc_num"
+_NAME_MAX = 255  # bytes of a file's name, on every file system that is common
 _CRC_BYTES = len(_CRC_MARK) + 10
 
 
@@ -53,12 +55,27 @@ def open_checkpoint(uri: str) -> Checkpoint:
     try:
         if str(uri).endswith(".json"):
             return _open_index(str(uri))
+        if not storage.is_s3(str(uri)):
+            check_regular(storage.local_path(str(uri)))
         with storage.as_local_file(str(uri)) as path:
-            return _open_file(path)
+            return dataclasses.replace(_open_file(path), uris=[str(uri)])
     except Refusal as error:
         raise UserError(f"{uri}: {error}") from None
     except IsADirectoryError:
         raise UserError(f"{uri}: a folder, expected a checkpoint file") from None
+
+
+def check_small(uri: str) -> None:
+    """Check the size of a JSON file beside weights before it is read; where there is none, it is left to the reader.
+
+    Raises:
+        Refusal: it is absurdly large, or not a regular file.
+    """
+    if not storage.is_s3(uri):
+        check_regular(storage.local_path(uri))
+    info = storage.stat(uri)
+    if info is not None and info.bytes > MAX_HEADER_BYTES:
+        raise Refusal(f"it has {info.bytes} bytes, which is absurdly large")
 
 
 def _open_file(path: Path) -> Checkpoint:
@@ -168,18 +185,19 @@ def _dense(dtype: str, shape: list[int], pieces: list[np.ndarray]) -> StoredTens
 
 def _open_index(uri: str) -> Checkpoint:
     """A sharded checkpoint: `weight_map` says which file, beside the index, has which tensor."""
+    check_small(uri)
     text = storage.read_bytes(uri)
-    if len(text) > MAX_HEADER_BYTES:
-        raise Refusal("the index is absurdly large")
     places = _parse_json(text).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise Refusal("not the index of a sharded checkpoint: it has no weight_map")
     folder = uri.rpartition("/")[0]
     tensors: dict[str, StoredTensor] = {}
-    files = [np.frombuffer(text, np.uint8)]
+    files, uris, layouts = [np.frombuffer(text, np.uint8)], [uri], set()
     for file in sorted({str(file) for file in places.values()}):
-        if "/" in file or "\\" in file or file in ("", ".", ".."):
+        if "/" in file or "\\" in file or file in ("", ".", "..") or len(file) > _NAME_MAX or not file.isprintable():
             raise Refusal(f"the index names {show(file)}, which is not a file beside it")
+        if file.endswith(".json"):
+            raise Refusal(f"the index names {show(file)}, which is an index itself")
         shard = open_checkpoint(f"{folder}/{file}" if folder else file)
         expected = {name for name, place in places.items() if place == file}
         for name in sorted(expected ^ set(shard.tensors)):
@@ -187,7 +205,10 @@ def _open_index(uri: str) -> Checkpoint:
             raise Refusal(f"tensor {show(name)} {where} {file}")
         tensors |= shard.tensors
         files += shard.files
-    return Checkpoint("sharded safetensors", "", {name: tensors[name] for name in places}, files=files)
+        uris += shard.uris
+        layouts.add(shard.layout)
+    layout = f"sharded {', '.join(sorted(layouts))}"
+    return Checkpoint(layout, "", {name: tensors[name] for name in places}, files=files, uris=uris)
 
 
 # MindSpore: the protobuf message Checkpoint { repeated Value { tag = 1; TensorProto tensor = 2 } value = 1 } with
@@ -210,6 +231,8 @@ def _read_mindspore(data: np.ndarray) -> Checkpoint:
         name, dtype, dims, content = _value(data, begin, stop)
         if content is None or dtype == "str":
             left_out.append((name, "text or a map, not a tensor"))
+            if len(left_out) > MAX_TENSORS:
+                raise Refusal(f"it has more than {MAX_TENSORS:,} values that are no tensors")
             continue
         if name in tensors and (name != last or (dtype, dims) != facts):
             raise Refusal(f"tensor {show(name)} is there twice")

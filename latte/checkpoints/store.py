@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from latte import storage
-from latte.checkpoints.names import COUNTER_ENDING
+from latte.checkpoints.names import is_counter
 from latte.checkpoints.reader import MINDSPORE_TYPES, SAFETENSORS_TYPES, open_checkpoint
 from latte.checkpoints.stored import StoredTensor, forget
 from latte.errors import UserError
@@ -54,7 +54,11 @@ def load_into(net: "nn.Cell", uri: str) -> None:
     found = open_checkpoint(uri).tensors
     parameters = {parameter.name: parameter for parameter in net.get_parameters()}
     check_match(
-        {name: (tensor.shape, str(tensor.read_dtype)) for name, tensor in found.items()},
+        {
+            name: (tensor.shape, str(tensor.read_dtype))
+            for name, tensor in found.items()
+            if name in parameters or not is_counter(name, tensor.size, parameters)
+        },
         {name: (tuple(p.shape), str(p.dtype).lower()) for name, p in parameters.items()},
         uri,
     )
@@ -81,7 +85,7 @@ def check_match(
             problems.append(f"tensor {name} has shape {found[name][0]}, expected {expected[name][0]}")
         elif found[name][1] != expected[name][1]:
             problems.append(f"tensor {name} is {found[name][1]}, expected {expected[name][1]}")
-    unknown = [name for name in found if name not in expected and not name.endswith(COUNTER_ENDING)]
+    unknown = [name for name in found if name not in expected]
     problems += [f"tensor {name!r} is not part of the network" for name in unknown]
     if problems:
         more = f" (and {len(problems) - 3} more like it)" if len(problems) > 3 else ""

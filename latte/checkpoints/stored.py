@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import mmap
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,7 @@ class Checkpoint:
         left_out: (what, why) for everything else that the file holds.
         settings: plain values found beside the tensors (the published training arguments), by name.
         files: the mapped files, for their digest.
+        uris: where they are, as they were asked for.
     """
 
     layout: str
@@ -161,14 +163,30 @@ class Checkpoint:
     left_out: list[tuple[str, str]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     files: list[np.ndarray] = field(default_factory=list)
+    uris: list[str] = field(default_factory=list)
+
+
+def check_regular(path: Path) -> None:
+    """Check that a path, where there is something, is no pipe or device, which could be read without end.
+
+    Raises:
+        Refusal: it is neither a file nor a folder.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return  # whoever opens it says why it cannot
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise Refusal("not a regular file")
 
 
 def map_file(path: Path) -> np.ndarray:
     """The file's bytes, mapped read-only, as uint8.
 
     Raises:
-        Refusal: the file is empty.
+        Refusal: the file is empty, or not a regular one.
     """
+    check_regular(path)
     with path.open("rb") as file:
         if path.stat().st_size == 0:
             raise Refusal("the file is empty")

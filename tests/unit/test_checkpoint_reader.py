@@ -2,6 +2,7 @@ import argparse
 import collections
 import io
 import json
+import os
 import random
 import struct
 import subprocess
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from latte import checkpoints
-from latte.checkpoints import store
+from latte.checkpoints import reader, store
 from latte.errors import UserError
 from tests.soak import scaled
 from tests.unit import hostile
@@ -393,6 +394,67 @@ def test_reads_large_archives(tmp_path):
                 entry.write(part)
     path.write_bytes(out.getvalue())
     assert checkpoints.read(str(path))["w"].tolist() == [[1, 2], [3, 4]]
+
+
+def test_an_archive_whose_comment_looks_like_a_directory(tmp_path):
+    path = tmp_path / "commented.pt"
+    path.write_bytes(hostile.archive(hostile.checkpoint()))
+    with zipfile.ZipFile(path, "a") as file:
+        file.comment = b"PK\x05\x06 and some more words, more than a directory's end has, PK\x05\x06"
+    assert checkpoints.read(str(path))["w"].tolist() == [[1, 2], [3, 4]]
+
+
+def write_index(folder: Path, places: object) -> str:
+    path = folder / "pytorch_model.bin.index.json"
+    path.write_text(json.dumps({"weight_map": places}))
+    return str(path)
+
+
+def test_an_index_tells_the_format_of_its_files(tmp_path):
+    torch.save({"w": torch.ones(2)}, tmp_path / "a.bin")
+    found = checkpoints.open_checkpoint(write_index(tmp_path, {"w": "a.bin"}))
+    assert found.layout == "sharded PyTorch zip"
+    assert found.uris == [str(tmp_path / "pytorch_model.bin.index.json"), str(tmp_path / "a.bin")]
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("pytorch_model.bin.index.json", "which is an index itself"),
+        ("a\0.bin", "which is not a file beside it"),
+        ("a" * 300, "which is not a file beside it"),
+        ("pipe", "pipe: not a regular file"),
+    ],
+)
+def test_an_index_names_what_is_no_file_of_weights(tmp_path, file, message):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=message) as caught:
+        checkpoints.read(write_index(tmp_path, {"w": file}))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["pipe.pt", "pipe.index.json"])
+def test_a_pipe_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name}: not a regular file"):
+        checkpoints.read(str(tmp_path / name))
+
+
+def test_an_index_as_large_as_memory_is_not_read(tmp_path):
+    path = tmp_path / "large.index.json"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match=r"large\.index\.json: it has 1099511627776 bytes"):
+        checkpoints.read(str(path))
+
+
+def test_many_values_that_are_no_tensors(tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "MAX_TENSORS", 3)
+    text = b"\x0a\x01t\x12\x05\x12\x03str"
+    path = tmp_path / "texts.ckpt"
+    path.write_bytes((b"\x0a" + bytes([len(text)]) + text) * 5)
+    with pytest.raises(UserError, match="more than 3 values that are no tensors"):
+        checkpoints.read(str(path))
 
 
 def test_missing_files_and_folders(tmp_path):

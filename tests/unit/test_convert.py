@@ -113,16 +113,16 @@ def test_load_is_strict_in_both_directions(tmp_path):
 
     net = nn.Dense(3, 2)
     weights = {"weight": np.arange(6, dtype=np.float32).reshape(2, 3), "bias": np.ones(2, np.float32)}
-    counter = {"bn.num_batches_tracked": np.int64(3).reshape(())}
     for ending in ("ckpt", "safetensors"):
         path = tmp_path / f"dense.{ending}"
-        store.save({**weights, **counter}, path)
+        store.save(weights, path)
         checkpoints.load(net, str(path))
         assert np.array_equal(net.weight.asnumpy(), weights["weight"])
         assert np.array_equal(net.bias.asnumpy(), weights["bias"])
     mistakes = {
         "tensor bias is missing": {"weight": weights["weight"]},
         "tensor 'extra' is not part": {**weights, "extra": weights["bias"]},
+        "tensor 'bn.num_batches_tracked' is not part": {**weights, "bn.num_batches_tracked": np.ones(1, np.int64)},
         r"tensor weight has shape \(3, 2\), expected \(2, 3\)": {**weights, "weight": weights["weight"].T},
         "tensor bias is float64, expected float32": {**weights, "bias": weights["bias"].astype(np.float64)},
     }
@@ -233,11 +233,31 @@ def test_random_i3d_is_the_golden_one(tmp_path):
     assert other.uri != made.uri
 
     state = {name: torch.from_numpy(array.copy()) for name, array in weights.items()}
-    state |= {name: torch.tensor(7) for name in published if name.endswith("num_batches_tracked")}
+    counters = {name: torch.tensor(7) for name in published if name.endswith("num_batches_tracked")}
+    state |= counters
     torch.save(state, tmp_path / "i3d.pt")
     from_file = run(ConvertConfig(kind="i3d", source=str(tmp_path / "i3d.pt"), root=tmp_path.as_uri(), name="i3d"))
     assert same(checkpoints.read(from_file.shard("model.safetensors").uri), weights)
     assert from_file.config["random"] is False
+    assert {why for _, why in from_file.config["left_out"]} == {"a counter of training steps"}
+
+    # Under that name, but not the counter of any layer, or no counter.
+    for name, tensor in (("x.num_batches_tracked", torch.tensor(7)), (next(iter(counters)), torch.ones(2))):
+        torch.save({**state, name: tensor}, tmp_path / "wrong.pt")
+        with pytest.raises(UserError, match=f"tensor '{name}' is not part of the network"):
+            run(ConvertConfig(kind="i3d", source=str(tmp_path / "wrong.pt"), target=str(tmp_path / "o.ckpt")))
+
+
+def test_counters_of_a_network_are_passed_over(tmp_path):
+    import mindspore as ms
+    from mindspore import nn
+
+    net = nn.Cell()
+    net.running_mean = ms.Parameter(ms.Tensor(np.ones(2, np.float32)), name="bn.running_mean")
+    arrays = {"bn.running_mean": np.full(2, 3, np.float32), "bn.num_batches_tracked": np.int64(3).reshape(())}
+    store.save(arrays, tmp_path / "bn.safetensors")
+    checkpoints.load(net, str(tmp_path / "bn.safetensors"))
+    assert net.running_mean.asnumpy().tolist() == [3, 3]
 
 
 def test_published_once_and_found_again(tmp_path, monkeypatch):

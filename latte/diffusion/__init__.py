@@ -82,7 +82,8 @@ class Diffusion:
             Samples (N, F, C, h, w), float32: an array for an array, a tensor for a tensor.
 
         Raises:
-            ValueError: no such method, ddpm without `step_noise`, or guidance without something to guide towards.
+            ValueError: no such method, ddpm without `step_noise`, guidance without something to guide towards, or a
+                condition that is missing or not one per sample.
         """
         start = np.asarray(noise.asnumpy() if isinstance(noise, ms.Tensor) else noise, np.float32)
         predict = _predictor(model, len(start), cond)
@@ -100,6 +101,7 @@ def _predictor(model: Callable[..., Any], count: int, cond: dict[str, Any]) -> s
     copies = 1
     if isinstance(model, nn.Cell):
         scale, all_channels = given.pop("cfg_scale", 1.0), bool(given.pop("all_channels", False))
+        _check_condition(model, count, given, scale)
         if scale != 1.0:
             copies = 2
             given = {**_with_null(model, count, given), "cfg_scale": np.float32(scale)}
@@ -115,6 +117,24 @@ def _predictor(model: Callable[..., Any], count: int, cond: dict[str, Any]) -> s
         return np.asarray(out.asnumpy() if isinstance(out, ms.Tensor) else out)[:count]
 
     return predict
+
+
+def _check_condition(model: nn.Cell, count: int, given: dict[str, Any], scale: Any) -> None:
+    """Refuse what the compiler would answer with pages: a condition that does not fit the network or the batch."""
+    if not np.isfinite(scale):
+        raise ValueError(f"cfg_scale {scale}: expected a number")
+    condition = getattr(getattr(model, "config", None), "condition", "none")
+    if condition not in ("class", "text"):
+        return
+    key, axes = ("y", 1) if condition == "class" else ("text", 3)
+    if key not in given:
+        raise ValueError(f"the network's condition is {condition}: {key} is needed")
+    values = np.asarray(_as_array(given[key]), np.int32 if key == "y" else np.float32)
+    if values.ndim != axes or len(values) != count:
+        raise ValueError(f"{key} has shape {values.shape}, expected one for each of the {count} samples")
+    if key == "y" and not ((values >= 0) & (values < model.config.label_rows)).all():
+        raise ValueError(f"y is {values.tolist()}, expected labels from 0 to {model.config.label_rows - 1}")
+    given[key] = values
 
 
 def _with_null(model: nn.Cell, count: int, given: dict[str, Any]) -> dict[str, Any]:

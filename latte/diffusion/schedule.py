@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 NOISE_SCHEDULES = ("linear", "cosine")
+_MOST_DIGITS = 10
 
 
 def betas_of(noise_schedule: str, num_steps: int = 1000) -> np.ndarray:
@@ -38,10 +39,11 @@ def respaced(num_steps: int, spacing: int | str | None) -> np.ndarray:
         return np.arange(num_steps)
     text = str(spacing).strip()
     stride_wanted = text.startswith("ddim")
-    try:
-        counts = [int(part) for part in text.removeprefix("ddim").split(",", 0 if stride_wanted else -1)]
-    except ValueError:
-        raise ValueError(f"num_sampling_steps {spacing!r}: write a count, ddimN or a,b,…") from None
+    parts = [part.strip() for part in text.removeprefix("ddim").split(",", 0 if stride_wanted else -1)]
+    # Not what int() takes besides: "1_0", "+5" and the digits of other scripts.
+    if not all(part.isascii() and part.isdecimal() and len(part) < _MOST_DIGITS for part in parts):
+        raise ValueError(f"num_sampling_steps {spacing!r}: write a count, ddimN or a,b,…")
+    counts = [int(part) for part in parts]
     if stride_wanted:
         return _fixed_stride(num_steps, counts[0])
     if min(counts) < 1:

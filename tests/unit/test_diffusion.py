@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mindspore import ops
+from mindspore import nn, ops
 
 from latte.diffusion import METHODS, Diffusion
 from latte.diffusion.schedule import betas_of, make_schedule, respaced
+from latte.models.configs import LatteConfig
 
 
 def test_linear_betas_keep_their_total_when_steps_change():
@@ -64,7 +65,8 @@ def test_known_respacings():
     assert respaced(300, "10,15,20").tolist()[:11] == [0, 11, 22, 33, 44, 55, 66, 77, 88, 99, 100]
 
 
-@pytest.mark.parametrize("spacing", [0, -1, 1001, "x", "10,,2", "ddim", "ddimx", "ddim0", "600,10", "ddim501", ""])
+@pytest.mark.parametrize("spacing", [0, -1, 1001, "x", "10,,2", "ddim", "ddimx", "ddim0", "600,10", "ddim501", "",
+                                     "1_0", "+5", "٢", "9" * 5000])  # fmt: skip
 def test_bad_spacing_is_named(spacing):
     with pytest.raises(ValueError, match="num_sampling_steps"):
         Diffusion(spacing)
@@ -77,6 +79,42 @@ def test_bad_schedule_and_method_are_named():
         Diffusion(5).sample(lambda x, t: x, np.zeros((1, 1, 1, 2, 2)), method="euler")
     with pytest.raises(ValueError, match="step_noise"):
         Diffusion(5).sample(lambda x, t: x, np.zeros((1, 1, 1, 2, 2)), method="ddpm")
+
+
+class Conditional(nn.Cell):
+    """A network of the given condition that predicts no noise."""
+
+    def __init__(self, condition):
+        super().__init__()
+        self.config = LatteConfig(condition=condition, num_classes=3, hidden_size=8, depth=2, num_heads=2)
+
+    def construct(self, x, t, y=None, text=None):
+        return ops.zeros_like(x)
+
+
+@pytest.mark.parametrize(
+    ("condition", "given", "message"),
+    [
+        ("class", {}, "condition is class: y is needed"),
+        ("class", {"y": np.array([1])}, r"y has shape \(1,\), expected one for each of the 2 samples"),
+        ("class", {"y": 1}, r"y has shape \(\)"),
+        ("class", {"y": [1, 4]}, r"y is \[1, 4\], expected labels from 0 to 3"),
+        ("class", {"y": [-1, 0]}, "expected labels from 0 to 3"),
+        ("text", {"text": np.zeros((1, 77, 768))}, r"text has shape \(1, 77, 768\)"),
+        ("class", {"y": [1, 2], "cfg_scale": float("nan")}, "cfg_scale nan: expected a number"),
+    ],
+)
+def test_conditions_that_do_not_fit_are_named(condition, given, message):
+    with pytest.raises(ValueError, match=message):
+        Diffusion(2).sample(Conditional(condition), np.zeros((2, 1, 1, 2, 2)), **given)
+
+
+def test_labels_may_be_a_list():
+    start = np.ones((2, 1, 1, 2, 2), np.float32)
+    model = Conditional("class")
+    assert np.array_equal(
+        Diffusion(2).sample(model, start, y=[1, 3]), Diffusion(2).sample(model, start, y=np.array([1, 3]))
+    )
 
 
 @pytest.mark.parametrize("noise_schedule", ["linear", "cosine"])

@@ -1,10 +1,13 @@
 """`latte <step> -c config.yaml key=value …`: every step of the pipeline as a command."""
 
+import contextlib
 import importlib
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import click
 from latte import __version__, manifest
 from latte.config import load
 from latte.errors import LatteError, UserError
+from latte.signals import handled_by, ignore
 
 # command: (module under latte.steps, config class, function, one line of help)
 STEPS = {
@@ -82,14 +86,35 @@ def convert(
     from latte.steps import convert as step
 
     def go() -> None:
-        if path is None and kind is None:
+        if path is None and kind is None and not overrides:
             raise UserError("latte convert: give --kind, --source and --target, or a config with -c")
         options = {"kind": kind, "source": source, "target": target}
         # Quoted, so that a path with a colon or a hash sign is not taken for YAML.
         given = [f"{key}={json.dumps(v, ensure_ascii=False)}" for key, v in options.items() if v is not None]
         _finish(step.run(load(step.ConvertConfig, path, [*given, *overrides])), output)
 
-    guarded(go)
+    with handled_by(_stop), _hanging_up():
+        guarded(go)
+
+
+def _stop(number: int, frame: object) -> None:
+    """End by an exception, so that what was half written is cleared away on the way out."""
+    ignore()
+    click.echo("interrupted; run the same command again to go on", err=True)
+    sys.exit(128 + number)
+
+
+@contextlib.contextmanager
+def _hanging_up() -> Iterator[None]:
+    """While it lasts, a terminal that closes stops the command as SIGTERM does, unless `nohup` is to prevent it."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGHUP) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGHUP, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _finish(result: manifest.Manifest, output: Path | None) -> None:

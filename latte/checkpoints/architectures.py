@@ -42,7 +42,7 @@ def describe(kind: str, found: Shapes, given: Mapping[str, Any], source: str) ->
     Args:
         kind: "latte", "vae", "i3d" or "clip".
         found: shapes of the file's tensors by the network's names.
-        given: settings that are known otherwise; they win over what the shapes tell.
+        given: settings that are known otherwise; they must not contradict what the shapes tell.
         source: the file, for errors.
 
     Raises:
@@ -110,9 +110,7 @@ def _describe_latte(found: Shapes, given: Mapping[str, Any], source: str) -> tup
         told |= {"condition": "class", "num_classes": rows - 1 if has_null else rows}
     elif "text_embedding_projection.1.weight" in found:
         told["condition"] = "text"
-    given = dict(given)
-    if "preset" in given:
-        given = {**LatteConfig.preset(str(given.pop("preset"))).sizes, **given}
+    given = without_preset(given)
     _check_agreement(told, given)
     settings = {**told, **given}
     # Heads leave no trace in the shapes; the published sizes are told apart by width and depth.
@@ -123,6 +121,16 @@ def _describe_latte(found: Shapes, given: Mapping[str, Any], source: str) -> tup
         settings["num_heads"] = heads[0]
     config = build(LatteConfig, settings, source)
     return config.model_dump(mode="json"), latte_shapes(config)
+
+
+def without_preset(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Latte's settings with the sizes of `preset` in its place; what is given besides wins over them.
+
+    Raises:
+        UserError: no such preset.
+    """
+    rest = dict(given)
+    return {**LatteConfig.preset(str(rest.pop("preset"))).sizes, **rest} if "preset" in rest else rest
 
 
 def latte_shapes(config: LatteConfig) -> Shapes:

@@ -174,7 +174,7 @@ def check_regular(path: Path) -> None:
     """
     try:
         mode = path.stat().st_mode
-    except OSError:
+    except (OSError, ValueError):
         return  # whoever opens it says why it cannot
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise Refusal("not a regular file")

@@ -4,18 +4,22 @@ Where the source has several sets of weights, the moving average (EMA) is taken.
 names, shapes and types must then be those of the architecture, in both directions.
 """
 
+import contextlib
 import hashlib
+import os
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from latte import manifest, storage
 from latte.checkpoints import architectures, names, open_checkpoint, store
-from latte.checkpoints.stored import Checkpoint, Refusal, forget
+from latte.checkpoints.reader import check_small
+from latte.checkpoints.stored import Checkpoint, Refusal, forget, show
 from latte.config import Config
 from latte.errors import UserError
 from latte.models.configs import ClipTextConfig
@@ -23,6 +27,14 @@ from latte.models.configs import ClipTextConfig
 RANDOM = "random"
 _HASH_BYTES = 8 << 20
 _PIXELS_PER_LATENT = 8
+_MANIFEST_ENDING = ".manifest.json"
+
+
+def _digits(sha256: str) -> str:
+    digits = sha256.strip().lower()
+    if not re.fullmatch("[0-9a-f]{64}", digits):
+        raise ValueError("expected 64 hexadecimal digits")
+    return digits
 
 
 class TrainedOn(Config):
@@ -54,7 +66,9 @@ class ConvertConfig(Config):
         default=None,
         description="kind latte: vae, scaling_factor, image_size, noise_schedule and classes; null: as published",
     )
-    sha256: str | None = Field(default=None, description="SHA-256 that the source must have, hexadecimal")
+    sha256: Annotated[str, AfterValidator(_digits)] | None = Field(
+        default=None, description="SHA-256 that the source must have, hexadecimal"
+    )
     page: str | None = Field(default=None, description="page that the source comes from; kept in the manifest")
 
     @model_validator(mode="after")
@@ -77,7 +91,7 @@ def run(config: ConvertConfig) -> manifest.Manifest:
 
     Raises:
         UserError: the source cannot be read, is of another kind, or its tensors are not those of the architecture;
-            nothing is left behind.
+            or the target cannot be written or is the source; nothing is left behind.
         StorageError: object storage stayed away for too long.
     """
     started = time.monotonic()
@@ -85,12 +99,18 @@ def run(config: ConvertConfig) -> manifest.Manifest:
         source = Checkpoint(f"random weights of seed {config.seed}", "", {})
         beside: dict[str, Any] = {}
     else:
+        _check_target(config, [config.source])
         source = open_checkpoint(config.source)
+        _check_target(config, source.uris)
         beside = _settings_beside(config)
+    if config.sha256 is not None and len(source.files) != 1:
+        raise UserError(
+            f"{config.source}: sha256 is that of a single file, the source has {len(source.files)}; leave it out"
+        )
     with ThreadPoolExecutor(1, thread_name_prefix="sha256") as pool:
         # Hashing the source takes about as long as writing the target: both at once where nothing waits for the hash.
         digest = pool.submit(_digest, source)
-        if config.sha256 is not None and digest.result() != config.sha256.lower():
+        if config.sha256 is not None and digest.result() != config.sha256:
             raise UserError(
                 f"{config.source}: its SHA-256 is {digest.result()}, the config's sha256 says {config.sha256}; "
                 "the download is damaged or of another version"
@@ -117,9 +137,7 @@ def _prepare(
             tensors, dropped = names.rename(config.kind, source.tensors)
             left_out += dropped
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        given = {**beside, **config.model}
-        if config.kind == "latte":
-            given = {**architectures.latte_settings(source.settings), **given}
+        given = _agreed(config, source, beside)
         what = f"{config.source} and the config.json beside it" if beside else config.source
         model, shapes = architectures.describe(config.kind, found, given, what)
     except Refusal as error:
@@ -133,6 +151,50 @@ def _prepare(
     if config.kind == "latte":
         facts |= _sampling_facts(config, model)
     return {name: tensors[name] for name in shapes}, facts
+
+
+def _agreed(config: ConvertConfig, source: Checkpoint, beside: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the file, the config.json beside it and the config give, which must not contradict each other.
+
+    Raises:
+        Refusal: they do.
+    """
+    said, who = (beside, "the config.json beside it says")
+    model = config.model
+    if config.kind == "latte":
+        said, who = architectures.latte_settings(source.settings), "its own settings say"
+        model = architectures.without_preset(model)
+    for key, value in model.items():
+        known = said.get(key)
+        if known is not None and known != value:
+            ours = f"model.{key}={show(value)}" if key in config.model else f"{key} {show(value)} by its preset"
+            raise Refusal(f"{who} {key} {show(known)}, the config says {ours}")
+    return {**said, **model}
+
+
+def _check_target(config: ConvertConfig, sources: list[str]) -> None:
+    """Check that nothing of the source would be overwritten, and that no folder stands where a file shall be.
+
+    Raises:
+        UserError: it would be, or there is one.
+    """
+    if config.target is None:
+        return
+    target = storage.from_path(config.target)
+    for uri in (target, target + _MANIFEST_ENDING):
+        if any(_is_same(uri, storage.from_path(source)) for source in sources):
+            raise UserError(f"{config.target}: the target would overwrite the source; choose another")
+        if not storage.is_s3(uri) and os.path.isdir(storage.local_path(uri)):
+            raise UserError(f"{uri}: a folder; the target and its manifest are written as files")
+
+
+def _is_same(one: str, other: str) -> bool:
+    if one == other or storage.is_s3(one) or storage.is_s3(other):
+        return one == other
+    try:
+        return os.path.samefile(storage.local_path(one), storage.local_path(other))
+    except (OSError, ValueError):
+        return False  # one of them is not there
 
 
 def _sampling_facts(config: ConvertConfig, model: dict[str, Any]) -> dict[str, Any]:
@@ -195,7 +257,8 @@ def _write(
         folder, _, file = target.rpartition("/")
         _, fingerprint = _place(config, beside, digest.result())
         result = describe(folder, config.name or file.rpartition(".")[0], fingerprint, shard)
-        manifest.write(result, target + ".manifest.json")
+        with _deleting_on_failure(target):
+            manifest.write(result, target + _MANIFEST_ENDING)
     if config.root is not None:
         uri, fingerprint = _place(config, beside, digest.result())
         shard = _publish(tensors, storage.join(uri, "model.safetensors"))
@@ -204,6 +267,17 @@ def _write(
         raise UserError("give target=FILE, or root and name")
     _print_table(source, tensors, facts, result)
     return result
+
+
+@contextlib.contextmanager
+def _deleting_on_failure(target: str) -> Iterator[None]:
+    """Leave no target behind whose manifest could not be written."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(Exception):
+            storage.delete(target)
+        raise
 
 
 def _save(tensors: dict[str, store.Tensor], uri: str) -> manifest.Shard:
@@ -236,9 +310,17 @@ def _settings_beside(config: ConvertConfig) -> dict[str, Any]:
     uri = f"{folder}/config.json"
     if config.kind not in ("vae", "clip") or not storage.exists(uri):
         return {}
+    try:
+        check_small(uri)
+    except Refusal as error:
+        raise UserError(f"{uri}: {error}") from None
     values = storage.read_json(uri)
     if not isinstance(values, dict):
         raise UserError(f"{uri}: expected a JSON object with the settings of the network")
+    try:
+        manifest.fingerprint(values)
+    except RecursionError:
+        raise UserError(f"{uri}: nested too deeply to be the settings of a network") from None
     if config.kind == "vae":
         return values
     # A whole CLIP keeps the text encoder's settings in a section; most of them are about training or generation.
@@ -255,7 +337,9 @@ def _digest(source: Checkpoint) -> str:
             sha256.update(data[start : start + _HASH_BYTES].data)
             forget(data)
         digests.append(sha256.hexdigest())
-    return digests[0] if len(digests) == 1 else manifest.fingerprint(source.layout, digests)
+    # Not the layout of a sharded source, so that a better word for it does not make another place of the same weights.
+    what = "sharded safetensors" if digests else source.layout
+    return digests[0] if len(digests) == 1 else manifest.fingerprint(what, digests)
 
 
 def _grouped(left_out: list[tuple[str, str]]) -> list[tuple[str, str]]:

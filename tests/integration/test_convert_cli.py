@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -159,6 +160,34 @@ def test_source_and_target_in_a_store(root, tmp_path):
         ours = checkpoints.read(uri)
         assert all(np.array_equal(ours[name], published[name]) for name in published)
     assert manifest.find(made.uri, "weights") == made
+
+
+def test_settings_may_all_be_overrides(tmp_path):
+    target = tmp_path / "class.ckpt"
+    given = ["kind=latte", f"source={DATA / 'class.pt'}", f"target={target}"]
+    done = click.testing.CliRunner().invoke(cli, ["convert", *given])
+    assert done.exit_code == 0, done.output
+    assert target.exists()
+    done = click.testing.CliRunner().invoke(cli, ["convert"])
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_leaves_nothing_half_written(tmp_path, monkeypatch, number):
+    before = signal.getsignal(number)
+
+    def write(_tensors, file, _target):
+        file.write(b"half of it")
+        assert [path.name[:5] for path in (tmp_path / "out").iterdir()] == [".tmp-"]
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(checkpoint_store, "_write_mindspore", write)
+    given = ["kind=latte", f"source={DATA / 'class.pt'}", f"target={tmp_path / 'out' / 'class.ckpt'}"]
+    done = click.testing.CliRunner().invoke(cli, ["convert", *given])
+    assert done.exit_code == 128 + number
+    assert done.stderr == "interrupted; run the same command again to go on\n"
+    assert list((tmp_path / "out").iterdir()) == []
+    assert signal.getsignal(number) == before
 
 
 def test_target_that_cannot_be_written(tmp_path):

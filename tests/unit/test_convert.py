@@ -13,7 +13,7 @@ import transformers
 from latte import checkpoints, config, manifest
 from latte.checkpoints import architectures, names, store
 from latte.cli import cli
-from latte.errors import UserError
+from latte.errors import StorageError, UserError
 from latte.steps.convert import ConvertConfig, run
 
 ROOT = Path(__file__).parents[2]
@@ -328,9 +328,11 @@ def test_tensors_must_match_in_both_directions(tmp_path, mistake):
 def test_settings_that_the_tensors_contradict(tmp_path):
     for model, message in (
         ({"depth": 10**9}, "its tensors say depth 4, the settings say 1000000000"),
-        ({"preset": "Latte-XL/2"}, "its tensors say hidden_size 48, the settings say 1152"),
+        ({"preset": "Latte-XL/2"}, "its own settings say num_heads 4, the config says num_heads 16 by its preset"),
+        ({"preset": "Latte-XL/2", "num_heads": 4}, "its tensors say hidden_size 48, the settings say 1152"),
         ({"preset": "Latte-M/2"}, "Latte-M/2"),
-        ({"num_heads": 5}, "is not divisible by num_heads 5"),
+        ({"num_heads": 5}, r"its own settings say num_heads 4, the config says model\.num_heads=5"),
+        ({"class_dropout_prob": 0.5}, "its own settings say class_dropout_prob 0.1"),
         ({"heads": 4}, "unknown key heads"),
     ):
         with pytest.raises(UserError, match=message):
@@ -340,6 +342,95 @@ def test_settings_that_the_tensors_contradict(tmp_path):
                 )
             )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_that_the_config_json_contradicts(tmp_path, vae):
+    vae.save_pretrained(tmp_path)
+    source, target = tmp_path / "diffusion_pytorch_model.safetensors", tmp_path / "o.ckpt"
+    for key, ours in (("scaling_factor", 0.13025), ("norm_num_groups", 8)):
+        with pytest.raises(
+            UserError, match=rf"config\.json beside it says {key} .*, the config says model\.{key}={ours}"
+        ):
+            run(ConvertConfig(kind="vae", source=str(source), target=str(target), model={key: ours}))
+    assert not target.exists()
+    # What it says as well, and what it does not say, may be given.
+    said = json.loads((tmp_path / "config.json").read_text())
+    said.pop("scaling_factor")
+    (tmp_path / "config.json").write_text(json.dumps({**said, "sample_size": None}))
+    given = {"scaling_factor": 0.13025, "norm_num_groups": 16, "sample_size": 64, "block_out_channels": [32, 64]}
+    made = run(ConvertConfig(kind="vae", source=str(source), target=str(target), model=given))
+    assert given.items() <= made.config["model"].items()
+
+
+def test_a_config_json_that_is_too_large_or_too_deep(tmp_path, vae):
+    vae.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    settings = ConvertConfig(
+        kind="vae", source=str(tmp_path / "diffusion_pytorch_model.safetensors"), target=str(tmp_path / "o.ckpt")
+    )
+    for depth in (500, 900, 2_000, 10_000, 100_000, 1_000_000):
+        path.write_text('{"a":' * depth + "1" + "}" * depth)
+        with pytest.raises(UserError, match=r"config\.json") as caught:
+            run(settings)
+        assert "\n" not in str(caught.value)
+    os.truncate(path, 1 << 40)
+    with pytest.raises(UserError, match=r"config\.json: it has 1099511627776 bytes"):
+        run(settings)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=r"config\.json: not a regular file"):
+        run(settings)
+
+
+def test_the_source_is_never_overwritten(tmp_path):
+    weights = checkpoints.read(str(DATA / "uncond.pt"))
+    source, link = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    store.save(weights, source)
+    link.symlink_to(source)
+    index = tmp_path / "index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(weights, source.name)}))
+    before = source.read_bytes()
+    for given, target in ((source, source), (source, source.as_uri()), (link, source), (source, link), (index, source)):
+        with pytest.raises(UserError, match="the target would overwrite the source"):
+            run(ConvertConfig(kind="latte", source=str(given), target=str(target), model={"num_heads": 4}))
+    with pytest.raises(UserError, match="the target would overwrite the source"):
+        run(ConvertConfig(kind="latte", source="s3://bucket/a.ckpt", target="s3://bucket/a.ckpt"))
+    assert source.read_bytes() == before
+
+
+def test_nothing_is_left_where_the_manifest_cannot_be_written(tmp_path, monkeypatch):
+    target = tmp_path / "out" / "o.ckpt"
+    settings = ConvertConfig(kind="latte", source=str(DATA / "uncond.pt"), target=str(target))
+    folder = tmp_path / "out" / "o.ckpt.manifest.json"
+    folder.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"o\.ckpt\.manifest\.json: a folder"):
+        run(settings)
+    folder.rmdir()
+
+    def fail(*_):
+        assert target.exists()
+        raise StorageError("no space left on the disk")
+
+    monkeypatch.setattr(manifest, "write", fail)
+    with pytest.raises(StorageError):
+        run(settings)
+    assert list(target.parent.iterdir()) == []
+
+
+def test_a_digest_of_a_single_file_is_not_asked_of_several(tmp_path):
+    weights = checkpoints.read(str(DATA / "uncond.pt"))
+    store.save(weights, tmp_path / "a.safetensors")
+    index = tmp_path / "index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(weights, "a.safetensors")}))
+    with pytest.raises(UserError, match="sha256 is that of a single file, the source has 2"):
+        run(ConvertConfig(kind="latte", source=str(index), target=str(tmp_path / "o.ckpt"), sha256="0" * 64))
+
+
+def test_a_digest_may_be_pasted_with_spaces_and_in_capitals(tmp_path):
+    digest = hashlib.sha256((DATA / "text.pt").read_bytes()).hexdigest()
+    target = str(tmp_path / "o.ckpt")
+    made = run(ConvertConfig(kind="latte", source=str(DATA / "text.pt"), target=target, sha256=f" {digest.upper()}\n"))
+    assert made.inputs["source"] == digest
 
 
 def test_wrong_kind_says_which_it_is(tmp_path):
@@ -365,6 +456,8 @@ def test_wrong_digest_stops_before_the_work(tmp_path):
         ({"kind": "vae", "source": "random", "target": "x.ckpt"}, "source random is there for kind i3d"),
         ({"kind": "unet", "source": "x.pt", "target": "x.ckpt"}, "kind"),
         ({"kind": "vae", "source": "x.pt", "target": "x.ckpt", "sha": "0"}, "unknown key sha"),
+        ({"kind": "vae", "source": "x.pt", "target": "x.ckpt", "sha256": "0" * 63}, "sha256: expected 64 hexadecimal"),
+        ({"kind": "vae", "source": "x.pt", "target": "x.ckpt", "sha256": ""}, "sha256: expected 64 hexadecimal"),
     ],
 )
 def test_wrong_settings(settings, message):

@@ -2,14 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 import yaml
 
+from latte import storage
 from latte.errors import UserError
 
 C = TypeVar("C", bound="Config")
+
+
+def _checked_root(root: str) -> str:
+    if problem := storage.root_problem(root):
+        raise ValueError(problem)
+    return root
+
+
+# Where everything is kept.
+Root = Annotated[str, pydantic.AfterValidator(_checked_root)]
 
 
 class Config(pydantic.BaseModel):

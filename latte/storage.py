@@ -16,12 +16,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from latte import s3
 from latte.errors import NotThereError, StorageError, UserError
 
 _CHUNK_BYTES = 8 << 20
+# What a path of the user's can be wrong by; other errors are the machine's.
+_MISTAKES = frozenset({
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.EBUSY,
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,20 @@ def from_path(path: str | Path) -> str:
 
 
 def local_path(uri: str) -> Path:
-    """The path behind a `file://` URI (or a plain path)."""
-    return Path(unquote(urlsplit(uri).path)) if uri.startswith("file://") else Path(uri)
+    """The path behind a `file://` URI (or a plain path, which may climb with `..`).
+
+    Raises:
+        UserError: it is another kind of URI, or names a host.
+    """
+    if "\0" in uri:
+        raise UserError(f"{uri!r}: no path has a zero byte in it")
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return Path(uri)
+    if scheme != "file" or not rest.startswith("/"):
+        raise UserError(f"{uri}: expected s3://bucket/key, file:///path or a path")
+    # Not urlsplit: a name may have a # or ? in it.
+    return Path(unquote(rest))
 
 
 def is_s3(uri: str) -> bool:
@@ -133,7 +150,7 @@ def read_json(uri: str) -> Any:
     """
     try:
         return json.loads(read_bytes(uri))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{uri}: not JSON: {error}") from None
 
 
@@ -199,8 +216,9 @@ def as_local_file(uri: str, sha256: str | None = None) -> Iterator[Path]:
     if not is_s3(uri):
         path = _path(uri)
         with _local_errors(uri):
-            path.stat()
-        if sha256 is not None and sha256_file(path) != sha256:
+            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))  # a pipe that nobody writes to would wait
+            damaged = sha256 is not None and sha256_file(path) != sha256
+        if damaged and sha256 is not None:
             raise StorageError(f"{uri}: damaged: its content does not have the recorded SHA-256 {sha256[:12]}…")
         yield path
         return
@@ -233,8 +251,9 @@ def list_objects(prefix: str) -> dict[str, ObjectStat]:
     prefix = prefix.rstrip("/") + "/"
     if not is_s3(prefix):
         root = _path(prefix)
-        paths = [root / base / name for base, _, names in os.walk(root) for name in names]
-        found = {path.as_uri(): stat(path.as_uri()) for path in paths if not path.name.startswith(".tmp-")}
+        paths = [Path(base, name) for base, _, names in os.walk(root) for name in names if not name.startswith(".tmp-")]
+        # Named as the caller names them, so that what it has written is found among them.
+        found = {uri: stat(uri) for path in paths if (uri := prefix + _in_uri(path.relative_to(root)))}
         return {uri: info for uri, info in found.items() if info is not None}
     bucket, key = _split(prefix + "x")
     listed: dict[str, ObjectStat] = {}
@@ -288,6 +307,13 @@ def swap(uri: str, data: bytes, etag: str | None) -> bool:
     return True
 
 
+def root_problem(root: str) -> str | None:
+    """Why nothing can be kept under `root`, as far as its spelling tells."""
+    if root.startswith(("s3://", "file:///")) and root.partition("://")[2].strip("/"):
+        return None
+    return "expected s3://bucket/prefix or file:///dir"
+
+
 def check_root(root: str) -> None:
     """Write, read and delete a small object under `root`, so that wrong credentials end a run before its work begins.
 
@@ -295,8 +321,8 @@ def check_root(root: str) -> None:
         UserError: not a URI this product knows, wrong credentials, no such bucket.
         StorageError: the store does not answer, or the disk is full or read-only.
     """
-    if not root.startswith(("s3://", "file:///")) or not root.partition("://")[2].strip("/"):
-        raise UserError(f"root {root}: expected s3://bucket/prefix or file:///dir")
+    if problem := root_problem(root):
+        raise UserError(f"root {root}: {problem}")
     probe = join(root, f"probe-{os.getpid()}")
     write_bytes(probe, b"latte")
     if read_bytes(probe) != b"latte":
@@ -325,9 +351,15 @@ def _split(uri: str) -> tuple[str, str]:
 
 def _path(uri: str) -> Path:
     path = local_path(uri)
-    if ".." in path.parts:
+    if "://" in uri and ".." in path.parts:
         raise UserError(f"{uri}: '..' is not allowed in a URI")
     return path
+
+
+def _in_uri(path: Path) -> str:
+    """A relative path as the end of a URI; only what would be read as something else is quoted."""
+    text = str(path)
+    return text if unquote(text) == text else text.replace("%", "%25")
 
 
 @contextlib.contextmanager
@@ -339,7 +371,7 @@ def _local_errors(uri: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(f"{uri}: no space left on the disk") from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+        if error.errno in _MISTAKES:
             raise UserError(f"{uri}: {error.strerror}") from None
         raise
 

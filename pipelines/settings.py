@@ -130,7 +130,7 @@ def _steps(settings: AnyConfig, source: str) -> dict[str, config.Config]:
         if section not in type(settings).model_fields:
             continue
         given = getattr(settings, section)
-        filled: dict[str, Any] = {"root": settings.root or "file:///", "name": settings.name}
+        filled: dict[str, Any] = {"root": settings.root or "file:///unset", "name": settings.name}
         filled |= dict.fromkeys(wired, "file:///later")
         filled |= {key: ["file:///later"] for key in _WIRED_LISTS.get(section, ())}
         _refuse_null(f"{source}: {section}", given)

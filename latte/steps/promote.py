@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pydantic import Field, model_validator
 
 from latte import manifest, registry, score_sides, storage
-from latte.config import Config
+from latte.config import Config, Root
 from latte.errors import StorageError, UserError
 from latte.registry import Entry
 from latte.steps.report_words import metric_of
@@ -24,7 +24,7 @@ MAX_TRIES = 50
 class PromoteConfig(Config):
     """What to promote, and what it must reach."""
 
-    root: str = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
+    root: Root = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
     name: str = Field(description="name of the model in the registry; its pointer is registry/<name>/current.json")
     checkpoint: str | None = Field(default=None, description="manifest of the candidate's training run (file or URI)")
     score: str | None = Field(default=None, description="manifest of the candidate's score (file or URI)")

@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from latte import manifest, registry, storage
-from latte.config import Config
+from latte.config import Config, Root
 from latte.errors import UserError
 from latte.sources import read_checkpoint
 
@@ -11,7 +11,7 @@ from latte.sources import read_checkpoint
 class PromotedConfig(Config):
     """Which checkpoint is meant."""
 
-    root: str = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
+    root: Root = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
     name: str = Field(description="name of the model in the registry")
     checkpoint: str = Field(
         default="", description="manifest of a checkpoint or of converted Latte weights; empty: the promoted one"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from latte import __version__, manifest, storage
-from latte.config import Config
+from latte.config import Config, Root
 from latte.errors import UserError
 from latte.steps import report_words as words
 
@@ -31,7 +31,7 @@ MAX_REJECT_ROWS = 50
 class ReportConfig(Config):
     """Settings of a report."""
 
-    root: str = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
+    root: Root = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
     name: str = Field(description="name of the report; it lies under reports/<name>/")
     latents: str = Field(description="manifest of the encoded dataset (file or URI)")
     vae: str = Field(description="manifest of the autoencoder's weights; decodes the reconstructions")

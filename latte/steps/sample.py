@@ -23,7 +23,7 @@ from pydantic import Field
 from latte import conditions as conditioning
 from latte import contact_sheet, generation, manifest, sources, storage
 from latte.conditions import Conditions
-from latte.config import Config
+from latte.config import Config, Root
 from latte.errors import UserError
 from latte.progress import progress, teller
 from latte.sources import Source
@@ -36,7 +36,7 @@ _RECORD_THREADS = 16
 class SampleConfig(Config):
     """What to generate, and from which weights; generated in batches of one shape."""
 
-    root: str = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
+    root: Root = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
     name: str = Field(description="name of the video set; it goes to videos/<name>/")
     checkpoint: str = Field(
         description="manifest (file or URI) of a training run's checkpoints, or of converted Latte weights"

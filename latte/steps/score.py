@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from latte import manifest, metrics, score_sides, storage
-from latte.config import Config
+from latte.config import Config, Root
 from latte.errors import StorageError, UserError
 from latte.metrics import protocol as protocols
 from latte.metrics.protocol import Protocol
@@ -30,7 +30,7 @@ _detectors: dict[str, Any] = {}
 class ScoreConfig(Config):
     """What to compare with what, and by which protocol."""
 
-    root: str = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
+    root: Root = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
     name: str = Field(description="name of the score; it goes to scores/<name>/")
     videos: str = Field(description="manifest of the generated video set (file or URI)")
     real: str = Field(description="manifest of the encoded dataset, which names the real videos (file or URI)")

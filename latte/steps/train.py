@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from latte import manifest, storage, workers
-from latte.config import Config
+from latte.config import Config, Root
 from latte.errors import UserError
 from latte.models.configs import LatteConfig
 
@@ -25,7 +25,7 @@ from latte.models.configs import LatteConfig
 class TrainConfig(Config):
     """Settings of a training run; the defaults are the published recipe (Ma et al. 2024, Latte, section 4)."""
 
-    root: str = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
+    root: Root = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
     name: str = Field(description="name of the run; its checkpoints lie under runs/<name>/")
     latents: str = Field(description="manifest of the encoded dataset (file or URI)")
     model: dict[str, Any] = Field(

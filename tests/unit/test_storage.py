@@ -132,6 +132,34 @@ def test_json_is_canonical(root: str) -> None:
         storage.read_json(uri)
 
 
+@pytest.mark.parametrize("name", ["my data", "röot", "run#2", "why?", "100%", "a%20b", "-x"])
+def test_what_is_written_under_any_name_is_found_by_it(tmp_path: Path, name: str) -> None:
+    root = f"file://{tmp_path}/{name}"
+    storage.check_root(root)
+    written = {storage.join(root, part) for part in ("one", "two/three")}
+    for uri in written:
+        storage.write_bytes(uri, uri.encode())
+    assert set(storage.list_uris(root)) == written
+    assert all(storage.read_bytes(uri) == uri.encode() for uri in written)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_paths_may_climb_and_uris_may_not(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    storage.write_bytes(str(tmp_path / "a" / ".." / "b"), b"x")
+    assert (tmp_path / "b").read_bytes() == b"x"
+    with pytest.raises(UserError, match=r"'\.\.' is not allowed"):
+        storage.read_bytes(f"file://{tmp_path}/a/../b")
+
+
+@pytest.mark.parametrize("uri", ["https://host/x", "gs://bucket/x", "file://host/x", "a\0b", "x" * 300])
+def test_what_is_no_place_is_a_user_error(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError):
+        storage.write_bytes(uri, b"x")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("root", ["ftp://x/y", "relative/dir", "s3://"])
 def test_unknown_roots_are_user_errors(root: str) -> None:
     with pytest.raises(UserError):

@@ -12,23 +12,29 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 FRAME_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 _PR_SET_PDEATHSIG = 1
 # Raised whenever the frames of a given video change, so that latents made before are not taken for equal.
-TRANSFORM_VERSION = 2
+TRANSFORM_VERSION = 3
 # PIL refuses larger pictures as bombs; so does this for videos.
 _MAX_PIXELS = 16384 * 16384
+# A frame that is much longer than wide grows as long when its shorter side is scaled up.
+_MAX_SCALED_PIXELS = 1 << 26
+# What FFmpeg may take a file for. Others read further files (concat, hls), or make a video of any text (tty).
+_FORMATS = "3gp,apng,asf,avi,dv,flv,gif,h264,hevc,ivf,m4v,matroska,mov,mp4,mpeg,mpegts,mpegvideo,nut,ogg,rm,webm"
 # decord reads on in the file until the next frame is decoded, as far as it comes while its decoding thread waits for a
 # core: on a busy machine, all of it. Larger files go to PyAV, which reads what it decodes.
 _DECORD_BYTES = 128 << 20
+# Of a file's declared length, what must be there.
+_MOSTLY = 0.95
 # Large frames are decoded a few at a time: decord takes 2 GB for 16 of 4K, 0.4 GB for single ones.
 _TOGETHER_PIXELS = 8 << 20
 
@@ -58,10 +64,16 @@ class Task:
     only_count: bool = False
 
 
-def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
-    """Sorts names with numbers in them by the numbers' values: frame2 before frame10."""
-    parts = re.split(r"([0-9]+)", name)
-    return tuple((0, int(part)) if part.isascii() and part.isdigit() else (1, part) for part in parts if part)
+def natural_key(name: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
+    """Sorts names with numbers in them by the numbers' values, frame2 before frame10; no two names are equal."""
+    key = []
+    for part in re.split(r"([0-9]+)", name):
+        if part[:1].isascii() and part[:1].isdigit():
+            digits = part.lstrip("0")
+            key.append((0, len(digits), digits))
+        elif part:
+            key.append((1, 0, part))
+    return tuple(key), name
 
 
 def center_crop(frame: Image.Image, image_size: int) -> np.ndarray:
@@ -71,10 +83,15 @@ def center_crop(frame: Image.Image, image_size: int) -> np.ndarray:
 
     Returns:
         uint8 RGB, (image_size, image_size, 3).
+
+    Raises:
+        ValueError: it is so long and narrow that scaling it would take more than 64 million pixels.
     """
     while min(frame.size) >= 2 * image_size:
         frame = frame.resize((frame.width // 2, frame.height // 2), Image.Resampling.BOX)
     scale = image_size / min(frame.size)
+    if frame.width * frame.height * scale**2 > _MAX_SCALED_PIXELS:
+        raise ValueError(f"frames of {frame.width}x{frame.height} are too long and narrow")
     frame = frame.resize((round(frame.width * scale), round(frame.height * scale)), Image.Resampling.BICUBIC)
     left, top = (frame.width - image_size) // 2, (frame.height - image_size) // 2
     return np.asarray(frame)[top : top + image_size, left : left + image_size]
@@ -120,37 +137,60 @@ def count_frames(path: str) -> int:
         Exception: whatever the decoder makes of a broken file.
     """
     if os.path.isdir(path):
-        return len(_frame_names(path))
+        return len(frame_names(os.listdir(path)))
     import av
 
-    with av.open(path) as container:
-        stream = container.streams.video[0]
-        length_s = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
-        length_s = length_s or (container.duration or 0) / av.time_base
+    with _opened(path) as container:
+        stream = _video_stream(container)
+        length_s = _length_s(container, stream) or (container.duration or 0) / av.time_base
         return stream.frames or round(length_s * float(stream.average_rate or 0))
 
 
-def _frame_names(folder: str) -> list[str]:
-    names = (name for name in os.listdir(folder) if name.lower().endswith(FRAME_SUFFIXES) and name[0] != ".")
-    return sorted(names, key=natural_key)
+def frame_names(names: Iterable[str]) -> list[str]:
+    """Those of a folder's files that are frames, in their order."""
+    frames = (name for name in names if name.lower().endswith(FRAME_SUFFIXES) and not name.startswith("."))
+    return sorted(frames, key=natural_key)
 
 
 def _folder_pictures(task: Task) -> Iterator[tuple[Image.Image, float | None]]:
-    for name in _frame_names(task.path)[task.start :: task.stride][: task.count]:
+    for name in frame_names(os.listdir(task.path))[task.start :: task.stride][: task.count]:
         try:
             with Image.open(Path(task.path, name)) as picture:
-                yield _flat(picture), None
+                yield _flat(ImageOps.exif_transpose(picture)), None
         except OSError as error:
             raise ValueError(f"frame {name}: {error}") from None
+
+
+def _opened(path: str) -> Any:
+    """The file as PyAV's container, if it is one of a video."""
+    import av
+
+    return av.open(path, container_options={"format_whitelist": _FORMATS})
+
+
+def _video_stream(container: Any) -> Any:
+    """The video of a container; the picture on the cover of a song is none.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from av.stream import Disposition
+
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            return stream
+    raise ValueError("there is no video in it, only " + _other_streams(container))
 
 
 def _decord_pictures(task: Task) -> Iterator[tuple[Image.Image, float | None]]:
     import decord
 
-    num_frames, pixels = _declared(task.path)
+    num_frames, pixels, length_s = _declared(task.path)
     reader = decord.VideoReader(task.path, ctx=decord.cpu(0), num_threads=1)
     if len(reader) < num_frames:
         raise ValueError("decord finds fewer frames than the file announces")
+    if not num_frames and float(reader.get_frame_timestamp(len(reader) - 1)[1]) < _MOSTLY * length_s:
+        raise ValueError("decord's last frame ends before the file's announced length")
     together = max(1, min(task.chunk_frames, _TOGETHER_PIXELS // max(1, pixels)))
     indices = range(task.start, len(reader), task.stride)[: task.count]
     fps = float(reader.get_avg_fps()) or None
@@ -160,18 +200,29 @@ def _decord_pictures(task: Task) -> Iterator[tuple[Image.Image, float | None]]:
             yield Image.fromarray(frame), fps
 
 
-def _declared(path: str) -> tuple[int, int]:
-    """Number of frames and pixels of a frame, as the file says.
+def _declared(path: str) -> tuple[int, int, float]:
+    """Number of frames, pixels of a frame and length in seconds, as the file says; 0 for what it does not say.
 
     Raises:
         ValueError: the frames are too large.
     """
+    with _opened(path) as container:
+        stream = _video_stream(container)
+        _check_size(stream.width, stream.height)
+        return stream.frames, stream.width * stream.height, _length_s(container, stream)
+
+
+def _length_s(container: Any, stream: Any) -> float:
+    """Length of the video as the file says; that of the whole file only where the video is all that is in it."""
     import av
 
-    with av.open(path) as container:
-        stream = container.streams.video[0]
-        _check_size(stream.width, stream.height)
-        return stream.frames, stream.width * stream.height
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    # Matroska says it in a tag: 00:00:08.000000000.
+    tag = re.fullmatch(r"([0-9]+):([0-9]{2}):([0-9.]+)", stream.metadata.get("DURATION", ""))
+    if tag:
+        return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
+    return (container.duration or 0) / av.time_base if len(container.streams) == 1 else 0.0
 
 
 def _check_size(width: int, height: int) -> None:
@@ -181,38 +232,40 @@ def _check_size(width: int, height: int) -> None:
 
 def _av_pictures(task: Task, skip: int) -> Iterator[tuple[Image.Image, float | None]]:
     """As `_decord_pictures`, without the first `skip` ones."""
-    import av
-
     wanted = range(task.start, sys.maxsize, task.stride)[: task.count]
-    with av.open(task.path) as container:
-        if not container.streams.video:
-            raise ValueError("there is no video in it, only " + _other_streams(container))
-        stream = container.streams.video[0]
+    with _opened(task.path) as container:
+        stream = _video_stream(container)
         stream.thread_type = "NONE"
         _check_size(stream.width, stream.height)
         fps = float(stream.average_rate) if stream.average_rate else None
-        number, end_s = -1, 0.0
+        number, end_s, longest_s = -1, 0.0, 0.0
         for number, frame in enumerate(container.decode(stream)):
             if number > wanted[-1]:
                 return
-            end_s = max(end_s, (frame.time or 0.0) + float((frame.duration or 0) * (frame.time_base or 0)))
+            ends_s = (frame.time or 0.0) + float((frame.duration or 0) * (frame.time_base or 0))
+            end_s, longest_s = max(end_s, ends_s), max(longest_s, ends_s - end_s)
             if number not in wanted or wanted.index(number) < skip:
                 continue
             _check_size(frame.width, frame.height)
             picture = _flat(Image.fromarray(frame.to_ndarray(format="rgba"), "RGBA"))
             yield picture.rotate(frame.rotation, expand=True) if frame.rotation else picture, fps
-        _check_whole(stream, number + 1, end_s)
+        _check_whole(stream.frames, number + 1, _length_s(container, stream), end_s, longest_s)
 
 
-def _check_whole(stream: Any, num_frames: int, end_s: float) -> None:
+def _check_whole(declared: int, num_frames: int, length_s: float, end_s: float, longest_s: float) -> None:
     """A file that was cut off may just end early; one with an edit list has fewer frames on purpose, but all its time.
+
+    Where the number of frames is not declared, the last may be shown as long as any before it.
 
     Raises:
         ValueError: both frames and time are missing.
     """
-    length_s = float((stream.duration or 0) * stream.time_base) if stream.time_base else 0.0
-    if num_frames < stream.frames and end_s < 0.95 * length_s:
-        raise ValueError(f"it ends after {num_frames} of {stream.frames} frames")
+    if end_s >= _MOSTLY * length_s:
+        return
+    if num_frames < declared:
+        raise ValueError(f"it ends after {num_frames} of {declared} frames")
+    if not declared and end_s + longest_s < length_s:
+        raise ValueError(f"it ends after {end_s:.2f} of {length_s:.2f} s")
 
 
 def _other_streams(container: Any) -> str:
@@ -220,7 +273,9 @@ def _other_streams(container: Any) -> str:
 
 
 def _flat(picture: Image.Image) -> Image.Image:
-    """RGB; transparent pixels show white behind them."""
+    """RGB of 8 bits; transparent pixels show white behind them."""
+    if picture.mode.startswith("I"):  # 16 bits, which PIL would cut off at 255
+        picture = Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8))
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     picture = picture.convert("RGBA")

@@ -1,6 +1,7 @@
 """Frames from files of every kind, in processes that may hang, die or be left alone."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import av
 import imageio_ffmpeg
 import numpy as np
 import pytest
@@ -17,7 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from latte import decoding, storage, video
-from latte.decoders import Chunk, Source, count_frames, decode_all
+from latte.catalog import DatasetConfig, scan
+from latte.decoders import Chunk, End, Source, count_frames, decode_all
 from latte.decoding import center_crop
 from tests import memory, video_files
 from tests.video_files import decode
@@ -298,6 +301,93 @@ def test_a_changed_file_is_not_taken_for_the_listed_one(tmp_path: Path) -> None:
     video_files.write(path, video_files.moving(3, seed=1))
     (end,) = decode_all([Source(path.as_uri(), digest)], 32)
     assert "changed after it was listed" in end.reject
+    assert end.passing
+
+
+def test_a_file_that_is_gone_may_come_back(tmp_path: Path) -> None:
+    (end,) = decode_all([Source((tmp_path / "gone.mp4").as_uri(), "0" * 64)], 32)
+    assert end.reject == "it vanished after it was listed; run again"
+    assert end.passing
+
+
+def test_frames_are_checked_too(tmp_path: Path) -> None:
+    folder = video_files.write_frames(tmp_path / "frames", video_files.moving(3))
+    (entry,) = scan(DatasetConfig(videos=str(tmp_path), layout="frames")).entries
+    assert [e.reject for e in decode_all([Source(entry.uri, entry.digest)], 32) if isinstance(e, End)] == [None]
+    shutil.copy(folder / "frame0.png", folder / "frame1.png")
+    (end,) = decode_all([Source(entry.uri, entry.digest)], 32)
+    assert "changed after it was listed" in end.reject
+
+
+def test_a_library_s_name_in_the_current_folder_is_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "av.py").write_text("raise SystemExit(3)")
+    path = video_files.write(tmp_path / "a.mp4", video_files.moving(3))
+    monkeypatch.chdir(tmp_path)
+    ((frames, _),) = decode(path)
+    assert len(frames) == 3
+
+
+@pytest.mark.parametrize("name", ["b.avi", "c.mkv", "d.webm", "e.mov"])
+def test_a_file_that_was_cut_off_is_rejected(tmp_path: Path, name: str) -> None:
+    path = video_files.write(tmp_path / name, video_files.moving(200), *KINDS[name])
+    assert decode(path)[0][1].num_frames == 200
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    ((_, end),) = decode(path)
+    assert end.reject
+    assert not end.passing
+
+
+def test_a_last_picture_that_stays_long_is_no_cut(tmp_path: Path) -> None:
+    path = tmp_path / "slides.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for number, pixels in enumerate(video_files.moving(4)):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = 50 * number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    ((frames, _),) = decode(path)
+    assert len(frames) == 4
+
+
+def test_pictures_of_16_bits_and_turned_ones(tmp_path: Path) -> None:
+    (tmp_path / "frames").mkdir()
+    ramp = np.repeat(np.linspace(0, 65535, 32)[None], 32, axis=0).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "frames" / "0.png")
+    half = Image.fromarray(np.repeat(np.repeat([[0, 255]], 16, axis=1), 32, axis=0).astype(np.uint8))
+    exif = half.getexif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    half.save(tmp_path / "frames" / "1.png", exif=exif)
+    ((frames, _),) = decode(tmp_path / "frames")
+    np.testing.assert_allclose(frames[0, 0, :, 0], ramp[0] / 257, atol=1)
+    assert frames[1, 0].max() == 0
+    assert frames[1, -1].min() == 255
+
+
+def test_what_is_no_video_is_not_made_one(tmp_path: Path) -> None:
+    (tmp_path / "readme.txt").write_text("hello\n" * 50)
+    video_files.write(tmp_path / "other.mp4", video_files.moving(3))
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile other.mp4\n")
+    (tmp_path / "line").mkdir()
+    Image.new("RGB", (80000, 1)).save(tmp_path / "line" / "0.png")
+    song = tmp_path / "song.mp4"
+    with av.open(str(video_files.write_audio(tmp_path / "plain.mp4"))) as source, av.open(str(song), "w") as target:
+        sound = target.add_stream_from_template(source.streams.audio[0])
+        cover = target.add_stream("mjpeg", rate=1)
+        cover.height, cover.width, cover.pix_fmt = 48, 64, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        target.mux(cover.encode(av.VideoFrame.from_ndarray(video_files.moving(1)[0], format="rgb24")))
+        target.mux(cover.encode())
+        for packet in source.demux(source.streams.audio[0]):
+            if packet.dts is not None:
+                packet.stream = sound
+                target.mux(packet)
+    names = ("readme.txt", "list.mp4", "line", "song.mp4")
+    reasons = [end.reject for _, end in decode(*(tmp_path / name for name in names))]
+    assert all(reasons), reasons
+    assert "too long and narrow" in reasons[2]
+    assert "only audio" in reasons[3]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])

@@ -228,7 +228,7 @@ def _serve_ours(options: argparse.Namespace) -> None:
             seconds = time.perf_counter() - started
 
         started = time.perf_counter()
-        sources = [Source(video.uri, video.sha256) for shard in shards for video in shard.videos]
+        sources = [Source(video.uri, video.content) for shard in shards for video in shard.videos]
         frames = decoders_bytes = 0
         for event in decode_all(sources, size):
             if isinstance(event, Chunk):

@@ -76,7 +76,7 @@ def _measure(videos: int) -> dict[str, Any]:
         if not catalog.digest:
             raise SystemExit("the catalog has no digest")
         lap("digest")
-        plan = encode_plan.make(catalog, {}, _SHARD_BYTES, 32)
+        plan = encode_plan.make(catalog, encode_plan.Published({}, {}), _SHARD_BYTES, 32)
         lap("make")
         shard = encode_plan.write(plan, uri)
         lap("write")
@@ -86,7 +86,7 @@ def _measure(videos: int) -> dict[str, Any]:
         lap("share_out")
         known = {entry.digest: encode_plan.Known("shard", 16, 0, 25.0) for entry in entries if entry.bytes % 100}
         began = time.perf_counter()
-        new = encode_plan.make(catalog, known, _SHARD_BYTES, 32)
+        new = encode_plan.make(catalog, encode_plan.Published({}, known), _SHARD_BYTES, 32)
         lap("make_again")
         known |= {entry.digest: encode_plan.Known("shard", 16, 0, 25.0) for _, more in new.shards for entry in more}
         done = encode_plan.Published({"shard": Shard(uri="file:///shard.safetensors", bytes=1, sha256="")}, known)

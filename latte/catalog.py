@@ -10,6 +10,7 @@ import itertools
 import os
 import re
 import stat as modes
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,12 +30,16 @@ VIDEO_SUFFIXES = (".avi", ".gif", ".mkv", ".mov", ".mp4", ".webm")
 # Hashing leaves the interpreter's lock, and reading waits for the disk.
 _HASH_THREADS = 4
 _CLOSED = "the folder cannot be read"
+# Ends the reason of a reject for trouble that may have passed by the next run.
+RUN_AGAIN = "; run again"
+# Says nothing against the video, so it does not count as a rejected one.
+SECOND_ROW = "the path is listed twice; the first row counts"
 
 
 class DatasetConfig(Config):
     """Where the videos are and what is known of them."""
 
-    videos: str = Field(description="folder of the videos, or s3://bucket/prefix")
+    videos: str = Field(min_length=1, description="folder of the videos, or s3://bucket/prefix")
     layout: Literal["videos", "frames"] = Field(
         default="videos", description="videos: one file is a video; frames: one folder of pictures is a video"
     )
@@ -72,11 +77,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Catalog:
-    """A dataset's videos by path, its classes, and the files that cannot be used."""
+    """A dataset's videos by path, its classes, the files that cannot be used, and how many `limit` left out."""
 
     entries: list[Entry]
     classes: list[str]
     rejects: list[Reject]
+    left_out: int = 0
 
     @property
     def digest(self) -> str:
@@ -115,7 +121,7 @@ def scan(config: DatasetConfig) -> Catalog:
     rows = None if config.csv is None else _read_csv(config.csv, found, rejects)
     chosen = sorted(found if rows is None else rows, key=os.fsencode)
     if config.split is not None:
-        chosen = _choose_split(config.split, chosen, rejects)
+        chosen = _choose_split(config, config.split, chosen, rejects)
     usable = []
     for name in chosen:
         problem = next((file.problem for file in found[name] if file.problem), None)
@@ -126,6 +132,7 @@ def scan(config: DatasetConfig) -> Catalog:
     if not usable and not rejects:
         raise UserError(f"dataset.videos: {config.videos}: no {_expected(config)} there")
     labels = _labels(config, usable, rows)
+    num_usable = len(usable)
     if config.limit is not None:
         usable = _take_in_turn(usable, labels, config.limit)
     classes = sorted({label for name in usable if (label := labels[name]) is not None}, key=natural_key)
@@ -147,7 +154,8 @@ def scan(config: DatasetConfig) -> Catalog:
                 bytes=sum(file.bytes for file in found[name]),
             )
         )
-    return Catalog(entries, classes, sorted(rejects, key=lambda reject: (reject.item, reject.reason)))
+    rejects.sort(key=lambda reject: (reject.item, reject.reason))
+    return Catalog(entries, classes, rejects, num_usable - len(usable))
 
 
 def _expected(config: DatasetConfig) -> str:
@@ -183,44 +191,49 @@ def _list_s3(prefix: str) -> Iterator[tuple[str, _File]]:
     start = len(prefix.rstrip("/")) + 1
     for uri, info in storage.list_objects(prefix).items():
         name = uri[start:]
-        if not any(part.startswith(".") for part in name.split("/")):
-            yield name, _File(uri, info.bytes, info.etag, None if info.bytes else "the file is empty")
+        parts = name.split("/")
+        if any(part.startswith(".") for part in parts):
+            continue
+        problem = None if info.bytes else "the file is empty"
+        yield name, _File(uri, info.bytes, info.etag, problem if all(parts) else "its key has an empty name in it")
 
 
 def _list_local(videos: str) -> Iterator[tuple[str, _File]]:
+    """Files below a folder; a folder that several links lead to counts once, where it really lies if that is below."""
     root = storage.local_path(videos).absolute()
-    if not root.exists():
-        raise UserError(f"dataset.videos: {videos}: no such folder")
-    if not root.is_dir():
-        raise UserError(f"dataset.videos: {videos}: not a folder")
-    yield from _walk(root, "", frozenset())
-
-
-def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, _File]]:
-    """Files below a folder; links to folders are followed unless they lead back up."""
     try:
-        info = folder.stat()
-        children = sorted(os.scandir(folder), key=lambda child: child.name)
+        if not root.is_dir():
+            problem = "not a folder" if root.exists() else "no such folder"
+            raise UserError(f"dataset.videos: {videos}: {problem}")
+        os.scandir(root).close()
     except OSError as error:
-        if not above:
-            raise UserError(f"dataset.videos: {folder}: {error.strerror}") from None
-        yield prefix.rstrip("/"), _File(folder.as_uri(), 0, "", _CLOSED)
-        return
-    here = above | {(info.st_dev, info.st_ino)}
-    for child in children:
-        if child.name.startswith("."):
-            continue
-        name, path = prefix + child.name, folder / child.name
+        raise UserError(f"dataset.videos: {videos}: {error.strerror}") from None
+    visited: set[tuple[int, int]] = set()
+    folders, links = deque([(root, "")]), deque[tuple[Path, str]]()
+    while folders or links:
+        folder, prefix = folders.popleft() if folders else links.popleft()
         try:
-            seen = child.stat()
-        except OSError as error:
-            yield name, _File(path.as_uri(), 0, "", f"cannot be read: {error.strerror}")
+            info = folder.stat()
+            children = sorted(os.scandir(folder), key=lambda child: child.name)
+        except OSError:
+            yield prefix.rstrip("/"), _File(folder.as_uri(), 0, "", _CLOSED)
             continue
-        if modes.S_ISDIR(seen.st_mode):
-            if (seen.st_dev, seen.st_ino) not in here:
-                yield from _walk(path, f"{name}/", here)
-        else:
-            yield name, _File(path.as_uri(), seen.st_size, "", _problem(path, seen))
+        if (info.st_dev, info.st_ino) in visited:
+            continue
+        visited.add((info.st_dev, info.st_ino))
+        for child in children:
+            if child.name.startswith("."):
+                continue
+            name, path = prefix + child.name, folder / child.name
+            try:
+                seen = child.stat()
+            except OSError as error:
+                yield name, _File(path.as_uri(), 0, "", f"cannot be read: {error.strerror}")
+                continue
+            if modes.S_ISDIR(seen.st_mode):
+                (links if child.is_symlink() else folders).append((path, f"{name}/"))
+            else:
+                yield name, _File(path.as_uri(), seen.st_size, "", _problem(path, seen))
 
 
 def _problem(path: Path, info: os.stat_result) -> str | None:
@@ -253,11 +266,14 @@ def _read_csv(uri: str, found: dict[str, list[_File]], rejects: list[Reject]) ->
     rows: dict[str, _Row] = {}
     try:
         columns = set(reader.fieldnames or ())
+        if len(columns) < len(reader.fieldnames or ()):
+            raise UserError(f"dataset.csv: {uri}: two columns have the same name")
         if "path" not in columns or not columns & {"label", "caption"}:
             listed = ", ".join(sorted(columns)) or "none"
             raise UserError(f"dataset.csv: {uri}: needs a column path and a column label or caption, has {listed}")
         for row in reader:
-            name = str(PurePosixPath((row["path"] or "").strip()))
+            given = row["path"] or ""
+            name = str(PurePosixPath(given if given in found else given.strip()))
             reason = _row_problem(row, name, found, rows)
             if reason is None:
                 text = {key: value.strip() for key in ("label", "caption") if (value := row.get(key)) is not None}
@@ -278,32 +294,47 @@ def _row_problem(
     if missing:
         return f"{missing[0]} is empty"
     if name in rows:
-        return "the path is listed twice; the first row counts"
-    return None if name in found else "no such file"
+        return SECOND_ROW
+    if name in found:
+        return None
+    climbs = name.startswith("/") or ".." in name.split("/")
+    return "not a path below dataset.videos" if climbs else "no such file"
 
 
-def _choose_split(uri: str, names: Sequence[str], rejects: list[Reject]) -> list[str]:
-    """The listed ones of `names`; a line may leave out the ending, and may have a number behind the path (UCF101)."""
-    lines = [line.strip() for line in _read_text("split", uri).splitlines()]
-    known = {str(PurePosixPath(name).with_suffix("")): name for name in reversed(names)} | {n: n for n in names}
+def _choose_split(config: DatasetConfig, uri: str, names: Sequence[str], rejects: list[Reject]) -> list[str]:
+    """The listed ones of `names`; a line may have another ending or none, and a number behind the path (UCF101)."""
+    stems: dict[str, list[str]] = {}
+    if config.layout == "videos":
+        for name in names:
+            stems.setdefault(_stem(name), []).append(name)
+    known = set(names)
     chosen = set()
-    for line in lines:
+    for line in map(str.strip, _read_text("split", uri).splitlines()):
         if not line or line.startswith("#"):
             continue
-        path = re.sub(r"[ \t,]+[0-9]+$", "", line)
-        name = known.get(line) or known.get(path) or known.get(str(PurePosixPath(path).with_suffix("")))
-        if name is None:
-            rejects.append(Reject(item=path, reason="listed in the split, but there is no such video"))
+        path = re.sub(r"[ \t,]+[0-9]+$", "", line) or line
+        alike = [name] if (name := line) in known or (name := path) in known else stems.get(_stem(path), [])
+        if len(alike) == 1:
+            chosen.add(alike[0])
+        elif alike:
+            rejects.append(Reject(item=path, reason=f"listed in the split without the ending of one of {len(alike)}"))
         else:
-            chosen.add(name)
+            rejects.append(Reject(item=path, reason="listed in the split, but there is no such video"))
     if not chosen:
         raise UserError(f"dataset.split: {uri}: names none of the dataset's {len(names)} videos")
     return [name for name in names if name in chosen]
 
 
+def _stem(name: str) -> str:
+    """Without the ending of a video; other dots belong to the name."""
+    return name.rpartition(".")[0] if name.lower().endswith(VIDEO_SUFFIXES) else name
+
+
 def _labels(config: DatasetConfig, names: Sequence[str], rows: dict[str, _Row] | None) -> dict[str, str | None]:
-    if rows is not None:
+    if rows is not None and config.labels != "folder":
         return {name: rows[name].label for name in names}
+    if rows is not None and any(row.label is not None for row in rows.values()):
+        raise UserError("dataset.labels: folder, but the CSV file has labels; leave one of the two out")
     from_folder = config.labels == "folder" or (config.labels is None and all("/" in name for name in names))
     if not from_folder:
         return dict.fromkeys(names)
@@ -326,6 +357,16 @@ def _video_uri(config: DatasetConfig, files: Sequence[_File]) -> str:
     return files[0].uri.rpartition("/")[0] if config.layout == "frames" else files[0].uri
 
 
+def s3_digest(etag: str, size: int) -> str:
+    """What tells contents in S3 apart without reading them."""
+    return fingerprint("s3", etag.strip('"'), size)
+
+
+def frames_digest(digests: Sequence[str]) -> str:
+    """The digest of a folder of frames, by those of its pictures in their order."""
+    return fingerprint("frames", digests)
+
+
 def _digests(config: DatasetConfig, videos: Iterable[list[_File]]) -> list[str | None]:
     """Digest of each video, in order; None where it can no longer be read."""
     videos = list(videos)
@@ -333,7 +374,7 @@ def _digests(config: DatasetConfig, videos: Iterable[list[_File]]) -> list[str |
 
     def of_file(file: _File) -> str:
         if whole:
-            return fingerprint("s3", file.etag, file.bytes)
+            return s3_digest(file.etag, file.bytes)
         if storage.is_s3(file.uri):
             with storage.as_local_file(file.uri) as path:
                 return storage.sha256_file(path)
@@ -344,7 +385,7 @@ def _digests(config: DatasetConfig, videos: Iterable[list[_File]]) -> list[str |
             digests = [of_file(file) for file in files]
         except (OSError, UserError):
             return None
-        return digests[0] if config.layout == "videos" else fingerprint("frames", digests)
+        return digests[0] if config.layout == "videos" else frames_digest(digests)
 
     if whole:
         return [of_video(files) for files in videos]

@@ -19,8 +19,9 @@ import numpy as np
 
 import latte
 from latte import storage
-from latte.decoding import Task, line_of
-from latte.errors import LatteError, UserError
+from latte.catalog import RUN_AGAIN, frames_digest, s3_digest
+from latte.decoding import Task, frame_names, line_of
+from latte.errors import LatteError, NotThereError, UserError
 
 DECODE_LIMIT_S = 300.0
 # Added to a video's time for every frame that is read: long videos may take long, and none may drip for ever.
@@ -29,6 +30,7 @@ _START_LIMIT_S = 120.0
 _COUNT_LIMIT_S = 20.0
 # A thread may be in the middle of a download; it ends with that or with this process.
 _STOP_LIMIT_S = 5.0
+_LAST_WORDS_S = 1.0
 # Chunks that one decoder may be ahead of whoever takes them.
 _AHEAD_CHUNKS = 4
 _PIPE_BYTES = 1 << 20
@@ -36,14 +38,19 @@ _PIPE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Source:
-    """A video to decode: `uri` of a file or a folder of frames; `sha256` of the file where it is known.
+    """A video to decode.
 
-    `mirrored` asks for its frames with left and right exchanged.
+    Attributes:
+        uri: a file or a folder of frames.
+        digest: of its content, as the catalog has it, where it is to be checked.
+        mirrored: left and right exchanged.
+        by_etag: digests are those of `latte.catalog.s3_digest`, not SHA-256.
     """
 
     uri: str
-    sha256: str | None = None
+    digest: str | None = None
     mirrored: bool = False
+    by_etag: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,12 +63,16 @@ class Chunk:
 
 @dataclass(frozen=True)
 class End:
-    """The end of a video: how many frames it had, or why it is rejected."""
+    """The end of a video: how many frames it had, or why it is rejected.
+
+    `passing` says that the trouble was not with its content, so that it may well be decoded another time.
+    """
 
     index: int
     num_frames: int
     fps: float | None
     reject: str | None = None
+    passing: bool = False
 
 
 def decode_all(
@@ -148,36 +159,69 @@ def decode_one(decoder: "Decoder", index: int, source: Source, task: Task, limit
     try:
         with _as_local(source) as path:
             yield from decoder.decode(index, Task(**{**vars(task), "path": str(path)}), limit_s)
-    except _ChangedError:
-        yield End(index, 0, None, "its content changed after it was listed; run again")
+    except _PassingError as trouble:
+        yield End(index, 0, None, f"{trouble}{RUN_AGAIN}", passing=True)
 
 
-class _ChangedError(Exception):
-    """The file is not the one that the catalog listed."""
+class _PassingError(Exception):
+    """The file is not there, not the one that the catalog listed, or cannot be read."""
 
 
 @contextlib.contextmanager
 def _as_local(source: Source) -> Iterator[Path]:
-    """The video as a local file or folder of frames."""
+    """The video as a local file or folder of frames, checked."""
     if not storage.is_s3(source.uri):
         path = storage.local_path(source.uri)
-        if source.sha256 is not None and (not path.is_file() or storage.sha256_file(path) != source.sha256):
-            raise _ChangedError
+        if source.digest is not None:
+            _check(source, _local_digest(path))
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="latte-video-") as folder:
-        if storage.exists(source.uri):
-            local = storage.download(source.uri, Path(folder, "video"))
-            if source.sha256 is not None and storage.sha256_file(local) != source.sha256:
-                raise _ChangedError
-            yield local
-            return
-        frames = [uri for uri in storage.list_uris(source.uri) if uri.count("/") == source.uri.count("/") + 1]
-        if not frames:
-            raise UserError(f"{source.uri}: no such video")
-        for uri in frames:
-            storage.download(uri, Path(folder, "frames", uri.rsplit("/", 1)[1]))
-        yield Path(folder, "frames")
+        try:
+            local, digest = _download(source, Path(folder))
+        except NotThereError as error:
+            if source.digest is None:
+                raise UserError(f"{source.uri}: no such video") from None
+            raise _PassingError("it vanished after it was listed") from error
+        if source.digest is not None:
+            _check(source, digest)
+        yield local
+
+
+def _check(source: Source, digest: str) -> None:
+    if source.digest != digest:
+        raise _PassingError("its content changed after it was listed")
+
+
+def _local_digest(path: Path) -> str:
+    try:
+        if path.is_dir():
+            return frames_digest([storage.sha256_file(path / name) for name in frame_names(os.listdir(path))])
+        return storage.sha256_file(path)
+    except FileNotFoundError:
+        raise _PassingError("it vanished after it was listed") from None
+    except OSError as error:
+        raise _PassingError(f"cannot be read: {error.strerror}") from None
+
+
+def _download(source: Source, folder: Path) -> tuple[Path, str]:
+    """The video and its digest; what is asked after the download tells of the content that was downloaded."""
+
+    def fetch(uri: str, path: Path) -> str:
+        storage.download(uri, path)
+        if not source.by_etag:
+            return storage.sha256_file(path) if source.digest is not None else ""
+        info = storage.stat(uri)
+        return "" if info is None else s3_digest(info.etag, info.bytes)
+
+    if storage.exists(source.uri):
+        return folder / "video", fetch(source.uri, folder / "video")
+    below = [uri[len(source.uri) + 1 :] for uri in storage.list_uris(source.uri)]
+    names = frame_names(name for name in below if "/" not in name)
+    if not names:
+        raise NotThereError(source.uri)
+    frames = folder / "frames"
+    return frames, frames_digest([fetch(f"{source.uri}/{name}", frames / name) for name in names])
 
 
 class Decoder:
@@ -245,7 +289,8 @@ class Decoder:
         package = str(Path(latte.__file__).parents[1])
         search = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "latte.decoding", str(os.getpid())],
+            # -P: a file of the current folder that is called like a library is not one.
+            [sys.executable, "-P", "-m", "latte.decoding", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -307,6 +352,8 @@ class Decoder:
     def _death(self) -> str:
         if self._process is None:
             return "was not running"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_LAST_WORDS_S)  # its pipe may be closed a moment before it has ended
         self._process.kill()
         code = self._process.wait()
         return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

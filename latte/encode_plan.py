@@ -9,13 +9,13 @@ is a content of its own; the captions' embeddings lie beside the shards (`latte.
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 from latte import captions, manifest, storage
 from latte.captions import CaptionShard
-from latte.catalog import Catalog, Entry
+from latte.catalog import RUN_AGAIN, Catalog, Entry
 from latte.encoding import Planned, PlannedShard
 from latte.errors import LatteError
 from latte.latents import INDEX, EncodedVideo
@@ -27,21 +27,30 @@ MIRRORED = "-mirrored"
 
 @dataclass(frozen=True)
 class Known:
-    """Content that has been looked at: where its latents are, or why it was rejected."""
+    """Content that has been looked at: where its latents are, or why it was rejected.
+
+    `passing`: it was rejected for trouble that was not its own, and is to be tried again.
+    """
 
     shard: str
     num_frames: int = 0
     offset: int = 0
     fps: float | None = None
     reject: str | None = None
+    passing: bool = False
 
 
 @dataclass(frozen=True)
 class Published:
-    """The shards of a place by name, and what each content digest became."""
+    """The shards of a place by name, what each content digest became, and what is to be tried again."""
 
     shards: dict[str, manifest.Shard]
     known: dict[str, Known]
+    again: frozenset[str] = frozenset()
+
+    def lacks(self, entry: Entry) -> bool:
+        """Whether an entry's content is still to be encoded."""
+        return entry.digest not in self.known or entry.digest in self.again
 
 
 @dataclass(frozen=True)
@@ -61,14 +70,23 @@ def published(place: str) -> Published:
     """
     shards: dict[str, manifest.Shard] = {}
     known: dict[str, Known] = {}
+    passing: dict[str, Known] = {}
     for shard, record in manifest.read_records(storage.join(place, "shards")):
         name = manifest.shard_name(shard.uri)
         shards[name] = shard
         for item in record["videos"]:
             known[item["digest"]] = Known(name, item["num_frames"], item["offset"], item["fps"])
         for item in record["rejects"]:
-            known.setdefault(item["digest"], Known(name, reject=item["reason"]))
-    return Published(shards, known)
+            into = passing if item.get("passing") else known
+            into.setdefault(item["digest"], Known(name, reject=item["reason"], passing=into is passing))
+    again = frozenset(digest for digest in passing if digest not in known)
+    return Published(shards, passing | known, again)
+
+
+def is_done(uri: str) -> bool:
+    """Whether a shard is published and holds all that it was to hold."""
+    record = manifest.read_record(uri)
+    return record is not None and not any(reject.get("passing") for reject in record["rejects"])
 
 
 def contents(catalog: Catalog, mirrored: bool) -> list[Entry]:
@@ -76,17 +94,13 @@ def contents(catalog: Catalog, mirrored: bool) -> list[Entry]:
     return [*catalog.entries, *(map(_mirrored, catalog.entries) if mirrored else ())]
 
 
-def make(catalog: Catalog, known: Iterable[str], shard_bytes: int, num_tasks: int, mirrored: bool = False) -> Plan:
-    """Group the contents that are not known, each once, into shards of about `shard_bytes` of source video.
+def make(catalog: Catalog, done: Published, shard_bytes: int, num_tasks: int, mirrored: bool = False) -> Plan:
+    """Group the contents that are still to be encoded, each once, into shards of about `shard_bytes` of source video.
 
     Shards are smaller where there would be fewer of them than tasks.
     """
-    seen = set(known)
-    new: list[Entry] = []
-    for entry in contents(catalog, mirrored):
-        if entry.digest not in seen:
-            seen.add(entry.digest)
-            new.append(entry)
+    new = list({entry.digest: entry for entry in reversed(contents(catalog, mirrored)) if done.lacks(entry)}.values())
+    new.reverse()  # the first of several with the same content
     total = sum(entry.bytes for entry in new)
     target = max(1, min(shard_bytes, -(-total // num_tasks)))
     # An entry goes where its middle lies: shards end up alike, and none is empty of bytes for a rounding.
@@ -113,6 +127,7 @@ def write(plan: Plan, uri: str) -> manifest.Shard:
         "entries": [[e.id, e.uri, e.digest, e.label, e.caption, e.bytes] for e in plan.catalog.entries],
         "rejects": [[reject.item, reject.reason] for reject in plan.catalog.rejects],
         "shards": [[name, [number_of(entry) for entry in entries]] for name, entries in plan.shards],
+        "left_out": plan.catalog.left_out,
         "captions": [[shard.name, [captioned[caption] for caption in shard.captions]] for shard in plan.captions],
     }
     ref = _write_compact(uri, value)
@@ -136,42 +151,42 @@ def read(uri: str) -> Plan:
         CaptionShard(name, [captions.EMPTY if n < 0 else str(entries[n].caption) for n in numbers])
         for name, numbers in value["captions"]
     ]
-    return Plan(Catalog(entries, value["classes"], rejects), shards, texts)
+    return Plan(Catalog(entries, value["classes"], rejects, value["left_out"]), shards, texts)
 
 
 def fits(
     plan: Plan,
     catalog: Catalog,
-    known: Mapping[str, Known],
+    done: Published,
     new_captions: Iterable[str] = (),
     mirrored: bool = False,
 ) -> bool:
     """Whether a plan made earlier covers all that the dataset still lacks."""
-    covered = {entry.digest for _, entries in plan.shards for entry in entries}
+    # A shard that is published is no longer to be encoded, though something in it may be tried again.
+    waiting = [entries for name, entries in plan.shards if name not in done.shards]
+    covered = {entry.digest for entries in waiting for entry in entries}
     texts = {caption for shard in plan.captions for caption in shard.captions}
     return (
         plan.catalog == catalog
-        and all(e.digest in covered or e.digest in known for e in contents(catalog, mirrored))
+        and all(e.digest in covered or not done.lacks(e) for e in contents(catalog, mirrored))
         and texts.issuperset(new_captions)
     )
 
 
-def task_shards(plan: Plan, place: str, task: int, num_tasks: int, hashed: bool) -> list[PlannedShard]:
-    """The shards of one task: `task`, `task + num_tasks`, …; `hashed`: digests are SHA-256 of the files."""
+def task_shards(plan: Plan, place: str, task: int, num_tasks: int, by_etag: bool) -> list[PlannedShard]:
+    """The shards of one task: `task`, `task + num_tasks`, …; `by_etag` as in `latte.decoders.Source`."""
     return [
         PlannedShard(
             shard_uri(place, name),
-            tuple(_planned(entry, hashed) for entry in entries),
+            tuple(_planned(entry, by_etag) for entry in entries),
         )
         for name, entries in plan.shards[task::num_tasks]
     ]
 
 
-def _planned(entry: Entry, hashed: bool) -> Planned:
+def _planned(entry: Entry, by_etag: bool) -> Planned:
     content = entry.digest.removesuffix(MIRRORED)
-    return Planned(
-        entry.id, entry.uri, entry.digest, content if hashed else None, entry.bytes, mirrored=content != entry.digest
-    )
+    return Planned(entry.id, entry.uri, entry.digest, content, entry.bytes, content != entry.digest, by_etag)
 
 
 def _mirrored(entry: Entry) -> Entry:
@@ -260,7 +275,7 @@ def _problem(known: Known, copy: Known | None, min_frames: int) -> str | None:
         return None
     if copy.reject is not None:
         return f"mirrored copy: {copy.reject}"
-    return None if copy.num_frames == known.num_frames else "its content changed while it was encoded; run again"
+    return None if copy.num_frames == known.num_frames else f"its content changed while it was encoded{RUN_AGAIN}"
 
 
 def write_index(merged: Merged, place: str, uri: str, row_shape: Sequence[int], dtype: str) -> manifest.Shard:

@@ -15,7 +15,7 @@ from latte import generation, manifest
 from latte.decoders import Chunk, End, Source, decode_all
 from latte.errors import StorageError, UserError
 from latte.latents import tensor_header
-from latte.progress import progress
+from latte.progress import progress, teller
 
 # Frames (N, S, S, 3) uint8 -> mean and log-variance, (N, C, h, w) float32 each.
 Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -24,14 +24,25 @@ _COPY_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class Planned:
-    """A video, or its mirrored copy, that a shard is to hold; `sha256` of its file where it is known."""
+    """A video, or its mirrored copy, that a shard is to hold.
+
+    Attributes:
+        id: path below the dataset's folder.
+        uri: a file or a folder of frames.
+        digest: what its latents are called.
+        content: digest of what lies under `uri`, if it is to be checked.
+        bytes: size of it.
+        mirrored: whether it is the mirrored copy.
+        by_etag: as in `latte.decoders.Source`.
+    """
 
     id: str
     uri: str
     digest: str
-    sha256: str | None
+    content: str | None
     bytes: int
     mirrored: bool = False
+    by_etag: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ def load_encoder(vae: manifest.Manifest, batch_size: int, image_size: int) -> En
     from latte import device
 
     device.setup()
-    net = generation.network("vae", vae.config["model"], vae.weights_file())
+    net = generation.network("vae", vae.config.get("model", {}), vae.weights_file())
     batch = np.zeros((batch_size, 3, image_size, image_size), np.float32)
 
     def encode(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -92,7 +103,7 @@ def encode_all(shards: Sequence[PlannedShard], settings: Settings, encode: Encod
     published: list[manifest.Shard] = []
     videos = [video for shard in shards for video in shard.videos]
     events = decode_all(
-        [Source(video.uri, video.sha256, video.mirrored) for video in videos],
+        [Source(video.uri, video.content, video.mirrored, video.by_etag) for video in videos],
         settings.image_size,
         settings.decode_workers,
         settings.decode_limit_s,
@@ -139,7 +150,7 @@ def _fill(writer: "ShardWriter", events: Iterator[Chunk | End], first: int, mete
                 writer.end_video(video, event)
                 break
             writer.add(event.frames)
-            meter.frames += len(event.frames)
+            meter.add(len(event.frames))
         meter.end_video(video.bytes)
     writer.flush()
 
@@ -149,15 +160,23 @@ class _Meter:
 
     def __init__(self, num_videos: int) -> None:
         self.bar = progress(total=num_videos, desc="encode", unit="video")
-        self.frames = 0
+        self._tell = teller(self.bar)
+        self._frames = 0
         self._bytes = 0
+
+    def add(self, frames: int) -> None:
+        """A long video shows that it goes on."""
+        self._frames += frames
+        self._tell(self._rates())
 
     def end_video(self, source_bytes: int) -> None:
         self._bytes += source_bytes
-        elapsed_s = max(1e-6, float(self.bar.format_dict["elapsed"]))
-        rates = f"{self.frames / elapsed_s:.0f} frames/s, {self._bytes / elapsed_s / 1e6:.2f} MB/s"
-        self.bar.set_postfix_str(rates, refresh=False)
+        self.bar.set_postfix_str(self._rates(), refresh=False)
         self.bar.update(1)
+
+    def _rates(self) -> str:
+        elapsed_s = max(1e-6, float(self.bar.format_dict["elapsed"]))
+        return f"{self._frames / elapsed_s:.0f} frames/s, {self._bytes / elapsed_s / 1e6:.2f} MB/s"
 
 
 class ShardWriter:
@@ -173,7 +192,7 @@ class ShardWriter:
         self._num_pending = 0
         self._begun = 0  # rows of videos that have ended
         self._items: list[dict[str, Any]] = []
-        self._rejects: list[dict[str, str]] = []
+        self._rejects: list[dict[str, Any]] = []
         self._num_rows = 0  # rows added, encoded or not
 
     def add(self, frames: np.ndarray) -> None:
@@ -191,7 +210,8 @@ class ShardWriter:
         """The current video is whole, or is rejected with all its rows."""
         start, self._begun = self._begun, self._num_rows
         if end.reject is not None:
-            self._rejects.append({"id": video.id, "digest": video.digest, "reason": end.reject})
+            reject = {"id": video.id, "digest": video.digest, "reason": end.reject}
+            self._rejects.append({**reject, "passing": True} if end.passing else reject)
             return
         fps = None if end.fps is None else end.fps / self._settings.frame_stride
         self._items.append(

@@ -229,7 +229,12 @@ class _Cache:
             self._used_bytes += shard.bytes
             own = {f"{sha256}{_CACHE_ENDING}" for sha256 in self._of_shard}
             _make_room(self._folder, own, self._limit_bytes - self._used_bytes)
-        return self._fetch(shard, self._folder / f"{shard.sha256}{_CACHE_ENDING}")
+        try:
+            return self._fetch(shard, self._folder / f"{shard.sha256}{_CACHE_ENDING}")
+        except BaseException:
+            with self._lock:
+                self._used_bytes -= shard.bytes
+            raise
 
     @staticmethod
     def _fetch(shard: manifest.Shard, path: Path) -> Path:

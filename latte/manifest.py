@@ -6,6 +6,7 @@ Heavy data goes straight to object storage. A shard is published whole or not at
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -104,11 +105,13 @@ class Manifest(Config):
 
 
 def reject_rows(rejects: Sequence[Reject], limit: int = 20) -> list[str]:
-    """Rejects as the lines of a table: how many for each reason, most first, with an example."""
-    reasons = Counter(reject.reason for reject in rejects)
-    examples = {reject.reason: reject.item for reject in reversed(rejects)}
+    """Rejects as the lines of a table: how many for each reason, whatever its numbers, most first, with an example."""
+    alike = [(re.sub(r"[0-9]+", "…", reject.reason), reject) for reject in rejects]
+    reasons = Counter(reason for reason, _ in alike)
+    examples = dict(reversed(alike))
     rows = [
-        f"  {count:>7}  {reason}  (for example {examples[reason]!r})" for reason, count in reasons.most_common(limit)
+        f"  {count:>7}  {reason if count > 1 else examples[reason].reason}  (for example {examples[reason].item!r})"
+        for reason, count in reasons.most_common(limit)
     ]
     left_out = len(reasons) - len(rows)
     return [*rows, f"  and {left_out} other reasons; see the manifest"] if left_out else rows

@@ -13,14 +13,15 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from latte import captions, encode_plan, manifest, storage
-from latte.catalog import DatasetConfig, Entry, scan
-from latte.config import Config, build
+from latte.catalog import RUN_AGAIN, SECOND_ROW, DatasetConfig, Entry, scan
+from latte.config import Config, Root, build
 from latte.decoding import TRANSFORM_VERSION
 from latte.errors import LatteError, UserError
 from latte.generation import TextSource
 from latte.models.configs import AutoencoderKLConfig
 
 MAX_TASKS = 32
+STATE_MANIFEST = "latents.json"
 _COUNTED_VIDEOS = 8
 # Latents take at most about so many times the bytes of their video.
 _MOST_GROWTH = 100
@@ -29,7 +30,7 @@ _MOST_GROWTH = 100
 class EncodeConfig(Config):
     """Settings of encoding a dataset; the defaults are those of 256x256 training."""
 
-    root: str = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
+    root: Root = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
     name: str = Field(description="name of the dataset; its latents lie under datasets/<name>/")
     dataset: DatasetConfig = Field(description="which videos: videos, layout, csv, labels, split, limit, s3_digest")
     vae: str = Field(description="manifest of the autoencoder's weights (file or URI)")
@@ -37,10 +38,13 @@ class EncodeConfig(Config):
         default=None, description="manifest of CLIP's text weights (file or URI): captions are embedded too"
     )
     tokenizer: str | None = Field(default=None, description="CLIP's tokenizer.json (path or URI), for text_encoder")
-    image_size: int = Field(default=256, gt=0, description="side of the frames after scaling and cropping")
+    image_size: int = Field(default=256, gt=0, le=8192, description="side of the frames after scaling and cropping")
     dtype: Literal["float16", "float32"] = Field(default="float16", description="how latents are stored")
     batch_size: int | None = Field(
-        default=None, gt=0, description="frames encoded at once; unset: as many pixels as 8 frames of 256x256, up to 32"
+        default=None,
+        gt=0,
+        le=4096,
+        description="frames encoded at once; unset: as many pixels as 8 frames of 256x256, up to 32",
     )
     frame_stride: int = Field(
         default=1,
@@ -52,7 +56,7 @@ class EncodeConfig(Config):
     mirrored: bool = Field(
         default=False, description="encode a mirrored copy of each video too; training draws either of them"
     )
-    shard_mb: float = Field(default=256, gt=0, description="megabytes of latents in a shard, about")
+    shard_mb: float = Field(default=256, gt=0, le=1e6, description="megabytes of latents in a shard, about")
     num_tasks: int = Field(default=8, gt=0, le=MAX_TASKS, description="tasks that encoding is fanned out over, at most")
     decode_workers: int = Field(default=2, gt=0, description="processes that decode, per task")
     decode_limit_s: float = Field(default=300, gt=0, description="seconds for decoding a video, besides 0.1 s a frame")
@@ -62,6 +66,8 @@ class EncodeConfig(Config):
     def _fits(self) -> "EncodeConfig":
         if (self.text_encoder is None) != (self.tokenizer is None):
             raise ValueError("text_encoder and tokenizer go together; give both or neither")
+        if self.max_frames is not None and self.max_frames < self.min_frames:
+            raise ValueError(f"min_frames {self.min_frames} is more than max_frames {self.max_frames}")
         return self
 
 
@@ -90,9 +96,9 @@ def plan(config: EncodeConfig) -> manifest.Manifest:
     folder = _folder(config, place, inputs)
     uri = storage.join(folder, encode_plan.PLAN)
     planned = encode_plan.read(uri) if storage.exists(uri) else None
-    if planned is None or not encode_plan.fits(planned, catalog, done.known, new_captions, config.mirrored):
-        source_bytes = _source_bytes(config, [entry for entry in contents if entry.digest not in done.known], row_shape)
-        planned = encode_plan.make(catalog, done.known, source_bytes, config.num_tasks, config.mirrored)
+    if planned is None or not encode_plan.fits(planned, catalog, done, new_captions, config.mirrored):
+        source_bytes = _source_bytes(config, list(filter(done.lacks, contents)), row_shape)
+        planned = encode_plan.make(catalog, done, source_bytes, config.num_tasks, config.mirrored)
         planned = replace(planned, captions=captions.plan(new_captions, config.num_tasks))
     shard = encode_plan.write(planned, uri)
     # What is stored depends on the plan alone; what is left to do changes from run to run and is only handed on.
@@ -108,10 +114,10 @@ def plan(config: EncodeConfig) -> manifest.Manifest:
             inputs=inputs,
         )
     )
-    waiting = sum(name not in done.shards for name, _ in planned.shards)
+    waiting = sum(name not in done.shards or any(map(done.lacks, entries)) for name, entries in planned.shards)
     if texts is not None:
         waiting = max(waiting, sum(shard.name not in texts.shards for shard in planned.captions))
-    new_videos = len({entry.id for entry in contents if entry.digest not in done.known})
+    new_videos = len({entry.id for entry in filter(done.lacks, contents)})
     metrics = {"num_tasks": max(1, min(config.num_tasks, waiting)), "shards_to_encode": waiting}
     return stored.model_copy(update={"metrics": metrics, "counts": {**stored.counts, "new_videos": new_videos}})
 
@@ -129,11 +135,9 @@ def encode_shards(config: EncodeConfig, plan_uri: str, task: int, num_tasks: int
     vae = manifest.read(config.vae, "weights")
     plan_manifest, place = _read_plan(config, vae, plan_uri)
     planned = encode_plan.read(plan_manifest.shard(encode_plan.PLAN).uri)
-    hashed = config.dataset.layout == "videos" and (
-        not storage.is_s3(config.dataset.videos) or config.dataset.s3_digest == "sha256"
-    )
-    mine = encode_plan.task_shards(planned, place, task, num_tasks, hashed)
-    todo = [shard for shard in mine if manifest.read_record(shard.uri) is None]
+    by_etag = storage.is_s3(config.dataset.videos) and config.dataset.s3_digest == "etag"
+    mine = encode_plan.task_shards(planned, place, task, num_tasks, by_etag)
+    todo = [shard for shard in mine if not encode_plan.is_done(shard.uri)]
     new_captions = _embed_captions(config, place, planned.captions[task::num_tasks])
     if todo:
         from latte import encoding
@@ -183,14 +187,15 @@ def merge(config: EncodeConfig, plan_uri: str) -> manifest.Manifest:
     started = time.monotonic()
     vae = manifest.read(config.vae, "weights")
     plan_manifest, place = _read_plan(config, vae, plan_uri)
+    catalog = encode_plan.read(plan_manifest.shard(encode_plan.PLAN).uri).catalog
     found = _find(config, place, plan_manifest)
     if found is not None:
+        _check_rejects(config, found.counts["videos"] + catalog.left_out, found.rejects)
         return found
-    catalog = encode_plan.read(plan_manifest.shard(encode_plan.PLAN).uri).catalog
     text = _text(config)
     texts = None if text is None else captions.published(captions.text_place(place, text, config.dtype))
     merged = encode_plan.merge(catalog, encode_plan.published(place), config.min_frames, texts, config.mirrored)
-    _check_rejects(config, len(merged.videos), merged.rejects)
+    _check_rejects(config, len(merged.videos) + catalog.left_out, merged.rejects)
     row_shape = _row_shape(config, vae)
     index = encode_plan.write_index(merged, place, plan_manifest.uri, row_shape, config.dtype)
     counts = {"videos": len(merged.videos), "frames": sum(video.num_frames for video in merged.videos)}
@@ -201,7 +206,7 @@ def merge(config: EncodeConfig, plan_uri: str) -> manifest.Manifest:
         for uri in storage.list_uris(storage.join(plan_manifest.uri, "parts"))
         if uri.endswith("/manifest.json")
     ]
-    return manifest.finish(
+    made = manifest.finish(
         manifest.Manifest(
             kind="latents",
             name=config.name,
@@ -225,6 +230,9 @@ def merge(config: EncodeConfig, plan_uri: str) -> manifest.Manifest:
             seconds=sum(part.seconds for part in parts) + time.monotonic() - started,
         )
     )
+    # The place's own manifest is of the newest state: another split, other captions, more videos.
+    manifest.write(made.model_copy(update={"seconds": 0.0}), storage.join(plan_manifest.uri, STATE_MANIFEST))
+    return made
 
 
 def run(config: EncodeConfig) -> manifest.Manifest:
@@ -329,15 +337,19 @@ def _find(config: EncodeConfig, place: str, planned: manifest.Manifest) -> manif
     found = manifest.find(place, "latents")
     if found is None or found.fingerprint != _final_fingerprint(config, planned):
         return None
+    if any(reject.reason.endswith(RUN_AGAIN) for reject in found.rejects):
+        return None
     # Equal content in another location: the index names the videos' URIs.
     return found if found.config["videos"] == storage.from_path(config.dataset.videos) else None
 
 
 def _check_rejects(config: EncodeConfig, num_videos: int, rejects: list[manifest.Reject]) -> None:
-    total = num_videos + len(rejects)
-    if num_videos and len(rejects) <= config.max_reject_share * total:
+    rejected = len({reject.item for reject in rejects if not reject.reason.endswith(SECOND_ROW)})
+    total = num_videos + rejected
+    if num_videos and rejected <= config.max_reject_share * total:
         return
+    allowed = f"more than max_reject_share={config.max_reject_share:g} allows" if num_videos else "so none is left"
     raise LatteError(
-        f"{config.dataset.videos}: {len(rejects)} of {total} videos are rejected, more than "
-        f"max_reject_share={config.max_reject_share:g} allows:\n" + "\n".join(manifest.reject_rows(rejects))
+        f"{config.dataset.videos}: {rejected} of {total} videos are rejected, {allowed}:\n"
+        + "\n".join(manifest.reject_rows(rejects))
     )

@@ -134,7 +134,7 @@ def test_csv_with_labels_captions_and_every_mistake(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [(r.item, r.reason) for r in found.rejects] == [
         (".", "CSV line 10: path is empty"),
-        ("../a.mp4", "CSV line 8: no such file"),
+        ("../a.mp4", "CSV line 8: not a path below dataset.videos"),
         ("a.mp4", "CSV line 6: the path is listed twice; the first row counts"),
         ("d.mp4", "CSV line 7: label is empty"),
         ("d.mp4", "CSV line 9: more values than columns"),
@@ -177,6 +177,56 @@ def test_a_limit_takes_from_the_classes_in_turn(tmp_path: Path) -> None:
     fill(tmp_path, *[f"{name}/{i}.mp4" for name in "abc" for i in range(5)])
     assert ids(catalog(tmp_path, limit=4)) == ["a/0.mp4", "a/1.mp4", "b/0.mp4", "c/0.mp4"]
     assert len(ids(catalog(tmp_path, limit=100))) == 15
+
+
+def test_a_limit_says_how_many_it_left_out(tmp_path: Path) -> None:
+    fill(tmp_path, "a.mp4", "b.mp4", "c.mp4")
+    assert catalog(tmp_path, limit=1).left_out == 2
+    assert catalog(tmp_path).left_out == 0
+
+
+def test_labels_from_folders_beside_captions(tmp_path: Path) -> None:
+    fill(tmp_path / "videos", "x/a.mp4", "y/b.mp4")
+    (tmp_path / "c.csv").write_text("path,caption\nx/a.mp4,one\ny/b.mp4,two\n")
+    found = catalog(tmp_path / "videos", csv=str(tmp_path / "c.csv"), labels="folder")
+    assert found.classes == ["x", "y"]
+    assert [entry.caption for entry in found.entries] == ["one", "two"]
+    (tmp_path / "l.csv").write_text("path,label\nx/a.mp4,one\n")
+    with pytest.raises(UserError, match=r"dataset\.labels"):
+        catalog(tmp_path / "videos", csv=str(tmp_path / "l.csv"), labels="folder")
+    (tmp_path / "twice.csv").write_text("path,label,path\nx/a.mp4,one,y/b.mp4\n")
+    with pytest.raises(UserError, match="same name"):
+        catalog(tmp_path / "videos", csv=str(tmp_path / "twice.csv"))
+
+
+def test_a_split_never_takes_another_video(tmp_path: Path) -> None:
+    for name in ("take.1", "take.2"):
+        fill(tmp_path / "frames", f"{name}/0.png")
+    split = tmp_path / "split.txt"
+    split.write_text("take.3\ntake.2\n")
+    found = catalog(tmp_path / "frames", layout="frames", split=str(split))
+    assert ids(found) == ["take.2"]
+    assert [r.item for r in found.rejects] == ["take.3"]
+    fill(tmp_path / "videos", "a.mp4", "a.avi", "b.mp4", "c.mp4")
+    split.write_text("a\nb.mp4.bak\n.\n/\n, 1\nc.avi 7\n")
+    found = catalog(tmp_path / "videos", split=str(split))
+    assert ids(found) == ["c.mp4"]
+    assert reasons(found)["a"] == "listed in the split without the ending of one of 2"
+    assert set(reasons(found)) == {"a", "b.mp4.bak", ".", "/", ", 1"}
+
+
+def test_folders_that_link_to_each_other_count_once(tmp_path: Path) -> None:
+    for one in range(8):
+        fill(tmp_path, f"{one}/v.mp4")
+        for other in range(8):
+            if other != one:
+                (tmp_path / str(one) / f"to-{other}").symlink_to(tmp_path / str(other))
+    assert ids(catalog(tmp_path)) == [f"{one}/v.mp4" for one in range(8)]
+
+
+def test_names_of_equal_value_keep_their_order(tmp_path: Path) -> None:
+    fill(tmp_path, "001/a.mp4", "1/b.mp4", "01/c.mp4", "2/d.mp4")
+    assert catalog(tmp_path).classes == ["001", "01", "1", "2"]
 
 
 def test_a_prefix_in_s3(s3_root: str) -> None:

@@ -15,6 +15,7 @@ from latte.encode_plan import (
     Known,
     Published,
     fits,
+    is_done,
     make,
     merge,
     published,
@@ -54,14 +55,17 @@ def entry(name: str, label: int | None = 0) -> Entry:
     return Entry(f"{name}.mp4", f"file:///videos/{name}.mp4", f"digest-{name}", label, None, 100)
 
 
-def write_shard(place: str, number: int, names: str, rejected: str = "", dtype: str = "float16") -> manifest.Shard:
+def write_shard(
+    place: str, number: int, names: str, rejected: str = "", dtype: str = "float16", passing: bool = False
+) -> manifest.Shard:
     videos = tuple(Planned(f"{n}.mp4", f"file:///videos/{n}.mp4", f"digest-{n}", None, 100) for n in names)
     writer = ShardWriter(PlannedShard(shard_uri(place, f"{number:016x}"), videos), settings(dtype), encode)
     for video in videos:
         name = video.id[0]
         for start in range(0, FRAMES[name], 16):
             writer.add(frames_of(name)[start : start + 16])
-        writer.end_video(video, End(0, FRAMES[name], 25.0, "broken at its end" if name in rejected else None))
+        reject = "broken at its end" if name in rejected else None
+        writer.end_video(video, End(0, FRAMES[name], 25.0, reject, passing))
     writer.flush()
     return writer.publish()
 
@@ -197,16 +201,20 @@ def test_threads_share_a_reader(s3_root: str, tmp_path: Path) -> None:
     assert not wrong
 
 
+def looked_at(*digests: str) -> Published:
+    return Published({}, dict.fromkeys(digests, Known("shard")))
+
+
 def test_plans_cover_what_is_new_once_and_are_spread_over_tasks() -> None:
     entries = [Entry(f"{i}.mp4", f"file:///{i}.mp4", f"digest-{i % 50}", None, None, 100) for i in range(100)]
-    plan = make(Catalog(entries, [], []), known=["digest-0", "digest-1"], shard_bytes=1000, num_tasks=4)
+    plan = make(Catalog(entries, [], []), looked_at("digest-0", "digest-1"), shard_bytes=1000, num_tasks=4)
     planned = [entry.digest for _, members in plan.shards for entry in members]
     assert planned == [f"digest-{i}" for i in range(2, 50)]
     assert {len(members) for _, members in plan.shards} <= {8, 10}
     assert len({name for name, _ in plan.shards}) == len(plan.shards) == 5
-    spread = make(Catalog(entries, [], []), known=[], shard_bytes=1 << 30, num_tasks=4)
+    spread = make(Catalog(entries, [], []), looked_at(), shard_bytes=1 << 30, num_tasks=4)
     assert len(spread.shards) == 4
-    assert make(Catalog(entries, [], []), [e.digest for e in entries], 1000, 4).shards == []
+    assert make(Catalog(entries, [], []), looked_at(*(e.digest for e in entries)), 1000, 4).shards == []
 
 
 def test_merging_follows_the_catalog(tmp_path: Path) -> None:
@@ -228,20 +236,34 @@ def test_merging_follows_the_catalog(tmp_path: Path) -> None:
 
 def test_plans_hold_mirrored_copies_as_contents_of_their_own(tmp_path: Path) -> None:
     catalog = Catalog([entry("a"), entry("b"), entry("c")], ["one"], [])
-    known = ["digest-a", "digest-b", "digest-b-mirrored"]
-    plan = make(catalog, known, shard_bytes=1000, num_tasks=1, mirrored=True)
+    done = looked_at("digest-a", "digest-b", "digest-b-mirrored")
+    plan = make(catalog, done, shard_bytes=1000, num_tasks=1, mirrored=True)
     assert [e.digest for _, members in plan.shards for e in members] == [
         "digest-c", "digest-a-mirrored", "digest-c-mirrored"
     ]  # fmt: skip
     uri = (tmp_path / "plan.json").as_uri()
     write(plan, uri)
     assert read(uri) == plan
-    (shard,) = task_shards(read(uri), tmp_path.as_uri(), 0, 1, hashed=True)
-    assert [(v.id, v.sha256, v.mirrored) for v in shard.videos] == [
+    (shard,) = task_shards(read(uri), tmp_path.as_uri(), 0, 1, by_etag=False)
+    assert [(v.id, v.content, v.mirrored) for v in shard.videos] == [
         ("c.mp4", "digest-c", False), ("a.mp4", "digest-a", True), ("c.mp4", "digest-c", True)
     ]  # fmt: skip
-    assert fits(plan, catalog, dict.fromkeys(known, Known("shard")), mirrored=True)
-    assert not fits(plan, catalog, {"digest-a": Known("shard")}, mirrored=True)
+    assert fits(plan, catalog, done, mirrored=True)
+    assert not fits(plan, catalog, looked_at("digest-a"), mirrored=True)
+
+
+def test_what_was_rejected_for_passing_trouble_is_planned_again(tmp_path: Path) -> None:
+    place = tmp_path.as_uri()
+    write_shard(place, 1, "ab", rejected="b", passing=True)
+    catalog = Catalog([entry("a"), entry("b")], ["one"], [])
+    done = published(place)
+    plan = make(catalog, done, shard_bytes=1000, num_tasks=1)
+    assert [[e.id for e in entries] for _, entries in plan.shards] == [["b.mp4"]]
+    assert not is_done(shard_uri(place, f"{1:016x}"))
+    assert [r.item for r in merge(catalog, done, 1).rejects] == ["b.mp4"]
+    write_shard(place, 2, "b")
+    assert not published(place).again
+    assert [v.id for v in merge(catalog, published(place), 1).videos] == ["a.mp4", "b.mp4"]
 
 
 def test_a_video_without_its_mirrored_copy_is_left_out() -> None:

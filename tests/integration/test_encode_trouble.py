@@ -1,0 +1,159 @@
+"""Videos that move, change or come back while a dataset is encoded, and settings that only seem to fit."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from latte import manifest, storage
+from latte.config import build
+from latte.errors import LatteError, UserError
+from latte.latents import LatentClips
+from latte.steps import encode
+from tests import small_vae, video_files
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return small_vae.publish(tmp_path_factory.mktemp("vae").as_uri())
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    for number in range(3):
+        video_files.write(tmp_path / "videos" / f"v{number}.mp4", video_files.moving(6, seed=number))
+    return tmp_path / "videos"
+
+
+def config(root: str, vae: str, videos: Path | str, **settings: object) -> encode.EncodeConfig:
+    dataset = {"videos": str(videos), **settings.pop("dataset", {})}
+    values = {"root": root, "name": "small", "vae": vae, "image_size": 32, "dataset": dataset, **settings}
+    return build(encode.EncodeConfig, values, "test")
+
+
+def in_steps(settings: encode.EncodeConfig, between: object) -> manifest.Manifest:
+    """Plan, let something happen, encode and merge."""
+    planned = storage.join(encode.plan(settings).uri, "manifest.json")
+    between()
+    encode.encode_shards(settings, planned, 0, 1)
+    return encode.merge(settings, planned)
+
+
+def test_a_video_that_moved_after_the_plan_is_encoded_by_the_next_run(vae: str, videos: Path, tmp_path: Path) -> None:
+    settings = config((tmp_path / "root").as_uri(), vae, videos)
+    done = in_steps(settings, lambda: (videos / "v1.mp4").rename(videos / "moved.mp4"))
+    assert [(r.item, r.reason) for r in done.rejects] == [("v1.mp4", "it vanished after it was listed; run again")]
+    again = encode.run(settings)
+    assert again.rejects == []
+    assert again.counts["videos"] == 3
+    assert encode.run(settings) == again
+
+
+def test_a_folder_that_was_away_is_encoded_when_it_is_back(vae: str, videos: Path, tmp_path: Path) -> None:
+    settings = config((tmp_path / "root").as_uri(), vae, videos)
+    with pytest.raises(LatteError, match="3 of 3 videos are rejected, so none is left"):
+        in_steps(settings, lambda: videos.rename(tmp_path / "away"))
+    (tmp_path / "away").rename(videos)
+    assert encode.run(settings).counts["videos"] == 3
+
+
+def test_what_is_stored_under_a_digest_is_of_that_content(s3_root: str, vae: str, videos: Path, tmp_path: Path) -> None:
+    where = storage.join(s3_root, "videos")
+    for path in videos.iterdir():
+        storage.upload(path, f"{where}/{path.name}")
+    settings = config(s3_root, vae, where, max_reject_share=1)
+    other = video_files.write(tmp_path / "other.mp4", video_files.moving(6, seed=9))
+
+    def change() -> None:
+        storage.upload(other, f"{where}/v1.mp4")
+        storage.delete(f"{where}/v2.mp4")
+
+    done = in_steps(settings, change)
+    assert [(r.item, r.reason) for r in done.rejects] == [
+        ("v1.mp4", "its content changed after it was listed; run again"),
+        ("v2.mp4", "it vanished after it was listed; run again"),
+    ]
+    for name in ("v1.mp4", "v2.mp4"):
+        storage.upload(videos / name, f"{where}/{name}")
+    found = LatentClips(encode.run(settings), tmp_path / "cache")
+    fresh = LatentClips(encode.run(config((tmp_path / "fresh").as_uri(), vae, videos)), tmp_path / "cache")
+    for index in range(3):
+        for one, two in zip(found.clip(index, 0, 1, 6), fresh.clip(index, 0, 1, 6), strict=True):
+            assert (one == two).all()
+
+
+@pytest.mark.parametrize("name", ["my data", "ünï", "run#2", "100%"])
+def test_any_name_will_do(vae: str, videos: Path, tmp_path: Path, name: str) -> None:
+    settings = config(f"file://{tmp_path}/my root", vae, videos, name=name)
+    done = encode.run(settings)
+    assert done.counts["videos"] == 3
+    assert encode.plan(settings).metrics["shards_to_encode"] == 0
+
+
+def test_each_split_keeps_its_manifest(vae: str, videos: Path, tmp_path: Path) -> None:
+    made = {}
+    for split, names in (("train", "v0\nv1"), ("test", "v2")):
+        (tmp_path / f"{split}.txt").write_text(names)
+        settings = config((tmp_path / "root").as_uri(), vae, videos, dataset={"split": str(tmp_path / f"{split}.txt")})
+        state = encode.plan(settings).uri
+        made[storage.join(state, encode.STATE_MANIFEST)] = encode.run(settings)
+    assert len(made) == 2
+    for uri, done in made.items():
+        kept = manifest.read(uri, "latents")
+        assert kept.model_copy(update={"seconds": done.seconds}) == done
+        assert len(LatentClips(kept, tmp_path / "cache").videos) == done.counts["videos"]
+
+
+def test_a_found_dataset_is_judged_by_the_settings_of_now(vae: str, videos: Path, tmp_path: Path) -> None:
+    (videos / "empty.mp4").touch()
+    root = (tmp_path / "root").as_uri()
+    assert encode.run(config(root, vae, videos)).counts["videos"] == 3
+    with pytest.raises(LatteError, match="1 of 4 videos are rejected, more than max_reject_share=0 allows"):
+        encode.run(config(root, vae, videos, max_reject_share=0))
+
+
+def test_a_limit_does_not_make_the_share_of_rejects_larger(vae: str, videos: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        (videos / f"empty{number}.mp4").touch()
+    done = encode.run(config((tmp_path / "root").as_uri(), vae, videos, dataset={"limit": 1}))
+    assert (done.counts["videos"], len(done.rejects)) == (1, 3)
+
+
+def test_several_captions_of_a_video_are_no_rejected_videos(vae: str, videos: Path, tmp_path: Path) -> None:
+    rows = [f"v{number}.mp4,caption {each}" for number in range(3) for each in range(3)]
+    (tmp_path / "c.csv").write_text("\n".join(["path,caption", *rows]))
+    done = encode.run(config((tmp_path / "root").as_uri(), vae, videos, dataset={"csv": str(tmp_path / "c.csv")}))
+    assert (done.counts["videos"], len(done.rejects)) == (3, 6)
+    (table,) = manifest.reject_rows(done.rejects)
+    assert "6  CSV line …: the path is listed twice; the first row counts" in table
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"root": "rel/root"},
+        {"root": "https://host/x"},
+        {"shard_mb": float("inf")},
+        {"image_size": 1_000_000},
+        {"batch_size": 1_000_000_000},
+        {"min_frames": 30, "max_frames": 10},
+        {"dataset": {"videos": ""}},
+        {"dataset": {"videos": "x" * 300}},
+        {"dataset": {"csv": "a\0b"}},
+    ],
+)
+def test_settings_that_cannot_be_are_refused(
+    vae: str, videos: Path, tmp_path: Path, settings: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(UserError):
+        encode.plan(config(settings.pop("root", (tmp_path / "root").as_uri()), vae, videos, **settings))
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_one_video_in_many_places_is_found_in_any(vae: str, videos: Path, tmp_path: Path) -> None:
+    shutil.copy(videos / "v0.mp4", videos / "copy.mp4")
+    settings = config((tmp_path / "root").as_uri(), vae, videos)
+    in_steps(settings, (videos / "copy.mp4").unlink)
+    assert encode.run(settings).counts["videos"] == 3

@@ -2,7 +2,6 @@ import argparse
 import collections
 import io
 import json
-import os
 import random
 import struct
 import subprocess
@@ -20,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from latte import checkpoints
-from latte.checkpoints import reader, store
+from latte.checkpoints import store
 from latte.errors import UserError
 from tests.soak import scaled
 from tests.unit import hostile
@@ -132,43 +131,6 @@ def test_unwraps_other_layouts(tmp_path, part):
     assert found.part == part
     assert list(found.tensors) == ["w"]
     assert dict(found.left_out) == {"epoch": "no weights", "optimizer": "no weights", "lrs": "no weights"}
-
-
-_W, _RAW = {"w": torch.full((2,), 2.0)}, {"w": torch.ones(2)}
-
-
-@pytest.mark.parametrize(
-    ("content", "part"),
-    [
-        ({"model": _RAW, "ema": {"module": _W}}, "ema/module"),
-        ({"model": _RAW, "ema": {"decay": 0.99, "updates": torch.tensor(5), "shadow": _W}}, "ema/shadow"),
-        ({"model": _RAW, "ema": {"state_dict": {"module": _W}, "optimizer": {"m": _W}}}, "ema/state_dict/module"),
-        ({"model": _RAW, "state_dict_ema": _W}, "state_dict_ema"),
-        ({"model": _RAW, "ema_model": _W}, "ema_model"),
-        ({"model": _RAW, "model_ema_state_dict": _W}, "model_ema_state_dict"),
-        ({"model": _RAW, "EMA": _W}, "EMA"),
-        ({"params": _RAW, "params_ema": _W}, "params_ema"),
-        ({"model": _RAW, "ema": _W, "step": torch.tensor(5)}, "ema"),
-        ({"model": _W, "ema_decay": 0.99, "ema": None, "ema_rate": torch.tensor(0.9), "ema_args": {"a": 1}}, "model"),
-        ({"model": _W, "step": torch.arange(9), "schema": _RAW}, "model"),
-    ],
-)
-def test_takes_the_ema_wherever_it_lies(tmp_path, content, part):
-    torch.save(content, tmp_path / "training.pt")
-    found = checkpoints.open_checkpoint(str(tmp_path / "training.pt"))
-    assert (found.part, list(found.tensors)) == (part, ["w"])
-    assert found.tensors["w"].array().tolist() == [2, 2]
-    assert {name for name, _ in found.left_out} == set(content) - {part.partition("/")[0]}
-
-
-@pytest.mark.parametrize(
-    "average", [{"shadow_params": [torch.ones(2)]}, {"a": _W, "b": _W}, [torch.ones(2)], torch.ones(2)]
-)
-def test_an_ema_that_cannot_be_used_is_not_passed_over(tmp_path, average):
-    path = tmp_path / "training.pt"
-    torch.save({"model": _RAW, "my_ema": average}, path)
-    with pytest.raises(UserError, match="its moving average 'my_ema' is not tensors by name, but model would be"):
-        checkpoints.read(str(path))
 
 
 def test_objects_of_other_classes_are_inert(tmp_path):
@@ -402,59 +364,6 @@ def test_an_archive_whose_comment_looks_like_a_directory(tmp_path):
     with zipfile.ZipFile(path, "a") as file:
         file.comment = b"PK\x05\x06 and some more words, more than a directory's end has, PK\x05\x06"
     assert checkpoints.read(str(path))["w"].tolist() == [[1, 2], [3, 4]]
-
-
-def write_index(folder: Path, places: object) -> str:
-    path = folder / "pytorch_model.bin.index.json"
-    path.write_text(json.dumps({"weight_map": places}))
-    return str(path)
-
-
-def test_an_index_tells_the_format_of_its_files(tmp_path):
-    torch.save({"w": torch.ones(2)}, tmp_path / "a.bin")
-    found = checkpoints.open_checkpoint(write_index(tmp_path, {"w": "a.bin"}))
-    assert found.layout == "sharded PyTorch zip"
-    assert found.uris == [str(tmp_path / "pytorch_model.bin.index.json"), str(tmp_path / "a.bin")]
-
-
-@pytest.mark.parametrize(
-    ("file", "message"),
-    [
-        ("pytorch_model.bin.index.json", "which is an index itself"),
-        ("a\0.bin", "which is not a file beside it"),
-        ("a" * 300, "which is not a file beside it"),
-        ("pipe", "pipe: not a regular file"),
-    ],
-)
-def test_an_index_names_what_is_no_file_of_weights(tmp_path, file, message):
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match=message) as caught:
-        checkpoints.read(write_index(tmp_path, {"w": file}))
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["pipe.pt", "pipe.index.json"])
-def test_a_pipe_is_not_waited_for(tmp_path, name):
-    os.mkfifo(tmp_path / name)
-    with pytest.raises(UserError, match=f"{name}: not a regular file"):
-        checkpoints.read(str(tmp_path / name))
-
-
-def test_an_index_as_large_as_memory_is_not_read(tmp_path):
-    path = tmp_path / "large.index.json"
-    with path.open("wb") as file:
-        file.truncate(1 << 40)
-    with pytest.raises(UserError, match=r"large\.index\.json: it has 1099511627776 bytes"):
-        checkpoints.read(str(path))
-
-
-def test_many_values_that_are_no_tensors(tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "MAX_TENSORS", 3)
-    text = b"\x0a\x01t\x12\x05\x12\x03str"
-    path = tmp_path / "texts.ckpt"
-    path.write_bytes((b"\x0a" + bytes([len(text)]) + text) * 5)
-    with pytest.raises(UserError, match="more than 3 values that are no tensors"):
-        checkpoints.read(str(path))
 
 
 def test_missing_files_and_folders(tmp_path):

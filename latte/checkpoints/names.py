@@ -21,6 +21,7 @@ MARKERS = {
 }
 # Wrappers of whole networks: torch's DistributedDataParallel, and the EMA of common training loops.
 _WRAPPERS = ("module.", "ema_model.", "_orig_mod.")
+_AVERAGED = "n_averaged"  # what torch's AveragedModel has beside `module.*`
 # Diffusers before 0.18 named the autoencoder's attention so, some files with 1x1 convolutions as weights.
 _OLD_VAE = re.compile(r"(.*\.mid_block\.attentions\.0)\.(query|key|value|proj_attn)\.(weight|bias)")
 _NEW_VAE = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -42,9 +43,12 @@ def rename(kind: str, tensors: Mapping[str, StoredTensor]) -> tuple[dict[str, St
     Raises:
         Refusal: the file holds weights of another kind, or two tensors come to bear one name.
     """
+    left_out: list[tuple[str, str]] = []
+    if _AVERAGED in tensors and tensors[_AVERAGED].size == 1:
+        tensors = {name: tensor for name, tensor in tensors.items() if name != _AVERAGED}
+        left_out.append((_AVERAGED, "a counter of training steps"))
     unwrapped = _without_wrapper(tensors)
     renamed: dict[str, StoredTensor] = {}
-    left_out: list[tuple[str, str]] = []
     for name, tensor in unwrapped.items():
         new_name, why = _RULES[kind](name)
         if name.endswith(COUNTER_ENDING) and why and not is_counter(name, tensor.size, unwrapped):

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
@@ -79,6 +80,8 @@ class ConvertConfig(Config):
             raise ValueError("root and name go together")
         if self.target is not None and not self.target.endswith((".safetensors", ".ckpt")):
             raise ValueError(f"target {self.target}: its ending names the format; write .safetensors or .ckpt")
+        if "\0" in unquote(f"{self.source}{self.target}"):
+            raise ValueError("source, target: no path has a zero byte in it")
         if self.source == RANDOM and self.kind != "i3d":
             raise ValueError(f"source random is there for kind i3d, not for {self.kind}")
         if self.trained_on is not None and self.kind != "latte":

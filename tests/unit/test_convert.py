@@ -140,6 +140,9 @@ def test_wrappers_in_wrappers_are_taken_off(tmp_path, prefix):
     store.save({prefix + name: array for name, array in weights.items()}, source)
     run(ConvertConfig(kind="latte", source=str(source), target=str(target), model={"num_heads": 4}))
     assert same(checkpoints.read(str(target)), weights)
+    store.save({prefix + name: array for name, array in weights.items()} | {"n_averaged": np.ones(1)}, source)
+    made = run(ConvertConfig(kind="latte", source=str(source), target=str(target), model={"num_heads": 4}))
+    assert made.config["left_out"] == [["n_averaged", "a counter of training steps"]]
     store.save({prefix + name: array for name, array in weights.items()} | {"module.x": np.ones(1)}, source)
     with pytest.raises(UserError, match="it has no tensor x_embedder"):
         run(ConvertConfig(kind="latte", source=str(source), target=str(target), model={"num_heads": 4}))

@@ -135,6 +135,8 @@ def test_wrong_digest_stops_before_the_work(tmp_path):
         ({"kind": "unet", "source": "x.pt", "target": "x.ckpt"}, "kind"),
         ({"kind": "vae", "source": "x.pt", "target": "x.ckpt", "sha": "0"}, "unknown key sha"),
         ({"kind": "vae", "source": "x.pt", "target": "x.ckpt", "sha256": "0" * 63}, "sha256: expected 64 hexadecimal"),
+        ({"kind": "vae", "source": "file:///x%00.pt", "target": "x.ckpt"}, "no path has a zero byte"),
+        ({"kind": "vae", "source": "x.pt", "target": "x\0.ckpt"}, "no path has a zero byte"),
         ({"kind": "vae", "source": "x.pt", "target": "x.ckpt", "sha256": ""}, "sha256: expected 64 hexadecimal"),
     ],
 )

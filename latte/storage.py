@@ -205,8 +205,7 @@ def download(uri: str, path: str | Path, sha256: str | None = None) -> Path:
         else:
             with _local_errors(uri):
                 _copy_file(_path(uri), temporary)
-        if sha256 is not None and sha256_file(temporary) != sha256:
-            raise StorageError(f"{uri}: damaged: its content does not have the recorded SHA-256 {sha256[:12]}…")
+        _check_sha256(uri, temporary, sha256)
     return path
 
 
@@ -217,9 +216,7 @@ def as_local_file(uri: str, sha256: str | None = None) -> Iterator[Path]:
         path = _path(uri)
         with _local_errors(uri):
             os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))  # a pipe that nobody writes to would wait
-            damaged = sha256 is not None and sha256_file(path) != sha256
-        if damaged and sha256 is not None:
-            raise StorageError(f"{uri}: damaged: its content does not have the recorded SHA-256 {sha256[:12]}…")
+            _check_sha256(uri, path, sha256)
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="latte-") as folder:
@@ -339,6 +336,11 @@ def sha256_file(path: str | Path) -> str:
     """SHA-256 of a file's content, hexadecimal, read in a stream."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_sha256(uri: str, path: Path, sha256: str | None) -> None:
+    if sha256 is not None and sha256_file(path) != sha256:
+        raise StorageError(f"{uri}: damaged: its content does not have the recorded SHA-256 {sha256[:12]}…")
 
 
 def _split(uri: str) -> tuple[str, str]:

@@ -23,10 +23,10 @@ from latte.errors import NotThereError, StorageError, UserError
 
 _CHUNK_BYTES = 8 << 20
 # What a path of the user's can be wrong by; other errors are the machine's.
-_MISTAKES = frozenset({
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
-    errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.EBUSY,
-})  # fmt: skip
+_MISTAKES = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.ENXIO, errno.EBUSY,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def local_path(uri: str) -> Path:
     Raises:
         UserError: it is another kind of URI, or names a host.
     """
-    if "\0" in uri:
+    if "\0" in unquote(uri):
         raise UserError(f"{uri!r}: no path has a zero byte in it")
     scheme, separator, rest = uri.partition("://")
     if not separator:
@@ -133,9 +133,8 @@ def read_bytes(uri: str, start: int = 0, length: int | None = None) -> bytes:
             data = file.read() if length is None else file.read(length)
     else:
         bucket, key = _split(uri)
-        extra = {}
-        if start or length is not None:
-            extra["Range"] = f"bytes={start}-" + (str(start + length - 1) if length is not None else "")
+        last = "" if length is None else start + length - 1
+        extra = {"Range": f"bytes={start}-{last}"} if start or length is not None else {}
         data = s3.call("get_object", uri, Bucket=bucket, Key=key, **extra)["Data"]
     if length is not None and len(data) != length:
         raise StorageError(f"{uri}: wanted {length} bytes from {start}, the object has only {len(data)} there")
@@ -160,8 +159,8 @@ def write_bytes(uri: str, data: bytes) -> Ref:
         bucket, key = _split(uri)
         s3.call("put_object", uri, Bucket=bucket, Key=key, Body=data)
     else:
-        with _local_errors(uri), _replacing(_path(uri)) as temporary:
-            _write_and_sync(temporary, data)
+        with writing(uri) as temporary:
+            temporary.write_bytes(data)
     return Ref(uri, len(data), sha256_bytes(data))
 
 
@@ -249,7 +248,7 @@ def list_objects(prefix: str) -> dict[str, ObjectStat]:
     if not is_s3(prefix):
         root = _path(prefix)
         paths = [Path(base, name) for base, _, names in os.walk(root) for name in names if not name.startswith(".tmp-")]
-        # Named as the caller names them, so that what it has written is found among them.
+        # Spelled as the caller spells the prefix, so that what it has written is found among them.
         found = {uri: stat(uri) for path in paths if (uri := prefix + _in_uri(path.relative_to(root)))}
         return {uri: info for uri, info in found.items() if info is not None}
     bucket, key = _split(prefix + "x")
@@ -396,10 +395,3 @@ def _copy_file(source: Path, target: Path) -> None:
         shutil.copyfileobj(reading, writing, _CHUNK_BYTES)
         writing.flush()
         os.fsync(writing.fileno())
-
-
-def _write_and_sync(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())

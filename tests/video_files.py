@@ -9,6 +9,17 @@ from PIL import Image
 
 from latte.decoders import Chunk, End, Source, decode_all
 
+# Codec and pixel format of each.
+KINDS = {
+    "a.mp4": ("libx264", "yuv420p"),
+    "b.avi": ("mpeg4", "yuv420p"),
+    "c.mkv": ("libx264", "yuv444p"),
+    "d.webm": ("libvpx-vp9", "yuv420p"),
+    "e.mov": ("libx264", "yuv420p"),
+    "ten-bit.mp4": ("libx264", "yuv420p10le"),
+    "lossless.mkv": ("ffv1", "bgr0"),
+}
+
 
 def moving(num_frames: int = 16, height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
     """Smooth pictures that move, uint8 RGB, (F, H, W, 3), which survive lossy coding."""

@@ -21,7 +21,7 @@ from latte import manifest, storage
 from latte.checkpoints import architectures, names, open_checkpoint, store
 from latte.checkpoints.reader import check_small
 from latte.checkpoints.stored import Checkpoint, Refusal, forget, show
-from latte.config import Config
+from latte.config import Config, Root
 from latte.errors import UserError
 from latte.models.configs import ClipTextConfig
 
@@ -56,7 +56,7 @@ class ConvertConfig(Config):
         description="published file (.pt, .pth, .bin, .ckpt, .safetensors, *.index.json), path or URI; random for i3d"
     )
     target: str | None = Field(default=None, description="file to write, .safetensors or .ckpt; path or URI")
-    root: str | None = Field(default=None, description="where everything is kept: s3://bucket/prefix or file:///dir")
+    root: Root | None = Field(default=None, description="where everything is kept: s3://bucket/prefix or file:///dir")
     name: str | None = Field(default=None, description="name of the weights under root: weights/<name>/")
     seed: int = Field(default=0, ge=0, lt=1 << 32, description="what random weights follow from")
     model: dict[str, Any] = Field(

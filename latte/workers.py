@@ -177,7 +177,7 @@ def _explain(folder: Path, nodes: Mapping[str, Any], stop: list[int]) -> None:
     tails = []
     for path in [*sorted((folder / "logs").glob("worker_*.log")), folder / "msrun.log"]:
         lines = [line for line in path.read_text(errors="replace").splitlines() if not _NOISE.match(line)]
-        tails += [f"{path.name}: {line}" for line in lines[-_TAIL_LINES:]]
+        tails += [f"{path.name}: {line}" for line in lines[-_TAIL_LINES:] or ["nothing was written"]]
     raise LatteError("a worker ended without a word; the ends of the logs:\n" + "\n".join(tails))
 
 

@@ -194,7 +194,7 @@ def _decoders_peak_bytes() -> int:
 
 def _serve_ours(options: argparse.Namespace) -> None:
     from latte import encode_plan, encoding, manifest, storage
-    from latte.decoders import Chunk, Source, decode_all
+    from latte.decoders import Chunk, Limits, Source, decode_all
     from latte.latents import LatentClips
     from latte.steps import encode
 
@@ -215,7 +215,7 @@ def _serve_ours(options: argparse.Namespace) -> None:
         num_tasks=4,
     )
     latent = size // 2 ** (len(MODELS[options.autoencoder]["block_out_channels"]) - 1)
-    settings = encoding.Settings(size, batch, "float16", (2, 4, latent, latent), None, 2, 300.0)
+    settings = encoding.Settings(size, batch, "float16", (2, 4, latent, latent), None, 2, Limits())
     for _ in _turns():
         shutil.rmtree(folder / "root", ignore_errors=True)
         with contextlib.redirect_stderr(io.StringIO()):

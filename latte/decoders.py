@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from latte.catalog import RUN_AGAIN, frames_digest, s3_digest
 from latte.decoding import Task, frame_names, line_of
 from latte.errors import LatteError, NotThereError, UserError
 
-DECODE_LIMIT_S = 300.0
+_RAISE = "; raise "
 # Added to a video's time for every frame that is read: long videos may take long, and none may drip for ever.
 _PER_FRAME_S = 0.1
 _START_LIMIT_S = 120.0
@@ -34,6 +34,14 @@ _LAST_WORDS_S = 1.0
 # Chunks that one decoder may be ahead of whoever takes them.
 _AHEAD_CHUNKS = 4
 _PIPE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What decoding one video may take: seconds, and 0.1 more for each frame that is read; memory of its process."""
+
+    decode_limit_s: float = 300.0
+    decode_memory_gb: float = 4.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,8 @@ class Chunk:
 class End:
     """The end of a video: how many frames it had, or why it is rejected.
 
-    `passing` says that the trouble was not with its content, so that it may well be decoded another time.
+    `passing` says that the trouble was not with its content, so that it may well be decoded another time; `beyond`
+    which of `Limits` it was too much for, and the value that was.
     """
 
     index: int
@@ -73,13 +82,14 @@ class End:
     fps: float | None
     reject: str | None = None
     passing: bool = False
+    beyond: dict[str, float] | None = None
 
 
 def decode_all(
     sources: Sequence[Source],
     image_size: int,
     workers: int = 2,
-    limit_s: float = DECODE_LIMIT_S,
+    limits: Limits = Limits(),
     chunk_frames: int = 16,
     max_frames: int | None = None,
     frame_stride: int = 1,
@@ -92,8 +102,7 @@ def decode_all(
         sources: the videos.
         image_size: side of the square frames.
         workers: processes; each decodes every `workers`-th video.
-        limit_s: seconds that decoding one video may take, and 0.1 more for each frame that is read of it; waiting for
-            the caller does not count.
+        limits: of decoding one video; waiting for the caller does not count.
         chunk_frames: frames in a chunk.
         max_frames: frames of each video that are wanted at most.
         frame_stride: every so many frames one is wanted; those between are read, but not scaled or handed on.
@@ -113,11 +122,11 @@ def decode_all(
 
     def work(number: int) -> None:
         try:
-            with Decoder(stop) as decoder:
+            with Decoder(limits, stop) as decoder:
                 for index in range(number, len(sources), workers):
                     source = sources[index]
                     task = Task("", image_size, chunk_frames, 0, frame_stride, max_frames, source.mirrored)
-                    for value in decode_one(decoder, index, source, task, limit_s):
+                    for value in decode_one(decoder, index, source, task):
                         put(number, value)
                         if stop.is_set():
                             return
@@ -149,18 +158,23 @@ def count_frames(uris: Sequence[str]) -> list[int]:
         StorageError: the store does not answer.
     """
     task = Task("", 1, only_count=True)
-    with Decoder() as decoder:
-        ends = [list(decode_one(decoder, 0, Source(uri), task, _COUNT_LIMIT_S))[-1] for uri in uris]
+    with Decoder(Limits(decode_limit_s=_COUNT_LIMIT_S)) as decoder:
+        ends = [list(decode_one(decoder, 0, Source(uri), task))[-1] for uri in uris]
     return [end.num_frames if isinstance(end, End) else 0 for end in ends]
 
 
-def decode_one(decoder: "Decoder", index: int, source: Source, task: Task, limit_s: float) -> Iterator[Chunk | End]:
+def decode_one(decoder: "Decoder", index: int, source: Source, task: Task) -> Iterator[Chunk | End]:
     """Decode `source` as `task` says (its path is filled in here); see `Decoder.decode`."""
     try:
         with _as_local(source) as path:
-            yield from decoder.decode(index, Task(**{**vars(task), "path": str(path)}), limit_s)
+            yield from decoder.decode(index, replace(task, path=str(path)))
     except _PassingError as trouble:
         yield End(index, 0, None, f"{trouble}{RUN_AGAIN}", passing=True)
+
+
+def may_pass(reason: str) -> bool:
+    """Whether a video with this reason to be rejected may be decoded by a later run."""
+    return reason.endswith((RUN_AGAIN, *(_RAISE + limit.name for limit in fields(Limits))))
 
 
 class _PassingError(Exception):
@@ -227,7 +241,8 @@ def _download(source: Source, folder: Path) -> tuple[Path, str]:
 class Decoder:
     """One decoder process, started when it is needed and again after it died or was ended."""
 
-    def __init__(self, stop: threading.Event | None = None) -> None:
+    def __init__(self, limits: Limits = Limits(), stop: threading.Event | None = None) -> None:
+        self._limits = limits
         self._stop = stop
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = bytearray()
@@ -250,10 +265,10 @@ class Decoder:
         self._process = None
         self._buffer.clear()
 
-    def decode(self, index: int, task: Task, limit_s: float) -> Iterator[Chunk | End]:
-        """One video's chunks, then its end; a process that dies or takes too long is a reject."""
+    def decode(self, index: int, task: Task) -> Iterator[Chunk | End]:
+        """One video's chunks, then its end; a process that dies or goes beyond its limits is a reject."""
         size = task.image_size
-        left_s = limit_s
+        left_s = self._limits.decode_limit_s
         whole = False
         try:
             self._start()
@@ -269,11 +284,14 @@ class Decoder:
                 elif header["kind"] == "end":
                     whole = True
                     yield End(index, header["num_frames"], header["fps"])
-                else:
+                elif header["kind"] == "reject":
                     whole = True
                     yield End(index, 0, None, header["reason"])
+                else:
+                    yield self._beyond(index, "decode_memory_gb", "decoding took more than {:g} GB of memory")
+                    return
         except TimeoutError:
-            yield End(index, 0, None, f"decoding took longer than {limit_s:g} s and 0.1 s a frame")
+            yield self._beyond(index, "decode_limit_s", "decoding took longer than {:g} s and 0.1 s a frame")
         except _DiedError:
             yield End(index, 0, None, f"its decoder {self._death()}")
         except _StoppedError:
@@ -282,15 +300,20 @@ class Decoder:
             if not whole:
                 self.close()
 
+    def _beyond(self, index: int, limit: str, reason: str) -> End:
+        value = getattr(self._limits, limit)
+        return End(index, 0, None, f"{reason.format(value)}{_RAISE}{limit}", beyond={limit: value})
+
     def _start(self) -> None:
         if self._process is not None and self._process.poll() is None:
             return
         self.close()
         package = str(Path(latte.__file__).parents[1])
         search = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        memory_bytes = int(self._limits.decode_memory_gb * 1e9)
         self._process = subprocess.Popen(
             # -P: a file of the current folder that is called like a library is not one.
-            [sys.executable, "-P", "-m", "latte.decoding", str(os.getpid())],
+            [sys.executable, "-P", "-m", "latte.decoding", str(os.getpid()), str(memory_bytes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

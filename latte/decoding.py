@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import re
+import resource
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -294,8 +295,9 @@ def reason_of(error: BaseException) -> str:
 
 
 def main() -> None:
-    """Serve tasks until standard input ends."""
+    """Serve tasks until standard input ends; arguments are the parent's process and the bytes of memory to stay in."""
     _die_with(int(sys.argv[1]))
+    _stay_within(int(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Libraries may print to standard output, which carries the answers.
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
@@ -324,6 +326,9 @@ def _serve(task: Task, answers: BinaryIO) -> None:
             _send(answers, {"kind": "frames", "count": len(chunk)}, chunk.tobytes())
     except BrokenPipeError:
         raise
+    except MemoryError:
+        _send(answers, {"kind": "out of memory"})
+        return
     except Exception as error:
         _send(answers, {"kind": "reject", "reason": reason_of(error)})
         return
@@ -345,6 +350,12 @@ def _die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(0)
+
+
+def _stay_within(memory_bytes: int) -> None:
+    """Let what wants more memory fail in this process, before the kernel ends another one for it."""
+    if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
 
 
 def line_of(task: Task) -> bytes:

@@ -16,6 +16,7 @@ from typing import Any
 from latte import captions, manifest, storage
 from latte.captions import CaptionShard
 from latte.catalog import RUN_AGAIN, Catalog, Entry
+from latte.decoders import Limits
 from latte.encoding import Planned, PlannedShard
 from latte.errors import LatteError
 from latte.latents import INDEX, EncodedVideo
@@ -29,7 +30,7 @@ MIRRORED = "-mirrored"
 class Known:
     """Content that has been looked at: where its latents are, or why it was rejected.
 
-    `passing`: it was rejected for trouble that was not its own, and is to be tried again.
+    `again`: it was rejected, and is to be tried again.
     """
 
     shard: str
@@ -37,20 +38,20 @@ class Known:
     offset: int = 0
     fps: float | None = None
     reject: str | None = None
-    passing: bool = False
+    again: bool = False
 
 
 @dataclass(frozen=True)
 class Published:
-    """The shards of a place by name, what each content digest became, and what is to be tried again."""
+    """The shards of a place by name, and what each content digest became."""
 
     shards: dict[str, manifest.Shard]
     known: dict[str, Known]
-    again: frozenset[str] = frozenset()
 
     def lacks(self, entry: Entry) -> bool:
         """Whether an entry's content is still to be encoded."""
-        return entry.digest not in self.known or entry.digest in self.again
+        known = self.known.get(entry.digest)
+        return known is None or known.again
 
 
 @dataclass(frozen=True)
@@ -62,31 +63,40 @@ class Plan:
     captions: list[CaptionShard] = field(default_factory=list)
 
 
-def published(place: str) -> Published:
+def published(place: str, limits: Limits) -> Published:
     """Read the records of a place; a record whose object is gone or has another size does not count.
+
+    Args:
+        place: of the latents.
+        limits: of decoding; what was too much for lower ones is to be tried again.
 
     Raises:
         StorageError: the store does not answer.
     """
     shards: dict[str, manifest.Shard] = {}
     known: dict[str, Known] = {}
-    passing: dict[str, Known] = {}
+    again: dict[str, Known] = {}
     for shard, record in manifest.read_records(storage.join(place, "shards")):
         name = manifest.shard_name(shard.uri)
         shards[name] = shard
         for item in record["videos"]:
             known[item["digest"]] = Known(name, item["num_frames"], item["offset"], item["fps"])
         for item in record["rejects"]:
-            into = passing if item.get("passing") else known
-            into.setdefault(item["digest"], Known(name, reject=item["reason"], passing=into is passing))
-    again = frozenset(digest for digest in passing if digest not in known)
-    return Published(shards, passing | known, again)
+            into = again if _may_pass(item, limits) else known
+            into.setdefault(item["digest"], Known(name, reject=item["reason"], again=into is again))
+    return Published(shards, again | known)
 
 
-def is_done(uri: str) -> bool:
-    """Whether a shard is published and holds all that it was to hold."""
+def is_done(uri: str, limits: Limits) -> bool:
+    """Whether a shard is published, and nothing that it was to hold is to be tried again."""
     record = manifest.read_record(uri)
-    return record is not None and not any(reject.get("passing") for reject in record["rejects"])
+    return record is not None and not any(_may_pass(reject, limits) for reject in record["rejects"])
+
+
+def _may_pass(reject: dict[str, Any], limits: Limits) -> bool:
+    """Whether a video was rejected for trouble that was not its own, or by a limit that is higher now."""
+    beyond = reject.get("beyond", {})
+    return bool(reject.get("passing")) or any(getattr(limits, name) > value for name, value in beyond.items())
 
 
 def contents(catalog: Catalog, mirrored: bool) -> list[Entry]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from latte import generation, manifest
-from latte.decoders import Chunk, End, Source, decode_all
+from latte.decoders import Chunk, End, Limits, Source, decode_all
 from latte.errors import StorageError, UserError
 from latte.latents import tensor_header
 from latte.progress import progress, teller
@@ -63,7 +63,7 @@ class Settings:
     row_shape: tuple[int, int, int, int]
     max_frames: int | None
     decode_workers: int
-    decode_limit_s: float
+    limits: Limits
     frame_stride: int = 1
 
 
@@ -106,7 +106,7 @@ def encode_all(shards: Sequence[PlannedShard], settings: Settings, encode: Encod
         [Source(video.uri, video.content, video.mirrored, video.by_etag) for video in videos],
         settings.image_size,
         settings.decode_workers,
-        settings.decode_limit_s,
+        settings.limits,
         max_frames=settings.max_frames,
         frame_stride=settings.frame_stride,
     )
@@ -211,7 +211,8 @@ class ShardWriter:
         start, self._begun = self._begun, self._num_rows
         if end.reject is not None:
             reject = {"id": video.id, "digest": video.digest, "reason": end.reject}
-            self._rejects.append({**reject, "passing": True} if end.passing else reject)
+            again = {"passing": True} if end.passing else {"beyond": end.beyond} if end.beyond else {}
+            self._rejects.append(reject | again)
             return
         fps = None if end.fps is None else end.fps / self._settings.frame_stride
         self._items.append(

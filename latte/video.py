@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from latte import storage
-from latte.decoders import DECODE_LIMIT_S, Chunk, Decoder, Source, decode_one
+from latte.decoders import Chunk, Decoder, Source, decode_one
 from latte.decoding import Task
 from latte.errors import LatteError, UserError
 
@@ -41,7 +41,7 @@ def load_real_clip(entry_uri: str, start: int, stride: int, num_frames: int, ima
     if not storage.is_s3(entry_uri) and not storage.local_path(entry_uri).exists():
         raise UserError(f"{entry_uri}: no such video")
     frames = []
-    for value in decode_one(_decoder(), 0, Source(entry_uri), task, DECODE_LIMIT_S):
+    for value in decode_one(_decoder(), 0, Source(entry_uri), task):
         if isinstance(value, Chunk):
             frames.append(value.frames)
         elif value.reject is not None:

@@ -13,8 +13,9 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from latte import captions, encode_plan, manifest, storage
-from latte.catalog import RUN_AGAIN, SECOND_ROW, DatasetConfig, Entry, scan
+from latte.catalog import SECOND_ROW, DatasetConfig, Entry, scan
 from latte.config import Config, Root, build
+from latte.decoders import Limits, may_pass
 from latte.decoding import TRANSFORM_VERSION
 from latte.errors import LatteError, UserError
 from latte.generation import TextSource
@@ -60,6 +61,9 @@ class EncodeConfig(Config):
     num_tasks: int = Field(default=8, gt=0, le=MAX_TASKS, description="tasks that encoding is fanned out over, at most")
     decode_workers: int = Field(default=2, gt=0, description="processes that decode, per task")
     decode_limit_s: float = Field(default=300, gt=0, description="seconds for decoding a video, besides 0.1 s a frame")
+    decode_memory_gb: float = Field(
+        default=4, ge=0.5, le=1e6, description="gigabytes of memory that a process may take to decode a video"
+    )
     max_reject_share: float = Field(default=0.5, ge=0, le=1, description="larger shares of rejected videos are fatal")
 
     @model_validator(mode="after")
@@ -84,7 +88,7 @@ def plan(config: EncodeConfig) -> manifest.Manifest:
     place, fingerprint = _place(config, vae)
     catalog = scan(config.dataset)
     contents = encode_plan.contents(catalog, config.mirrored)
-    done = encode_plan.published(place)
+    done = encode_plan.published(place, _limits(config))
     inputs = {"vae": _vae_digest(vae), "catalog": catalog.digest}
     texts, new_captions = None, []
     if text is not None:
@@ -137,7 +141,7 @@ def encode_shards(config: EncodeConfig, plan_uri: str, task: int, num_tasks: int
     planned = encode_plan.read(plan_manifest.shard(encode_plan.PLAN).uri)
     by_etag = storage.is_s3(config.dataset.videos) and config.dataset.s3_digest == "etag"
     mine = encode_plan.task_shards(planned, place, task, num_tasks, by_etag)
-    todo = [shard for shard in mine if not encode_plan.is_done(shard.uri)]
+    todo = [shard for shard in mine if not encode_plan.is_done(shard.uri, _limits(config))]
     new_captions = _embed_captions(config, place, planned.captions[task::num_tasks])
     if todo:
         from latte import encoding
@@ -149,7 +153,7 @@ def encode_shards(config: EncodeConfig, plan_uri: str, task: int, num_tasks: int
             row_shape=_row_shape(config, vae),
             max_frames=config.max_frames,
             decode_workers=config.decode_workers,
-            decode_limit_s=config.decode_limit_s,
+            limits=_limits(config),
             frame_stride=config.frame_stride,
         )
         encode = encoding.load_encoder(vae, settings.batch_size, config.image_size)
@@ -194,7 +198,8 @@ def merge(config: EncodeConfig, plan_uri: str) -> manifest.Manifest:
         return found
     text = _text(config)
     texts = None if text is None else captions.published(captions.text_place(place, text, config.dtype))
-    merged = encode_plan.merge(catalog, encode_plan.published(place), config.min_frames, texts, config.mirrored)
+    done = encode_plan.published(place, _limits(config))
+    merged = encode_plan.merge(catalog, done, config.min_frames, texts, config.mirrored)
     _check_rejects(config, len(merged.videos) + catalog.left_out, merged.rejects)
     row_shape = _row_shape(config, vae)
     index = encode_plan.write_index(merged, place, plan_manifest.uri, row_shape, config.dtype)
@@ -241,6 +246,10 @@ def run(config: EncodeConfig) -> manifest.Manifest:
     uri = storage.join(planned.uri, "manifest.json")
     encode_shards(config, uri, 0, 1)
     return merge(config, uri)
+
+
+def _limits(config: EncodeConfig) -> Limits:
+    return Limits(config.decode_limit_s, config.decode_memory_gb)
 
 
 def _place(config: EncodeConfig, vae: manifest.Manifest) -> tuple[str, str]:
@@ -337,7 +346,7 @@ def _find(config: EncodeConfig, place: str, planned: manifest.Manifest) -> manif
     found = manifest.find(place, "latents")
     if found is None or found.fingerprint != _final_fingerprint(config, planned):
         return None
-    if any(reject.reason.endswith(RUN_AGAIN) for reject in found.rejects):
+    if any(may_pass(reject.reason) for reject in found.rejects):
         return None
     # Equal content in another location: the index names the videos' URIs.
     return found if found.config["videos"] == storage.from_path(config.dataset.videos) else None

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from latte import manifest, storage
 from latte.config import build
@@ -55,6 +56,18 @@ def test_a_folder_that_was_away_is_encoded_when_it_is_back(vae: str, videos: Pat
         in_steps(settings, lambda: videos.rename(tmp_path / "away"))
     (tmp_path / "away").rename(videos)
     assert encode.run(settings).counts["videos"] == 3
+
+
+def test_a_found_dataset_is_made_again_when_a_limit_is_raised(vae: str, videos: Path, tmp_path: Path) -> None:
+    still = Image.new("P", (6000, 6000))
+    still.save(videos / "vast.gif", save_all=True, append_images=[Image.new("P", still.size, 1)])
+    settings = config((tmp_path / "root").as_uri(), vae, videos, decode_memory_gb=0.5)
+    done = encode.run(settings)
+    assert [r.reason for r in done.rejects] == ["decoding took more than 0.5 GB of memory; raise decode_memory_gb"]
+    assert encode.plan(settings).metrics["shards_to_encode"] == 0
+    more = settings.model_copy(update={"decode_memory_gb": 4})
+    assert encode.plan(more).metrics["shards_to_encode"] == 1
+    assert encode.run(more).counts["videos"] == 4
 
 
 def test_what_is_stored_under_a_digest_is_of_that_content(s3_root: str, vae: str, videos: Path, tmp_path: Path) -> None:

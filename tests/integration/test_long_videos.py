@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from latte import manifest, storage
-from latte.decoders import Chunk, Source, decode_all
+from latte.decoders import Chunk, Limits, Source, decode_all
 from latte.encoding import Planned, PlannedShard, Settings, ShardWriter
 from tests import memory, video_files
 from tests.soak import scaled
 
 SIZE, ROW_SHAPE = 32, (2, 4, 16, 16)
-SETTINGS = Settings(SIZE, 32, "float16", ROW_SHAPE, None, 1, 300.0)
+SETTINGS = Settings(SIZE, 32, "float16", ROW_SHAPE, None, 1, Limits())
 # At 25 frames a second. Ten seconds are written, the rest is copied from them.
 WRITTEN_FRAMES, SHORT_FRAMES, TWO_HOURS_FRAMES = 250, 5000, 2 * 60 * 60 * 25
 # A frame has 3 kB, its latents 4 kB: even the tenth of two hours has 40 MB more of them than the short video.

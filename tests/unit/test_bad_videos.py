@@ -17,7 +17,7 @@ from PIL import Image
 
 from latte import storage, video
 from latte.catalog import DatasetConfig, scan
-from latte.decoders import End, Source, decode_all
+from latte.decoders import End, Limits, Source, decode_all
 from tests import video_files
 from tests.video_files import KINDS, decode
 
@@ -80,8 +80,9 @@ def test_a_decoder_that_hangs_is_ended_and_the_next_video_decoded(tmp_path: Path
     os.mkfifo(tmp_path / "hang.mp4")
     good = video_files.write(tmp_path / "good.mp4", video_files.moving(5))
     started = time.monotonic()
-    (_, end), (got, _) = decode(tmp_path / "hang.mp4", good, workers=1, limit_s=1)
-    assert end.reject == "decoding took longer than 1 s and 0.1 s a frame"
+    (_, end), (got, _) = decode(tmp_path / "hang.mp4", good, workers=1, limits=Limits(decode_limit_s=1))
+    assert end.reject == "decoding took longer than 1 s and 0.1 s a frame; raise decode_limit_s"
+    assert end.beyond == {"decode_limit_s": 1}
     assert len(got) == 5
     assert time.monotonic() - started < 20
 
@@ -103,10 +104,23 @@ def test_a_decoder_that_is_killed_costs_one_video(tmp_path: Path) -> None:
     wait_until(lambda: not processes_named(mark))
     killer = threading.Thread(target=kill_the_decoder)
     killer.start()
-    (_, end), (got, _) = decode(tmp_path / "victim.mp4", good, workers=1, limit_s=60)
+    (_, end), (got, _) = decode(tmp_path / "victim.mp4", good, workers=1, limits=Limits(decode_limit_s=60))
     killer.join()
     assert end.reject == "its decoder ended by SIGKILL"
     assert len(got) == 5
+
+
+def test_a_video_that_wants_too_much_memory_is_rejected_and_the_next_one_decoded(tmp_path: Path) -> None:
+    still = Image.new("P", (6000, 6000))
+    still.save(tmp_path / "vast.gif", save_all=True, append_images=[Image.new("P", still.size, 1)])
+    assert (tmp_path / "vast.gif").stat().st_size < 100_000
+    good = video_files.write(tmp_path / "good.mp4", video_files.moving(5))
+    (_, end), (got, _) = decode(tmp_path / "vast.gif", good, workers=1, limits=Limits(decode_memory_gb=0.5))
+    assert end.reject == "decoding took more than 0.5 GB of memory; raise decode_memory_gb"
+    assert end.beyond == {"decode_memory_gb": 0.5}
+    assert len(got) == 5
+    ((frames, _),) = decode(tmp_path / "vast.gif")
+    assert len(frames) == 2
 
 
 def test_a_changed_file_is_not_taken_for_the_listed_one(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from safetensors.numpy import load
 from latte import manifest, storage
 from latte.batches import BatchPlan, make_batch
 from latte.catalog import Catalog, Entry
-from latte.decoders import End
+from latte.decoders import End, Limits
 from latte.encode_plan import (
     Known,
     Published,
@@ -48,7 +48,7 @@ def frames_of(name: str) -> np.ndarray:
 
 
 def settings(dtype: str = "float16") -> Settings:
-    return Settings(16, 8, dtype, ROW_SHAPE, None, 1, 10.0)
+    return Settings(16, 8, dtype, ROW_SHAPE, None, 1, Limits())
 
 
 def entry(name: str, label: int | None = 0) -> Entry:
@@ -74,7 +74,7 @@ def dataset(root: str, dtype: str = "float16") -> manifest.Manifest:
     place = storage.join(root, "datasets", "x")
     write_shard(place, 1, "ab", dtype=dtype)
     write_shard(place, 2, "cd", dtype=dtype)
-    merged = merge(Catalog([entry(n) for n in FRAMES], ["one"], []), published(place), min_frames=1)
+    merged = merge(Catalog([entry(n) for n in FRAMES], ["one"], []), published(place, Limits()), min_frames=1)
     index = write_index(merged, place, storage.join(place, "catalogs", "0"), ROW_SHAPE, dtype)
     return manifest.Manifest(
         kind="latents", name="x", uri=place, fingerprint="f", shards=[*merged.shards, index],
@@ -111,7 +111,7 @@ def test_shards_are_safetensors_files_without_the_rejected(tmp_path: Path) -> No
     assert tensors["digest-d"].shape == (17, *ROW_SHAPE)
     assert tensors["digest-d"].dtype == np.float16
     np.testing.assert_array_equal(tensors["digest-d"][:, 0, 0, 0, 0], frames_of("d")[:, 0, 0, 0])
-    done = published(place)
+    done = published(place, Limits())
     assert done.known["digest-c"].reject == "broken at its end"
     assert write_shard(place, 1, "abcd", rejected="ac") == shard
     nothing = write_shard(place, 2, "a", rejected="a")
@@ -222,16 +222,16 @@ def test_merging_follows_the_catalog(tmp_path: Path) -> None:
     write_shard(place, 1, "ab")
     write_shard(place, 2, "cd", rejected="d")
     copy = Entry("copy of a.mp4", "file:///copy.mp4", "digest-a", 1, "text", 100)
-    merged = merge(Catalog([entry("a"), copy, entry("d")], ["x", "y"], []), published(place), min_frames=1)
+    merged = merge(Catalog([entry("a"), copy, entry("d")], ["x", "y"], []), published(place, Limits()), min_frames=1)
     assert [(v.id, v.label, v.caption) for v in merged.videos] == [("a.mp4", 0, None), ("copy of a.mp4", 1, "text")]
     assert [shard.uri for shard in merged.shards] == [shard_uri(place, f"{1:016x}")]
     assert [(r.item, r.reason) for r in merged.rejects] == [("d.mp4", "broken at its end")]
-    short = merge(Catalog([entry("a"), entry("b")], [], []), published(place), min_frames=2)
+    short = merge(Catalog([entry("a"), entry("b")], [], []), published(place, Limits()), min_frames=2)
     assert [(r.item, r.reason) for r in short.rejects] == [("b.mp4", "too short: 1 frames, min_frames is 2")]
     with pytest.raises(LatteError, match=r"1 videos are not encoded yet, for example 'a\.mp4'"):
         merge(Catalog([entry("a")], [], []), Published({}, {}), 1)
     storage.delete(shard_uri(place, f"{1:016x}"))
-    assert "digest-a" not in published(place).known
+    assert "digest-a" not in published(place, Limits()).known
 
 
 def test_plans_hold_mirrored_copies_as_contents_of_their_own(tmp_path: Path) -> None:
@@ -256,14 +256,14 @@ def test_what_was_rejected_for_passing_trouble_is_planned_again(tmp_path: Path) 
     place = tmp_path.as_uri()
     write_shard(place, 1, "ab", rejected="b", passing=True)
     catalog = Catalog([entry("a"), entry("b")], ["one"], [])
-    done = published(place)
+    done = published(place, Limits())
     plan = make(catalog, done, shard_bytes=1000, num_tasks=1)
     assert [[e.id for e in entries] for _, entries in plan.shards] == [["b.mp4"]]
-    assert not is_done(shard_uri(place, f"{1:016x}"))
+    assert not is_done(shard_uri(place, f"{1:016x}"), Limits())
     assert [r.item for r in merge(catalog, done, 1).rejects] == ["b.mp4"]
     write_shard(place, 2, "b")
-    assert not published(place).again
-    assert [v.id for v in merge(catalog, published(place), 1).videos] == ["a.mp4", "b.mp4"]
+    assert not any(known.again for known in published(place, Limits()).known.values())
+    assert [v.id for v in merge(catalog, published(place, Limits()), 1).videos] == ["a.mp4", "b.mp4"]
 
 
 def test_a_video_without_its_mirrored_copy_is_left_out() -> None:
@@ -298,7 +298,7 @@ def test_training_draws_either_copy_and_changes_nothing_else(tmp_path: Path) -> 
     )  # fmt: skip
     batches = []
     for both in (False, True):
-        merged = merge(Catalog([entry("c")], ["one"], []), published(place), min_frames=1, mirrored=both)
+        merged = merge(Catalog([entry("c")], ["one"], []), published(place, Limits()), min_frames=1, mirrored=both)
         index = write_index(merged, place, storage.join(place, "catalogs", str(both)), ROW_SHAPE, "float16")
         facts = {"scaling_factor": 1.0, "image_size": 16}
         latents = manifest.Manifest(

@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 FRAME_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 _PR_SET_PDEATHSIG = 1
 # Raised whenever the frames of a given video change, so that latents made before are not taken for equal.
-TRANSFORM_VERSION = 3
+TRANSFORM_VERSION = 4
 # PIL refuses larger pictures as bombs; so does this for videos.
 _MAX_PIXELS = 16384 * 16384
 # A frame that is much longer than wide grows as long when its shorter side is scaled up.
@@ -32,12 +32,11 @@ _MAX_SCALED_PIXELS = 1 << 26
 # What FFmpeg may take a file for. Others read further files (concat, hls), or make a video of any text (tty).
 _FORMATS = "3gp,apng,asf,avi,dv,flv,gif,h264,hevc,ivf,m4v,matroska,mov,mp4,mpeg,mpegts,mpegvideo,nut,ogg,rm,webm"
 # decord reads on in the file until the next frame is decoded, as far as it comes while its decoding thread waits for a
-# core: on a busy machine, all of it. Larger files go to PyAV, which reads what it decodes.
+# core, and keeps a frame's memory for all that it has read: on a busy machine, the whole video's. Videos of more bytes,
+# decoded, go to PyAV, which reads what it decodes.
 _DECORD_BYTES = 128 << 20
 # Of a file's declared length, what must be there.
 _MOSTLY = 0.95
-# Large frames are decoded a few at a time: decord takes 2 GB for 16 of 4K, 0.4 GB for single ones.
-_TOGETHER_PIXELS = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -121,8 +120,8 @@ def _pictures(task: Task) -> Iterator[tuple[Image.Image, float | None]]:
         yield from _folder_pictures(task)
         return
     done = 0
-    if not _is_gif(task.path) and os.path.getsize(task.path) <= _DECORD_BYTES:
-        # decord is the faster one; what it cannot open or stumbles over goes to PyAV, from the frame it got to.
+    if not _is_gif(task.path):
+        # What decord had better not open, or stumbles over, goes to PyAV, from the frame it got to.
         with contextlib.suppress(Exception):  # PyAV tries the same and says what is wrong
             for picture in _decord_pictures(task):
                 yield picture
@@ -139,12 +138,15 @@ def count_frames(path: str) -> int:
     """
     if os.path.isdir(path):
         return len(frame_names(os.listdir(path)))
+    with _opened(path) as container:
+        return _about_frames(container, _video_stream(container))
+
+
+def _about_frames(container: Any, stream: Any) -> int:
     import av
 
-    with _opened(path) as container:
-        stream = _video_stream(container)
-        length_s = _length_s(container, stream) or (container.duration or 0) / av.time_base
-        return stream.frames or round(length_s * float(stream.average_rate or 0))
+    length_s = _length_s(container, stream) or (container.duration or 0) / av.time_base
+    return stream.frames or round(length_s * float(stream.average_rate or 0))
 
 
 def frame_names(names: Iterable[str]) -> list[str]:
@@ -188,15 +190,15 @@ def _decord_pictures(task: Task) -> Iterator[tuple[Image.Image, float | None]]:
 
     num_frames, pixels, length_s = _declared(task.path)
     reader = decord.VideoReader(task.path, ctx=decord.cpu(0), num_threads=1)
+    _check_decord(len(reader), pixels)
     if len(reader) < num_frames:
         raise ValueError("decord finds fewer frames than the file announces")
     if not num_frames and float(reader.get_frame_timestamp(len(reader) - 1)[1]) < _MOSTLY * length_s:
         raise ValueError("decord's last frame ends before the file's announced length")
-    together = max(1, min(task.chunk_frames, _TOGETHER_PIXELS // max(1, pixels)))
     indices = range(task.start, len(reader), task.stride)[: task.count]
     fps = float(reader.get_avg_fps()) or None
-    for at in range(0, len(indices), together):
-        batch = reader.get_batch(list(indices[at : at + together])).asnumpy()  # (n, H, W, 3)
+    for at in range(0, len(indices), task.chunk_frames):
+        batch = reader.get_batch(list(indices[at : at + task.chunk_frames])).asnumpy()  # (n, H, W, 3)
         for frame in batch:
             yield Image.fromarray(frame), fps
 
@@ -205,12 +207,18 @@ def _declared(path: str) -> tuple[int, int, float]:
     """Number of frames, pixels of a frame and length in seconds, as the file says; 0 for what it does not say.
 
     Raises:
-        ValueError: the frames are too large.
+        ValueError: it is too much for decord.
     """
     with _opened(path) as container:
         stream = _video_stream(container)
-        _check_size(stream.width, stream.height)
-        return stream.frames, stream.width * stream.height, _length_s(container, stream)
+        pixels = stream.width * stream.height
+        _check_decord(_about_frames(container, stream), pixels)
+        return stream.frames, pixels, _length_s(container, stream)
+
+
+def _check_decord(num_frames: int, pixels: int) -> None:
+    if num_frames * pixels * 3 > _DECORD_BYTES:
+        raise ValueError("decord might decode all of it into memory")
 
 
 def _length_s(container: Any, stream: Any) -> float:
@@ -248,7 +256,8 @@ def _av_pictures(task: Task, skip: int) -> Iterator[tuple[Image.Image, float | N
             if number not in wanted or wanted.index(number) < skip:
                 continue
             _check_size(frame.width, frame.height)
-            picture = _flat(Image.fromarray(frame.to_ndarray(format="rgba"), "RGBA"))
+            pixels = frame.to_ndarray(format="rgba" if _may_be_clear(frame.format) else "rgb24")  # (H, W, 4 or 3)
+            picture = _flat(Image.fromarray(pixels))
             yield picture.rotate(frame.rotation, expand=True) if frame.rotation else picture, fps
         _check_whole(stream.frames, number + 1, _length_s(container, stream), end_s, longest_s)
 
@@ -267,6 +276,10 @@ def _check_whole(declared: int, num_frames: int, length_s: float, end_s: float, 
         raise ValueError(f"it ends after {num_frames} of {declared} frames")
     if not declared and end_s + longest_s < length_s:
         raise ValueError(f"it ends after {end_s:.2f} of {length_s:.2f} s")
+
+
+def _may_be_clear(pixel_format: Any) -> bool:
+    return pixel_format.has_palette or any(component.is_alpha for component in pixel_format.components)
 
 
 def _other_streams(container: Any) -> str:

@@ -26,7 +26,7 @@ from latte.errors import UserError
 from latte.manifest import Reject, fingerprint
 from latte.progress import progress
 
-VIDEO_SUFFIXES = (".avi", ".gif", ".mkv", ".mov", ".mp4", ".webm")
+VIDEO_SUFFIXES = (".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 # Hashing leaves the interpreter's lock, and reading waits for the disk.
 _HASH_THREADS = 4
 _CLOSED = "the folder cannot be read"

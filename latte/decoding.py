@@ -31,6 +31,8 @@ _MAX_PIXELS = 16384 * 16384
 _MAX_SCALED_PIXELS = 1 << 26
 # What FFmpeg may take a file for. Others read further files (concat, hls), or make a video of any text (tty).
 _FORMATS = "3gp,apng,asf,avi,dv,flv,gif,h264,hevc,ivf,m4v,matroska,mov,mp4,mpeg,mpegts,mpegvideo,nut,ogg,rm,webm"
+# FFmpeg's names of formats with a table of their frames, without which decord gives other frames than it is asked for.
+_DECORD_FORMATS = ("avi", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2")
 # decord reads on in the file until the next frame is decoded, as far as it comes while its decoding thread waits for a
 # core, and keeps a frame's memory for all that it has read: on a busy machine, the whole video's. Videos of more bytes,
 # decoded, go to PyAV, which reads what it decodes.
@@ -207,10 +209,12 @@ def _declared(path: str) -> tuple[int, int, float]:
     """Number of frames, pixels of a frame and length in seconds, as the file says; 0 for what it does not say.
 
     Raises:
-        ValueError: it is too much for decord.
+        ValueError: it is too much for decord, or of a format that it does not find its way in.
     """
     with _opened(path) as container:
         stream = _video_stream(container)
+        if container.format.name not in _DECORD_FORMATS:
+            raise ValueError(f"decord does not find the frames of {container.format.name}")
         pixels = stream.width * stream.height
         _check_decord(_about_frames(container, stream), pixels)
         return stream.frames, pixels, _length_s(container, stream)

@@ -16,6 +16,10 @@ KINDS = {
     "c.mkv": ("libx264", "yuv444p"),
     "d.webm": ("libvpx-vp9", "yuv420p"),
     "e.mov": ("libx264", "yuv420p"),
+    "f.mpg": ("mpeg1video", "yuv420p"),
+    "g.wmv": ("wmv2", "yuv420p"),
+    "h.flv": ("flv", "yuv420p"),
+    "i.m4v": ("mpeg4", "yuv420p"),
     "ten-bit.mp4": ("libx264", "yuv420p10le"),
     "lossless.mkv": ("ffv1", "bgr0"),
 }

@@ -100,7 +100,7 @@ def test_folders_that_are_no_dataset(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"dataset\.videos: .*/none: no such folder"):
         catalog(tmp_path / "none")
     fill(tmp_path, "notes.txt")
-    with pytest.raises(UserError, match=r"no video \(\.avi, \.gif, .*\) there"):
+    with pytest.raises(UserError, match=r"no video \(\.avi, \.flv, .*\) there"):
         catalog(tmp_path)
     with pytest.raises(UserError, match="not a folder"):
         catalog(tmp_path / "notes.txt")

@@ -31,8 +31,6 @@ _MAX_PIXELS = 16384 * 16384
 _MAX_SCALED_PIXELS = 1 << 26
 # What FFmpeg may take a file for. Others read further files (concat, hls), or make a video of any text (tty).
 _FORMATS = "3gp,apng,asf,avi,dv,flv,gif,h264,hevc,ivf,m4v,matroska,mov,mp4,mpeg,mpegts,mpegvideo,nut,ogg,rm,webm"
-# FFmpeg's names of formats with a table of their frames, without which decord gives other frames than it is asked for.
-_DECORD_FORMATS = ("avi", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2")
 # decord reads on in the file until the next frame is decoded, as far as it comes while its decoding thread waits for a
 # core, and keeps a frame's memory for all that it has read: on a busy machine, the whole video's. Videos of more bytes,
 # decoded, go to PyAV, which reads what it decodes.
@@ -197,24 +195,25 @@ def _decord_pictures(task: Task) -> Iterator[tuple[Image.Image, float | None]]:
         raise ValueError("decord finds fewer frames than the file announces")
     if not num_frames and float(reader.get_frame_timestamp(len(reader) - 1)[1]) < _MOSTLY * length_s:
         raise ValueError("decord's last frame ends before the file's announced length")
-    indices = range(task.start, len(reader), task.stride)[: task.count]
+    wanted = range(task.start, len(reader), task.stride)[: task.count]
     fps = float(reader.get_avg_fps()) or None
-    for at in range(0, len(indices), task.chunk_frames):
-        batch = reader.get_batch(list(indices[at : at + task.chunk_frames])).asnumpy()  # (n, H, W, 3)
-        for frame in batch:
-            yield Image.fromarray(frame), fps
+    # One after the other: where it jumps, decord gives wrong frames of open groups of pictures and B-frames.
+    for at in range(0, wanted[-1] + 1 if wanted else 0, task.chunk_frames):
+        numbers = range(at, min(at + task.chunk_frames, wanted[-1] + 1))
+        batch = reader.get_batch(list(numbers)).asnumpy()  # (n, H, W, 3)
+        for number, frame in zip(numbers, batch, strict=True):
+            if number in wanted:
+                yield Image.fromarray(frame), fps
 
 
 def _declared(path: str) -> tuple[int, int, float]:
     """Number of frames, pixels of a frame and length in seconds, as the file says; 0 for what it does not say.
 
     Raises:
-        ValueError: it is too much for decord, or of a format that it does not find its way in.
+        ValueError: it is too much for decord.
     """
     with _opened(path) as container:
         stream = _video_stream(container)
-        if container.format.name not in _DECORD_FORMATS:
-            raise ValueError(f"decord does not find the frames of {container.format.name}")
         pixels = stream.width * stream.height
         _check_decord(_about_frames(container, stream), pixels)
         return stream.frames, pixels, _length_s(container, stream)

@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -9,8 +10,8 @@ from PIL import Image
 
 from latte.decoders import Chunk, End, Source, decode_all
 
-# Codec and pixel format of each.
-KINDS = {
+# Codec, pixel format and the codec's options of each.
+KINDS: dict[str, tuple[Any, ...]] = {
     "a.mp4": ("libx264", "yuv420p"),
     "b.avi": ("mpeg4", "yuv420p"),
     "c.mkv": ("libx264", "yuv444p"),
@@ -22,6 +23,10 @@ KINDS = {
     "i.m4v": ("mpeg4", "yuv420p"),
     "ten-bit.mp4": ("libx264", "yuv420p10le"),
     "lossless.mkv": ("ffv1", "bgr0"),
+    "open-groups.mp4": ("libx264", "yuv420p", {"g": "12", "bf": "3", "x264-params": "open-gop=1"}),
+    "hevc.mkv": ("libx265", "yuv420p", {"x265-params": "keyint=12:bframes=4:open-gop=1:log-level=none"}),
+    "b-frames.avi": ("mpeg4", "yuv420p", {"g": "12", "bf": "2"}),
+    "b-frames.mpg": ("mpeg2video", "yuv420p", {"g": "12", "bf": "2"}),
 }
 
 
@@ -35,10 +40,17 @@ def moving(num_frames: int = 16, height: int = 48, width: int = 64, seed: int = 
     return (127 + 60 * waves).clip(0, 255).astype(np.uint8)
 
 
-def write(path: Path, frames: np.ndarray, codec: str = "libx264", pixels: str = "yuv420p", fps: int = 25) -> Path:
+def write(
+    path: Path,
+    frames: np.ndarray,
+    codec: str = "libx264",
+    pixels: str = "yuv420p",
+    options: dict[str, str] | None = None,
+    fps: int = 25,
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=Fraction(fps))
+        stream = container.add_stream(codec, rate=Fraction(fps), options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pixels
         stream.codec_context.thread_count = 1

@@ -117,7 +117,7 @@ def sampler(recipe: Recipe) -> Callable[[list[int], Callable[[int], None]], list
     try:
         diffusion = Diffusion(recipe.num_sampling_steps, recipe.noise_schedule)
     except ValueError as error:
-        raise UserError(f"num_sampling_steps {recipe.num_sampling_steps}: {error}") from None
+        raise UserError(str(error)) from None
     shape = (model.num_frames, model.in_channels, model.input_size, model.input_size)
     embed = None if recipe.text is None else embedder(recipe.text)
 

@@ -247,8 +247,16 @@ def _check_steps(steps: int | str) -> None:
     text = str(steps)
     if not re.fullmatch(r"(ddim)?[0-9]+|[0-9]+(,[0-9]+)+", text):
         raise UserError(f'num_sampling_steps {text!r}: expected a count, "ddimN" or sections "a,b,…"')
-    if text.isdigit() and not 1 <= int(text) <= 1000:
-        raise UserError(f"num_sampling_steps {text}: expected 1 to 1000")
+    if text.isdigit():
+        if not 1 <= int(text) <= 1000:
+            raise UserError(f"num_sampling_steps {text}: expected 1 to 1000")
+        return
+    from latte.diffusion.schedule import respaced  # brings MindSpore, which a plan of a plain count does without
+
+    try:
+        respaced(1000, text)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _conditions(config: SampleConfig, facts: dict[str, Any]) -> Conditions:

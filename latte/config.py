@@ -24,9 +24,11 @@ Root = Annotated[str, pydantic.AfterValidator(_checked_root)]
 
 
 class Config(pydantic.BaseModel):
-    """Base of every config: frozen, and a key it does not know is refused."""
+    """Base of every config: frozen; a key it does not know is refused, and so is a number that is not finite."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), hide_input_in_errors=False)
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), hide_input_in_errors=False, allow_inf_nan=False
+    )
 
 
 def load(cls: type[C], path: str | Path | None = None, overrides: Sequence[str] = ()) -> C:

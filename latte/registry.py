@@ -44,6 +44,8 @@ class Entry(Config):
         promoted_at: time in UTC, ISO 8601.
     """
 
+    model_config = pydantic.ConfigDict(allow_inf_nan=True)  # a measured score; the gate refuses such a one
+
     number: int
     model: str
     checkpoint: str

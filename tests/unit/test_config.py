@@ -36,6 +36,8 @@ def test_file_then_overrides(tmp_path: Path) -> None:
         ("name: a\nspeed: 1\n", [], ["settings.yaml", "unknown key speed", "known: inner, name, rate"]),
         ("rate: 1\n", [], ["settings.yaml", "missing key name"]),
         ("name: a\nrate: fast\n", [], ["settings.yaml", "rate", "'fast'"]),
+        ("name: a\nrate: .inf\n", [], ["settings.yaml", "rate", "finite number"]),
+        ("name: a\n", ["rate=.nan"], ["rate", "finite number"]),
         ("name: a\ninner: {dept: 1}\n", [], ["unknown key inner.dept"]),
         ("name: [a\n", [], ["settings.yaml", "line 2", "not valid YAML"]),
         ("- a\n", [], ["expected a mapping", "list"]),

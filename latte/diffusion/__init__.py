@@ -12,8 +12,11 @@ from latte.diffusion import sampling
 from latte.diffusion.sampling import METHODS
 from latte.diffusion.schedule import NOISE_SCHEDULES, make_schedule
 from latte.diffusion.training import Losses
+from latte.models.latte import TEXT_CHANNELS, TEXT_TOKENS
 
 __all__ = ["METHODS", "NOISE_SCHEDULES", "Diffusion"]
+
+_TEXT_SHAPE = (TEXT_TOKENS, TEXT_CHANNELS)
 
 
 @ms.jit_class
@@ -82,8 +85,8 @@ class Diffusion:
             Samples (N, F, C, h, w), float32: an array for an array, a tensor for a tensor.
 
         Raises:
-            ValueError: no such method, ddpm without `step_noise`, guidance without something to guide towards, or a
-                condition that is missing or not one per sample.
+            ValueError: no such method, ddpm without `step_noise`, guidance without something to guide towards or
+                without a null class, or a condition that is missing, not one per sample or not the network's.
         """
         start = np.asarray(noise.asnumpy() if isinstance(noise, ms.Tensor) else noise, np.float32)
         predict = _predictor(model, len(start), cond)
@@ -123,17 +126,26 @@ def _check_condition(model: nn.Cell, count: int, given: dict[str, Any], scale: A
     """Refuse what the compiler would answer with pages: a condition that does not fit the network or the batch."""
     if not np.isfinite(scale):
         raise ValueError(f"cfg_scale {scale}: expected a number")
-    condition = getattr(getattr(model, "config", None), "condition", "none")
-    if condition not in ("class", "text"):
+    condition = getattr(getattr(model, "config", None), "condition", None)
+    if condition is None:
         return
-    key, axes = ("y", 1) if condition == "class" else ("text", 3)
+    key = {"class": "y", "text": "text"}.get(condition)
+    for other in ("y", "text"):
+        if other in given and other != key:
+            raise ValueError(f"the network's condition is {condition}: it has no use for {other}")
+    if key is None:
+        return
     if key not in given:
         raise ValueError(f"the network's condition is {condition}: {key} is needed")
     values = np.asarray(_as_array(given[key]), np.int32 if key == "y" else np.float32)
-    if values.ndim != axes or len(values) != count:
-        raise ValueError(f"{key} has shape {values.shape}, expected one for each of the {count} samples")
+    one = () if key == "y" else _TEXT_SHAPE
+    if values.shape != (count, *one):
+        what = f" {one}" if one else ""
+        raise ValueError(f"{key} has shape {values.shape}, expected one{what} for each of the {count} samples")
     if key == "y" and not ((values >= 0) & (values < model.config.label_rows)).all():
         raise ValueError(f"y is {values.tolist()}, expected labels from 0 to {model.config.label_rows - 1}")
+    if key == "y" and scale != 1.0 and model.config.label_rows == model.config.num_classes:
+        raise ValueError(f"cfg_scale {scale}: the network has no null class, its class_dropout_prob is 0")
     given[key] = values
 
 
@@ -147,8 +159,10 @@ def _with_null(model: nn.Cell, count: int, given: dict[str, Any]) -> dict[str, A
         if "null_text" not in given:
             raise ValueError("cfg_scale with text needs null_text, the embedding of the empty text")
         text = np.asarray(_as_array(given["text"]), np.float32)
-        null = np.broadcast_to(np.asarray(_as_array(given["null_text"]), np.float32), text.shape)
-        doubled["text"] = np.concatenate([text, null])  # (2N, 77, 768)
+        null = np.asarray(_as_array(given["null_text"]), np.float32)
+        if null.shape != _TEXT_SHAPE:
+            raise ValueError(f"null_text has shape {null.shape}, expected {_TEXT_SHAPE}")
+        doubled["text"] = np.concatenate([text, np.broadcast_to(null, text.shape)])  # (2N, 77, 768)
     if not doubled:
         raise ValueError("cfg_scale needs a condition (y or text) to guide towards")
     return doubled

@@ -84,12 +84,15 @@ def test_bad_schedule_and_method_are_named():
 class Conditional(nn.Cell):
     """A network of the given condition that predicts no noise."""
 
-    def __init__(self, condition):
+    def __init__(self, condition, **settings):
         super().__init__()
-        self.config = LatteConfig(condition=condition, num_classes=3, hidden_size=8, depth=2, num_heads=2)
+        self.config = LatteConfig(condition=condition, num_classes=3, hidden_size=8, depth=2, num_heads=2, **settings)
 
     def construct(self, x, t, y=None, text=None):
         return ops.zeros_like(x)
+
+
+TEXT = np.zeros((2, 77, 768))
 
 
 @pytest.mark.parametrize(
@@ -101,12 +104,22 @@ class Conditional(nn.Cell):
         ("class", {"y": [1, 4]}, r"y is \[1, 4\], expected labels from 0 to 3"),
         ("class", {"y": [-1, 0]}, "expected labels from 0 to 3"),
         ("text", {"text": np.zeros((1, 77, 768))}, r"text has shape \(1, 77, 768\)"),
+        ("text", {"text": np.zeros((2, 10, 768))}, r"text has shape \(2, 10, 768\), expected one \(77, 768\) for each"),
+        ("text", {"text": TEXT, "cfg_scale": 2.0, "null_text": 0.0}, r"null_text has shape \(\), expected \(77, 768\)"),
+        ("text", {"text": TEXT, "y": [1, 2]}, "condition is text: it has no use for y"),
+        ("none", {"y": [1, 2], "cfg_scale": 2.0}, "condition is none: it has no use for y"),
         ("class", {"y": [1, 2], "cfg_scale": float("nan")}, "cfg_scale nan: expected a number"),
     ],
 )
 def test_conditions_that_do_not_fit_are_named(condition, given, message):
     with pytest.raises(ValueError, match=message):
         Diffusion(2).sample(Conditional(condition), np.zeros((2, 1, 1, 2, 2)), **given)
+
+
+def test_guidance_needs_a_null_class():
+    model = Conditional("class", class_dropout_prob=0)
+    with pytest.raises(ValueError, match=r"cfg_scale 7\.0: the network has no null class"):
+        Diffusion(2).sample(model, np.zeros((2, 1, 1, 2, 2)), y=[0, 2], cfg_scale=7.0)
 
 
 def test_labels_may_be_a_list():

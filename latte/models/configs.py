@@ -153,12 +153,12 @@ class AutoencoderKLConfig(Config):
                 if value != _FIXED_KEYS[key]:
                     raise UserError(f"{source}: {key}: only {_FIXED_KEYS[key]!r} is supported (got {value!r})")
             elif key in _BLOCK_TYPES:
-                if not isinstance(value, list) or set(value) != {_BLOCK_TYPES[key]}:
+                if not isinstance(value, list) or not value or any(name != _BLOCK_TYPES[key] for name in value):
                     raise UserError(f"{source}: {key}: only {_BLOCK_TYPES[key]} is supported (got {value!r})")
             elif key not in _IGNORED_KEYS:
                 rest[key] = value
         sample_size = rest.get("sample_size")
-        if isinstance(sample_size, list) and sample_size:
+        if isinstance(sample_size, list) and sample_size and all(isinstance(side, int) for side in sample_size):
             rest["sample_size"] = max(sample_size)
         return build(cls, rest, source)
 

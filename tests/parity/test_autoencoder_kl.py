@@ -119,6 +119,8 @@ def test_published_config_is_read_and_written_back(tmp_path):
     [
         ({"act_fn": "relu"}, "act_fn: only 'silu'"),
         ({"up_block_types": ["UpDecoderBlock2D", "AttnUpDecoderBlock2D"]}, "up_block_types: only"),
+        ({"down_block_types": [["DownEncoderBlock2D"]]}, "down_block_types: only"),
+        ({"sample_size": [256, "large"]}, "sample_size: Input should be a valid integer"),
         ({"shift_factor": 0.1}, "shift_factor: only None"),
         ({"norm_groups": 8}, "unknown key norm_groups"),
         ({"norm_num_groups": 24}, "cannot be split"),

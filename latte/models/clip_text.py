@@ -93,9 +93,12 @@ class ClipTokenizer:
                 self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises plain Exception for whatever is wrong with a file
             raise UserError(f"{file}: not a tokenizer: {error}") from None
-        end = self._tokenizer.token_to_id(END_TOKEN)
-        if end is None or self._tokenizer.token_to_id(START_TOKEN) is None:
+        start, end = (self._tokenizer.token_to_id(token) for token in (START_TOKEN, END_TOKEN))
+        if start is None or end is None:
             raise UserError(f"{file}: not CLIP's tokenizer: it has no {START_TOKEN} and {END_TOKEN}")
+        self._tokenizer.no_padding()  # the file may ask for some
+        if self._tokenizer.encode("").ids != [start, end]:
+            raise UserError(f"{file}: not CLIP's tokenizer: no {START_TOKEN} and {END_TOKEN} around a text")
         self._tokenizer.enable_truncation(length)
         self._tokenizer.enable_padding(length=length, pad_id=end, pad_token=END_TOKEN)
 

@@ -126,6 +126,13 @@ def test_tokenizer_json_gives_the_same_tokens(vocabulary, published_tokenizer, t
         np.testing.assert_array_equal(ClipTokenizer(path)(TEXTS), ClipTokenizer(vocabulary / "vocab.json")(TEXTS))
 
 
+def test_a_tokenizer_that_leaves_out_start_and_end_is_refused(published_tokenizer, tmp_path):
+    settings = json.loads(published_tokenizer.backend_tokenizer.to_str())
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**settings, "post_processor": None}))
+    with pytest.raises(UserError, match=r"tokenizer\.json: not CLIP's tokenizer: no .* around a text"):
+        ClipTokenizer(tmp_path)
+
+
 def test_any_text_has_the_published_tokens(vocabulary, published_tokenizer):
     tokenizer = ClipTokenizer(vocabulary)
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ def read_captions(uri: str) -> list[str]:
         except csv.Error as error:
             raise UserError(f"captions {uri}: not CSV: {error}") from None
     else:
-        lines = text.splitlines()
+        lines = re.split("\r\n|\n|\r", text)  # splitlines() would cut at form feeds and Unicode's separators too
     captions = [line.strip() for line in lines if line.strip()]
     if not captions:
         raise UserError(f"captions {uri}: no captions in it")

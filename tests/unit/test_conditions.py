@@ -40,6 +40,12 @@ def test_classes_are_names_or_numbers():
             classes_of(labels, FACTS)
 
 
+def test_only_line_ends_part_captions(tmp_path):
+    path = tmp_path / "c.txt"
+    path.write_bytes("a cat\u2028on a mat\r\na dog\x0brunning\ra fish\n".encode())
+    assert read_captions(str(path)) == ["a cat\u2028on a mat", "a dog\x0brunning", "a fish"]
+
+
 def test_captions_are_lines_or_a_column(tmp_path):
     text, table = tmp_path / "c.txt", tmp_path / "c.csv"
     text.write_text("a cat\n\n  a dog, running \n")

@@ -66,6 +66,8 @@ def classes_of(labels: Sequence[int | str] | None, facts: dict[str, Any]) -> lis
         return list(range(count))
     chosen = []
     for label in labels:
+        if isinstance(label, str) and not classes:
+            raise UserError(f"labels: {label!r}: the model's classes have no names; give numbers from 0 to {count - 1}")
         if isinstance(label, str) and label not in classes:
             raise UserError(f"labels: no class {label!r} (known: {', '.join(classes[:20])})")
         number = classes.index(label) if isinstance(label, str) else label

@@ -40,6 +40,13 @@ def test_classes_are_names_or_numbers():
             classes_of(labels, FACTS)
 
 
+def test_classes_without_names_are_numbers():
+    facts = {"classes": [], "model": {"num_classes": 101}}
+    assert classes_of([100], facts) == [100]
+    with pytest.raises(UserError, match="labels: 'dog': the model's classes have no names; give numbers from 0 to 100"):
+        classes_of(["dog"], facts)
+
+
 def test_only_line_ends_part_captions(tmp_path):
     path = tmp_path / "c.txt"
     path.write_bytes("a cat\u2028on a mat\r\na dog\x0brunning\ra fish\n".encode())

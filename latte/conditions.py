@@ -6,14 +6,31 @@ import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import pydantic
 
 from latte import manifest, rng, storage
 from latte.errors import UserError
 
 DATASET = "dataset"
+
+
+def _checked(labels: Any) -> Any:
+    """Before pydantic looks: it would take true for class 1, and name the parts of the union in what it says."""
+    for label in labels if isinstance(labels, list) else []:
+        if isinstance(label, bool):
+            raise ValueError("a class is a name or a number; put a name that YAML reads as true or false in quotes")
+        if not isinstance(label, (int, str)) and not (isinstance(label, float) and label.is_integer()):
+            raise ValueError("a class is a name or a number")
+    if not isinstance(labels, (list, type(None))) and labels != DATASET:
+        raise ValueError(f"expected a list of classes, or {DATASET}")
+    return labels
+
+
+# Classes by name or number, or drawn by their shares of a dataset, or all of the model's.
+Labels = Annotated[list[int | str] | Literal["dataset"] | None, pydantic.BeforeValidator(_checked)]
 
 
 @dataclass(frozen=True)

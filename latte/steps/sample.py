@@ -55,7 +55,7 @@ class SampleConfig(Config):
     precision: Literal["fp32", "fp16", "bf16"] = Field(
         default="fp32", description="of the Latte's matrix products; bf16 needs Ascend"
     )
-    labels: list[int | str] | Literal["dataset"] | None = Field(
+    labels: conditioning.Labels = Field(
         default=None,
         description="classes (index or name) that the videos take in turn; null: all of them; "
         '"dataset": drawn as often as each class is in `latents`',

@@ -95,6 +95,22 @@ def test_what_does_not_fit_is_refused_before_work(
     assert not (tmp_path / "videos").exists()
 
 
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ("[on]", r"labels: .* put a name that YAML reads as true or false in quotes \(got \[True\]\)"),
+        ("[1.5]", r"labels: a class is a name or a number \(got \[1\.5\]\)"),
+        ("dog", r"labels: expected a list of classes, or dataset \(got 'dog'\)"),
+    ],
+)
+def test_labels_that_are_none_are_named_by_their_key(labels: str, words: str) -> None:
+    given = ["root=file:///r", "name=n", "checkpoint=c", "vae=v"]
+    with pytest.raises(UserError, match=f"^command line: {words}$"):
+        load(sample.SampleConfig, None, [*given, f"labels={labels}"])
+    taken = load(sample.SampleConfig, None, [*given, "labels=[dog, 3, 2.0]"])
+    assert taken.labels == ["dog", 3, 2]
+
+
 def test_another_autoencoder_or_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="weights of i3d, expected vae"):
         sample.plan(config(tmp_path, vae=autoencoder(tmp_path, "i3d")))

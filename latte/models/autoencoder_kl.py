@@ -99,6 +99,9 @@ def encode_in_chunks(net: AutoencoderKL, images: np.ndarray, chunk: int) -> tupl
 
     Returns:
         Mean and log-variance, each (N, C, h, w) float32.
+
+    Raises:
+        UserError: no images, no room for one in a chunk, or a shape that does not fit.
     """
     parts = [net.encode(ms.Tensor(part)) for part in _chunks(images, chunk)]
     means, logvars = (np.concatenate([part[i].asnumpy() for part in parts]) for i in (0, 1))
@@ -106,7 +109,11 @@ def encode_in_chunks(net: AutoencoderKL, images: np.ndarray, chunk: int) -> tupl
 
 
 def decode_in_chunks(net: AutoencoderKL, latents: np.ndarray, chunk: int) -> np.ndarray:
-    """Decode latents (N, C, h, w), not scaled, at most `chunk` at a time -> images (N, 3, 8 h, 8 w) float32."""
+    """Decode latents (N, C, h, w), not scaled, at most `chunk` at a time -> images (N, 3, 8 h, 8 w) float32.
+
+    Raises:
+        UserError: no latents, no room for one in a chunk, or a shape that does not fit.
+    """
     parts = [net.decode(ms.Tensor(part)).asnumpy() for part in _chunks(latents, chunk)]
     return np.concatenate(parts)[: len(latents)]
 

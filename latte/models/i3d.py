@@ -236,6 +236,9 @@ class I3D(nn.Cell):
 
         Returns:
             (N, 400) float32.
+
+        Raises:
+            ValueError: the shape is another one.
         """
         return self.logits(self.features(x).mean(axis=(2, 3, 4)))
 

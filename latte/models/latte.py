@@ -204,12 +204,12 @@ class Latte(nn.Cell):
 
         Args:
             x: noisy latents (N, F, C, H, W), float32.
-            t: diffusion steps (N,), 0 to 999.
-            y: labels (N,), for condition class; `num_classes` is the null class.
-            text: CLIP embeddings (N, 77, 768), for condition text.
+            t: diffusion steps (N,), 0 to 999, int32 or float32.
+            y: labels (N,) int32, for condition class; `num_classes` is the null class, where labels are dropped.
+            text: CLIP embeddings (N, 77, 768) float32, for condition text.
 
         Returns:
-            (N, F, 2C, H, W): noise and, in the upper half of the channels, the variance's interpolation;
+            (N, F, 2C, H, W) float32: noise and, in the upper half of the channels, the variance's interpolation;
             (N, F, C, H, W) without learn_sigma.
         """
         config = self.config
@@ -257,7 +257,7 @@ class Latte(nn.Cell):
             all_channels: guide the variance too; published is the noise alone.
 
         Returns:
-            (2N, F, 2C, H, W), the guided channels equal in both halves.
+            (2N, F, 2C, H, W) float32, the guided channels equal in both halves.
         """
         half = x[: x.shape[0] // 2]
         out = self.construct(ops.cat((half, half), axis=0), t, y, text)

@@ -55,6 +55,8 @@ class LatteConfig(Config):
             raise ValueError(f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}")
         if self.hidden_size % 4:
             raise ValueError(f"hidden_size {self.hidden_size} is not divisible by 4, which position features need")
+        if int(self.hidden_size * self.mlp_ratio) < 1:
+            raise ValueError(f"mlp_ratio {self.mlp_ratio} leaves hidden_size {self.hidden_size} no channel in the MLP")
         if self.depth % 2:
             raise ValueError(f"depth {self.depth} is odd; blocks come in pairs, space and time")
         if self.condition == "class" and self.num_classes < 1:

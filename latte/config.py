@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import pydantic
 import yaml
@@ -19,16 +19,30 @@ def _checked_root(root: str) -> str:
     return root
 
 
+def _takes_switches(annotation: Any) -> bool:
+    return annotation in (bool, Any) or any(map(_takes_switches, get_args(annotation)))
+
+
 # Where everything is kept.
 Root = Annotated[str, pydantic.AfterValidator(_checked_root)]
 
 
 class Config(pydantic.BaseModel):
-    """Base of every config: frozen; a key it does not know is refused, and so is a number that is not finite."""
+    """Base of every config: frozen; a key it does not know is refused.
+
+    So is a number that is not finite, and a number given as true or false, which Python takes for 1 and 0.
+    """
 
     model_config = pydantic.ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), hide_input_in_errors=False, allow_inf_nan=False
     )
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        if isinstance(value, bool) and not _takes_switches(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError("YAML reads it as true or false; give a number, or put a text in quotes")
+        return value
 
 
 def load(cls: type[C], path: str | Path | None = None, overrides: Sequence[str] = ()) -> C:

@@ -38,6 +38,8 @@ def test_file_then_overrides(tmp_path: Path) -> None:
         ("name: a\nrate: fast\n", [], ["settings.yaml", "rate", "'fast'"]),
         ("name: a\nrate: .inf\n", [], ["settings.yaml", "rate", "finite number"]),
         ("name: a\n", ["rate=.nan"], ["rate", "finite number"]),
+        ("name: a\n", ["inner.depth=yes"], ["inner.depth", "YAML reads it as true or false", "got True"]),
+        ("name: off\n", [], ["name", "put a text in quotes"]),
         ("name: a\ninner: {dept: 1}\n", [], ["unknown key inner.dept"]),
         ("name: [a\n", [], ["settings.yaml", "line 2", "not valid YAML"]),
         ("- a\n", [], ["expected a mapping", "list"]),

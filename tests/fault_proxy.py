@@ -28,7 +28,7 @@ class Proxy:
 
     Attributes:
         endpoint: its address, for AWS_ENDPOINT_URL_S3.
-        share: how many of the requests are spoiled, 0 to 1; which, and how, is drawn from a seed.
+        share: how many of the requests are spoiled, 0 to 1; which is drawn from a seed, and how goes in turn.
         stall_s: how long a stalled request gets no answer; longer than the client's read timeout.
         down_after: (method, text): the outage begins with the second such request whose path contains the text.
         down_for_s: how long it lasts; without end by default.
@@ -62,7 +62,8 @@ class Proxy:
                 fault = "busy" if down else None
                 self.refused += [path] if down else []
             else:
-                fault = self._draw.choice(FAULTS) if self._draw.random() < self.share else None
+                turn = FAULTS[self.injected.total() % len(FAULTS)]
+                fault = turn if self._draw.random() < self.share else None
             if fault is not None:
                 self.injected[fault] += 1
             return fault

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,6 @@ from latte.catalog import RUN_AGAIN, frames_digest, s3_digest
 from latte.decoding import Task, frame_names, line_of
 from latte.errors import LatteError, NotThereError, UserError
 
-_RAISE = "; raise "
 # Added to a video's time for every frame that is read: long videos may take long, and none may drip for ever.
 _PER_FRAME_S = 0.1
 _START_LIMIT_S = 120.0
@@ -172,11 +171,6 @@ def decode_one(decoder: "Decoder", index: int, source: Source, task: Task) -> It
         yield End(index, 0, None, f"{trouble}{RUN_AGAIN}", passing=True)
 
 
-def may_pass(reason: str) -> bool:
-    """Whether a video with this reason to be rejected may be decoded by a later run."""
-    return reason.endswith((RUN_AGAIN, *(_RAISE + limit.name for limit in fields(Limits))))
-
-
 class _PassingError(Exception):
     """The file is not there, not the one that the catalog listed, or cannot be read."""
 
@@ -302,7 +296,7 @@ class Decoder:
 
     def _beyond(self, index: int, limit: str, reason: str) -> End:
         value = getattr(self._limits, limit)
-        return End(index, 0, None, f"{reason.format(value)}{_RAISE}{limit}", beyond={limit: value})
+        return End(index, 0, None, f"{reason.format(value)}; raise {limit}", beyond={limit: value})
 
     def _start(self) -> None:
         if self._process is not None and self._process.poll() is None:

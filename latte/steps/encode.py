@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from latte import captions, encode_plan, manifest, storage
 from latte.catalog import SECOND_ROW, DatasetConfig, Entry, scan
 from latte.config import Config, Root, build
-from latte.decoders import Limits, may_pass
+from latte.decoders import Limits
 from latte.decoding import TRANSFORM_VERSION
 from latte.errors import LatteError, UserError
 from latte.generation import TextSource
@@ -192,10 +192,6 @@ def merge(config: EncodeConfig, plan_uri: str) -> manifest.Manifest:
     vae = manifest.read(config.vae, "weights")
     plan_manifest, place = _read_plan(config, vae, plan_uri)
     catalog = encode_plan.read(plan_manifest.shard(encode_plan.PLAN).uri).catalog
-    found = _find(config, place, plan_manifest)
-    if found is not None:
-        _check_rejects(config, found.counts["videos"] + catalog.left_out, found.rejects)
-        return found
     text = _text(config)
     texts = None if text is None else captions.published(captions.text_place(place, text, config.dtype))
     done = encode_plan.published(place, _limits(config))
@@ -203,6 +199,11 @@ def merge(config: EncodeConfig, plan_uri: str) -> manifest.Manifest:
     _check_rejects(config, len(merged.videos) + catalog.left_out, merged.rejects)
     row_shape = _row_shape(config, vae)
     index = encode_plan.write_index(merged, place, plan_manifest.uri, row_shape, config.dtype)
+    shards = [*merged.shards, index]
+    fingerprint = _final_fingerprint(config, plan_manifest)
+    found = manifest.find(place, "latents")
+    if found is not None and (found.fingerprint, found.shards, found.rejects) == (fingerprint, shards, merged.rejects):
+        return found
     counts = {"videos": len(merged.videos), "frames": sum(video.num_frames for video in merged.videos)}
     if texts is not None:
         counts["captions"] = len({video.caption for video in merged.videos})
@@ -216,8 +217,8 @@ def merge(config: EncodeConfig, plan_uri: str) -> manifest.Manifest:
             kind="latents",
             name=config.name,
             uri=place,
-            fingerprint=_final_fingerprint(config, plan_manifest),
-            shards=[*merged.shards, index],
+            fingerprint=fingerprint,
+            shards=shards,
             counts=counts,
             rejects=merged.rejects,
             inputs=plan_manifest.inputs,
@@ -340,16 +341,6 @@ def _read_plan(config: EncodeConfig, vae: manifest.Manifest, uri: str) -> tuple[
     if made_with != (fingerprint, text and text.digest, _folder(config, place, planned.inputs)):
         raise UserError(f"plan {uri}: it was made with other settings; plan again")
     return planned, place
-
-
-def _find(config: EncodeConfig, place: str, planned: manifest.Manifest) -> manifest.Manifest | None:
-    found = manifest.find(place, "latents")
-    if found is None or found.fingerprint != _final_fingerprint(config, planned):
-        return None
-    if any(may_pass(reject.reason) for reject in found.rejects):
-        return None
-    # Equal content in another location: the index names the videos' URIs.
-    return found if found.config["videos"] == storage.from_path(config.dataset.videos) else None
 
 
 def _check_rejects(config: EncodeConfig, num_videos: int, rejects: list[manifest.Reject]) -> None:

@@ -1,12 +1,13 @@
 """Videos that move, change or come back while a dataset is encoded, and settings that only seem to fit."""
 
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from latte import manifest, storage
+from latte import decoders, manifest, storage
 from latte.config import build
 from latte.errors import LatteError, UserError
 from latte.latents import LatentClips
@@ -123,6 +124,46 @@ def test_a_found_dataset_is_judged_by_the_settings_of_now(vae: str, videos: Path
     assert encode.run(config(root, vae, videos)).counts["videos"] == 3
     with pytest.raises(LatteError, match="1 of 4 videos are rejected, more than max_reject_share=0 allows"):
         encode.run(config(root, vae, videos, max_reject_share=0))
+
+
+def test_a_found_dataset_follows_the_records_of_now(
+    vae: str, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config((tmp_path / "root").as_uri(), vae, videos)
+
+    def hopeless(sources: Sequence[decoders.Source], *args: object, **options: object) -> Iterator[object]:
+        for event in decoders.decode_all(sources, *args, **options):
+            hangs = isinstance(event, decoders.End) and sources[event.index].uri.endswith("v1.mp4")
+            yield decoders.End(event.index, 0, None, "decoding took longer than 1 s") if hangs else event
+
+    with monkeypatch.context() as slow:
+        slow.setattr("latte.encoding.decode_all", hopeless)
+        done = encode.run(settings)
+    assert [reject.item for reject in done.rejects] == ["v1.mp4"]
+    assert encode.run(settings) == done
+    alone = [
+        shard
+        for shard, record in manifest.read_records(storage.join(done.uri, "shards"))
+        if not record["videos"] and record["rejects"]
+    ]
+    assert alone, "the reject was to be the only one in its shard, which no manifest lists"
+    storage.delete(alone[0].uri + manifest.RECORD_SUFFIX)
+    again = encode.run(settings)
+    assert (again.counts["videos"], again.rejects) == (3, [])
+
+    # Other hardware or another batch rounds otherwise: a lost shard is made again with other bytes, but as many.
+    lost = again.shards[0]
+    data = bytearray(storage.read_bytes(lost.uri))
+    data[-1] ^= 1
+    record = storage.read_json(lost.uri + manifest.RECORD_SUFFIX)
+    del record["shard"]
+    manifest.publish_shard(bytes(data), lost.uri, lost.items, **record)
+    index = storage.local_path(again.shards[-1].uri)
+    index.write_text(index.read_text().replace("v2.mp4", "v3.mp4"))
+    clips = LatentClips(encode.run(settings), tmp_path / "cache")
+    assert [(video.id, len(clips.clip(i, 0, 1, 6)[0])) for i, video in enumerate(clips.videos)] == [
+        ("v0.mp4", 6), ("v1.mp4", 6), ("v2.mp4", 6)
+    ]  # fmt: skip
 
 
 def test_a_limit_does_not_make_the_share_of_rejects_larger(vae: str, videos: Path, tmp_path: Path) -> None:

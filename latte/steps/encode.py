@@ -212,33 +212,32 @@ def merge(config: EncodeConfig, plan_uri: str) -> manifest.Manifest:
         for uri in storage.list_uris(storage.join(plan_manifest.uri, "parts"))
         if uri.endswith("/manifest.json")
     ]
-    made = manifest.finish(
-        manifest.Manifest(
-            kind="latents",
-            name=config.name,
-            uri=place,
-            fingerprint=fingerprint,
-            shards=shards,
-            counts=counts,
-            rejects=merged.rejects,
-            inputs=plan_manifest.inputs,
-            config={
-                "classes": catalog.classes,
-                "image_size": config.image_size,
-                "latent_channels": row_shape[1],
-                "latent_size": row_shape[2],
-                "scaling_factor": _model(vae).scaling_factor,
-                "dtype": config.dtype,
-                **config.model_dump(include={"frame_stride", "min_frames", "max_frames", "mirrored"}),
-                "videos": storage.from_path(config.dataset.videos),
-                "split": config.dataset.split,
-            },
-            seconds=sum(part.seconds for part in parts) + time.monotonic() - started,
-        )
+    made = manifest.Manifest(
+        kind="latents",
+        name=config.name,
+        uri=place,
+        fingerprint=fingerprint,
+        shards=shards,
+        counts=counts,
+        rejects=merged.rejects,
+        inputs=plan_manifest.inputs,
+        config={
+            "classes": catalog.classes,
+            "image_size": config.image_size,
+            "latent_channels": row_shape[1],
+            "latent_size": row_shape[2],
+            "scaling_factor": _model(vae).scaling_factor,
+            "dtype": config.dtype,
+            **config.model_dump(include={"frame_stride", "min_frames", "max_frames", "mirrored"}),
+            "videos": storage.from_path(config.dataset.videos),
+            "split": config.dataset.split,
+        },
+        seconds=sum(part.seconds for part in parts) + time.monotonic() - started,
     )
-    # The place's own manifest is of the newest state: another split, other captions, more videos.
+    # The place's own manifest, which says that all is done, is of the newest state: another split, other captions, more
+    # videos.
     manifest.write(made.model_copy(update={"seconds": 0.0}), storage.join(plan_manifest.uri, STATE_MANIFEST))
-    return made
+    return manifest.finish(made)
 
 
 def run(config: EncodeConfig) -> manifest.Manifest:

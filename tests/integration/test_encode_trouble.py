@@ -118,6 +118,26 @@ def test_each_split_keeps_its_manifest(vae: str, videos: Path, tmp_path: Path) -
         assert len(LatentClips(kept, tmp_path / "cache").videos) == done.counts["videos"]
 
 
+def test_a_merge_that_was_killed_leaves_no_state_without_its_manifest(
+    vae: str, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config((tmp_path / "root").as_uri(), vae, videos)
+    state = storage.join(encode.plan(settings).uri, encode.STATE_MANIFEST)
+    write = manifest.write
+
+    def killed(made: manifest.Manifest, uri: str) -> None:
+        write(made, uri)
+        if made.kind == "latents" and uri == storage.join(made.uri, "manifest.json"):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as ended:
+        ended.setattr(manifest, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            encode.run(settings)
+    done = encode.run(settings)
+    assert manifest.read(state) == done.model_copy(update={"seconds": 0.0})
+
+
 def test_a_found_dataset_is_judged_by_the_settings_of_now(vae: str, videos: Path, tmp_path: Path) -> None:
     (videos / "empty.mp4").touch()
     root = (tmp_path / "root").as_uri()

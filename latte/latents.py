@@ -52,8 +52,9 @@ class LatentClips:
     """Reads clips of an encoded dataset; may be used by several threads.
 
     A frame's mean and log-variance lie side by side, frame after frame, so that a clip is one range of bytes. Shards
-    in S3 are copied to `cache_dir` when they are first touched, as long as `cache_bytes` suffice (files of other
-    datasets make room, the oldest first); the others are read by ranges. A copy is checked against its SHA-256.
+    in S3 are copied to `cache_dir` when they are first touched, those that come first in the index, as long as
+    `cache_bytes` suffice (files of other datasets make room, the oldest first); the others are read by ranges. A copy
+    is checked against its SHA-256.
 
     Attributes:
         videos: what is known of each.
@@ -86,7 +87,7 @@ class LatentClips:
         self._dtype = np.dtype(index["dtype"])
         by_uri = {shard.uri: shard for shard in latents.shards}
         self._shards = [by_uri[storage.join(latents.uri, name)] for name in index["shards"]]
-        self._cache = _Cache(Path(cache_dir), cache_bytes)
+        self._cache = _Cache(Path(cache_dir), cache_bytes, self._shards)
         self._text: dict[str, Any] | None = index.get("text")
 
     def real_clip(self, index: int, start: int, stride: int, num_frames: int) -> np.ndarray:
@@ -192,22 +193,33 @@ def tensor_header(shapes: Mapping[str, Sequence[int]], dtype: str) -> bytes:
 
 
 class _Cache:
-    """Local copies of shards, bounded in size and checked once."""
+    """Local copies of shards, bounded in size and checked once.
 
-    def __init__(self, folder: Path, limit_bytes: int) -> None:
+    Which shards are copied follows from the dataset and the bound, not from who reads what first: processes that share
+    the folder would drive each other's copies out.
+    """
+
+    def __init__(self, folder: Path, limit_bytes: int, shards: Iterable[manifest.Shard]) -> None:
         self._folder = folder
-        self._limit_bytes = limit_bytes
         self._lock = threading.Lock()
         self._of_shard: dict[str, threading.Lock] = {}
         # Where to read each shard that was touched: a checked local file, or None for ranges of the object.
         self._places: dict[str, Path | None] = {}
-        self._used_bytes = 0
+        self._own: set[str] = set()
+        self._left_bytes = limit_bytes
+        for shard in shards:
+            if storage.is_s3(shard.uri) and shard.bytes <= self._left_bytes:
+                self._own.add(_copy_name(shard))
+                self._left_bytes -= shard.bytes
 
     def read(self, shard: manifest.Shard, start: int, length: int) -> bytes:
-        while (path := self._place(shard)) is not None:
-            # Another process that shares the folder may make room at any moment.
-            with contextlib.suppress(NotThereError):
+        path = self._place(shard)
+        if path is not None:
+            try:
                 return storage.read_bytes(str(path), start, length)
+            except NotThereError:
+                # Another dataset that shares the folder made room: a new copy would drive out its copies in turn.
+                self._places[shard.sha256] = None
         return storage.read_bytes(shard.uri, start, length)
 
     def _place(self, shard: manifest.Shard) -> Path | None:
@@ -216,25 +228,16 @@ class _Cache:
         with lock:
             if shard.sha256 not in self._places:
                 self._places[shard.sha256] = self._admit(shard)
-            path = self._places[shard.sha256]
-            return path if path is None or path.exists() else self._fetch(shard, path)
+            return self._places[shard.sha256]
 
     def _admit(self, shard: manifest.Shard) -> Path | None:
         if not storage.is_s3(shard.uri):
             with storage.as_local_file(shard.uri, shard.sha256) as path:
                 return path
-        with self._lock:
-            if self._used_bytes + shard.bytes > self._limit_bytes:
-                return None
-            self._used_bytes += shard.bytes
-            own = {f"{sha256}{_CACHE_ENDING}" for sha256 in self._of_shard}
-            _make_room(self._folder, own, self._limit_bytes - self._used_bytes)
-        try:
-            return self._fetch(shard, self._folder / f"{shard.sha256}{_CACHE_ENDING}")
-        except BaseException:
-            with self._lock:
-                self._used_bytes -= shard.bytes
-            raise
+        if _copy_name(shard) not in self._own:
+            return None
+        _make_room(self._folder, self._own, self._left_bytes)
+        return self._fetch(shard, self._folder / _copy_name(shard))
 
     @staticmethod
     def _fetch(shard: manifest.Shard, path: Path) -> Path:
@@ -243,6 +246,10 @@ class _Cache:
                 os.utime(path)
                 return path
         return storage.download(shard.uri, path, shard.sha256)
+
+
+def _copy_name(shard: manifest.Shard) -> str:
+    return f"{shard.sha256}{_CACHE_ENDING}"
 
 
 def _make_room(folder: Path, own: Iterable[str], limit_bytes: int) -> None:

@@ -169,6 +169,32 @@ def test_others_that_share_a_cache_may_make_room_at_any_moment(s3_root: str, tmp
     assert [other.result() for other in others] == [None, None]
 
 
+def test_processes_that_share_a_cache_keep_its_bound_and_each_others_copies(
+    s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents = dataset(s3_root)
+    limit = max(shard.bytes for shard in latents.shards[:2])
+    copied = []
+    download = storage.download
+
+    def count(uri: str, path: Path, sha256: str) -> Path:
+        copied.append(uri)
+        return download(uri, path, sha256)
+
+    monkeypatch.setattr(storage, "download", count)
+    readers = [LatentClips(latents, tmp_path / "cache", limit) for _ in range(2)]
+    for number in range(6):
+        for reader, name in zip(readers, "ac" if number % 2 else "ca", strict=True):
+            mean, _ = reader.clip("abcd".index(name), 0, 1, 5)
+            np.testing.assert_array_equal(mean[:, 0, 0, 0], frames_of(name)[:5, 0, 0, 0])
+    assert len(copied) == 1
+    (tmp_path / "cache" / f"{latents.shards[0].sha256}.safetensors").unlink()
+    (tmp_path / "cache" / "another.safetensors").write_bytes(b"x" * limit)
+    for reader in readers:
+        np.testing.assert_array_equal(reader.clip(0, 0, 1, 5)[0][:, 0, 0, 0], frames_of("a")[:, 0, 0, 0])
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["another.safetensors"]
+
+
 def test_a_damaged_shard_or_index_is_an_error(root: str, tmp_path: Path) -> None:
     latents = dataset(root)
     for shard in (latents.shards[1], latents.shards[-1]):

@@ -161,6 +161,9 @@ def fingerprint(*parts: Any) -> str:
 
 def publish_shard(source: str | Path | bytes, uri: str, items: int = 1, **facts: Any) -> Shard:
     """Publish data (a local file or bytes) under `uri`, then its record; `facts` go into the record."""
+    if read_record(uri) is None and storage.exists(uri + RECORD_SUFFIX):
+        # Its object is gone. Killed before the new record, it would vouch for other bytes of the same size.
+        storage.delete(uri + RECORD_SUFFIX)
     ref = storage.write_bytes(uri, source) if isinstance(source, bytes) else storage.upload(source, uri)
     shard = Shard(uri=uri, bytes=ref.bytes, sha256=ref.sha256, items=items)
     storage.write_json(uri + RECORD_SUFFIX, {"shard": shard.model_dump(), **facts})

@@ -32,6 +32,23 @@ def test_a_record_counts_only_with_its_object(root: str) -> None:
     assert manifest.read_record(uri + "-never") is None
 
 
+def test_the_record_of_an_object_that_is_gone_does_not_vouch_for_the_next(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = published(root, 1).shards[0].uri
+    storage.delete(uri)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as ended:
+        ended.setattr(storage, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            manifest.publish_shard(b"DATA 0", uri, items=3)
+    assert storage.read_bytes(uri) == b"DATA 0"
+    assert manifest.read_record(uri) is None
+
+
 def test_reading_something_else_is_a_user_error(root: str) -> None:
     made = published(root)
     manifest.finish(made)

@@ -117,7 +117,7 @@ def encode_all(shards: Sequence[PlannedShard], settings: Settings, encode: Encod
         for shard in shards:
             writer = ShardWriter(shard, settings, encode)
             try:
-                _fill(writer, events, done, meter)
+                _fill(writer, events, done, meter, uploading)
             except BaseException:
                 writer.close()
                 raise
@@ -141,7 +141,13 @@ def _disk_errors() -> Iterator[None]:
         raise StorageError(f"{tempfile.gettempdir()}: no space left on the disk; set TMPDIR to another") from None
 
 
-def _fill(writer: "ShardWriter", events: Iterator[Chunk | End], first: int, meter: "_Meter") -> None:
+def _fill(
+    writer: "ShardWriter",
+    events: Iterator[Chunk | End],
+    first: int,
+    meter: "_Meter",
+    uploading: Future[manifest.Shard] | None,
+) -> None:
     for index, video in enumerate(writer.shard.videos, start=first):
         for event in events:
             if event.index != index:
@@ -151,6 +157,8 @@ def _fill(writer: "ShardWriter", events: Iterator[Chunk | End], first: int, mete
                 break
             writer.add(event.frames)
             meter.add(len(event.frames))
+            if uploading is not None and uploading.done():
+                uploading.result()  # one that failed ends the work now, not when this shard is full
         meter.end_video(video.bytes)
     writer.flush()
 

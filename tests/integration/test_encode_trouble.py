@@ -1,15 +1,18 @@
 """Videos that move, change or come back while a dataset is encoded, and settings that only seem to fit."""
 
 import shutil
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from latte import decoders, manifest, storage
+from latte import decoders, encoding, manifest, storage
 from latte.config import build
-from latte.errors import LatteError, UserError
+from latte.errors import LatteError, StorageError, UserError
 from latte.latents import LatentClips
 from latte.steps import encode
 from tests import small_vae, video_files
@@ -94,6 +97,32 @@ def test_what_is_stored_under_a_digest_is_of_that_content(s3_root: str, vae: str
     for index in range(3):
         for one, two in zip(found.clip(index, 0, 1, 6), fresh.clip(index, 0, 1, 6), strict=True):
             assert (one == two).all()
+
+
+def test_an_upload_that_fails_ends_the_work_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = []
+    for number in range(2):
+        path = video_files.write(tmp_path / f"v{number}.mp4", video_files.moving(200, seed=number))
+        video = encoding.Planned(path.name, path.as_uri(), f"digest-{number}", None, path.stat().st_size)
+        planned.append(encoding.PlannedShard((tmp_path / f"{number}.safetensors").as_uri(), (video,)))
+    failed = threading.Event()
+    late = []
+
+    def refuse(*_: object, **facts: object) -> manifest.Shard:
+        failed.set()
+        raise StorageError("no space left in the store")
+
+    def encode_frames(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if failed.is_set():
+            late.append(len(frames))
+            time.sleep(0.05)
+        return np.zeros((len(frames), 4, 2, 2), np.float32), np.zeros((len(frames), 4, 2, 2), np.float32)
+
+    monkeypatch.setattr(manifest, "publish_shard", refuse)
+    settings = encoding.Settings(16, 16, "float16", (2, 4, 2, 2), None, 1, 60.0)
+    with pytest.raises(StorageError, match="no space left in the store"):
+        encoding.encode_all(planned, settings, encode_frames)
+    assert len(late) <= 3
 
 
 @pytest.mark.parametrize("name", ["my data", "ünï", "run#2", "100%"])

@@ -243,7 +243,8 @@ class _Cache:
     def _fetch(shard: manifest.Shard, path: Path) -> Path:
         with contextlib.suppress(FileNotFoundError):
             if path.is_file() and storage.sha256_file(path) == shard.sha256:
-                os.utime(path)
+                with contextlib.suppress(OSError):  # another user's copy, or a folder that is mounted read-only
+                    os.utime(path)
                 return path
         return storage.download(shard.uri, path, shard.sha256)
 
@@ -265,5 +266,5 @@ def _make_room(folder: Path, own: Iterable[str], limit_bytes: int) -> None:
     for _, size, path in sorted(found):
         if total_bytes <= limit_bytes:
             return
-        path.unlink(missing_ok=True)
+        storage.delete(str(path))
         total_bytes -= size

@@ -1,3 +1,4 @@
+import errno
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -146,6 +147,23 @@ def test_a_cache_is_found_again_and_a_damaged_copy_is_replaced(s3_root: str, tmp
     copy.write_bytes(whole[:-1] + b"?")
     LatentClips(latents, tmp_path).clip(0, 0, 1, 5)
     assert copy.read_bytes() == whole
+
+
+def test_a_cache_of_somebody_elses_is_read_but_not_cleared(
+    s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents = dataset(s3_root)
+    LatentClips(latents, tmp_path).clip(0, 0, 1, 5)
+    (tmp_path / "old.safetensors").write_bytes(b"x" * 1000)
+
+    def refuse(*_: object, **options: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert len(LatentClips(latents, tmp_path).clip(0, 0, 1, 5)[0]) == 5
+    with pytest.raises(UserError, match=r"old\.safetensors: Operation not permitted"):
+        LatentClips(latents, tmp_path, latents.shards[0].bytes).clip(0, 0, 1, 5)
 
 
 def test_others_that_share_a_cache_may_make_room_at_any_moment(s3_root: str, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ import contextlib
 import json
 import math
 import os
+import re
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,9 @@ from latte.errors import NotThereError, StorageError, UserError
 
 INDEX = "index.json"
 _CACHE_ENDING = ".safetensors"
+# What `latte.storage` calls a download under way; one that has not grown for so long was killed.
+_UNDER_WAY = re.compile(r"\.tmp-[0-9a-f]{32}(\..*)?")
+_LEFT_BEHIND_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +259,14 @@ def _copy_name(shard: manifest.Shard) -> str:
 
 
 def _make_room(folder: Path, own: Iterable[str], limit_bytes: int) -> None:
-    """Delete the least recently used copies of other datasets until they take at most `limit_bytes`."""
+    """Delete the least recently used copies of other datasets until they take at most `limit_bytes`.
+
+    What downloads left behind that were killed goes as well.
+    """
+    for path in folder.glob(".tmp-*"):
+        with contextlib.suppress(FileNotFoundError):
+            if _UNDER_WAY.fullmatch(path.name) and time.time() - path.stat().st_mtime > _LEFT_BEHIND_S:
+                storage.delete(str(path))
     keep = set(own)
     found = []
     for path in folder.glob(f"*{_CACHE_ENDING}"):

@@ -127,11 +127,17 @@ def test_the_cache_stays_within_its_bound_and_drops_foreign_copies(s3_root: str,
     for number in range(3):
         (cache / f"old{number}.safetensors").write_bytes(b"x" * 1000)
         os.utime(cache / f"old{number}.safetensors", (number, number))
+    killed, under_way = (f".tmp-{digit * 32}" for digit in "ab")
+    for name in (killed, f"{killed}.0a1B2c3D", ".tmp-of others"):
+        (cache / name).write_bytes(b"x" * 1000)
+        os.utime(cache / name, (1, 1))
+    (cache / under_way).write_bytes(b"x")
     clips = LatentClips(latents, cache, cache_bytes=sizes[0] + 2500)
     assert sizes[1] > 2500
     clips.clip(0, 0, 1, 5)
     kept = sorted(path.name for path in cache.iterdir())
-    assert kept == sorted(["old1.safetensors", "old2.safetensors", f"{latents.shards[0].sha256}.safetensors"])
+    copies = ["old1.safetensors", "old2.safetensors", f"{latents.shards[0].sha256}.safetensors"]
+    assert kept == sorted([under_way, ".tmp-of others", *copies])
     mean, _ = clips.clip(2, 0, 1, 40)  # its shard does not fit any more, so it is read by ranges
     np.testing.assert_array_equal(mean[:, 0, 0, 0], frames_of("c")[:, 0, 0, 0])
     assert sorted(path.name for path in cache.iterdir()) == kept

@@ -19,6 +19,8 @@ from latte.errors import NotThereError, StorageError, UserError
 
 INDEX = "index.json"
 _CACHE_ENDING = ".safetensors"
+# The folder is the user's: whatever else lies in it stays.
+_COPY = re.compile(rf"[0-9a-f]{{64}}{re.escape(_CACHE_ENDING)}")
 # What `latte.storage` calls a download under way; one that has not grown for so long was killed.
 _UNDER_WAY = re.compile(r"\.tmp-[0-9a-f]{32}(\..*)?")
 _LEFT_BEHIND_S = 3600.0
@@ -271,7 +273,7 @@ def _make_room(folder: Path, own: Iterable[str], limit_bytes: int) -> None:
     found = []
     for path in folder.glob(f"*{_CACHE_ENDING}"):
         with contextlib.suppress(FileNotFoundError):  # others make room as well
-            if path.name not in keep:
+            if _COPY.fullmatch(path.name) and path.name not in keep:
                 info = path.stat()
                 found.append((info.st_mtime_ns, info.st_size, path))
     total_bytes = sum(size for _, size, _ in found)

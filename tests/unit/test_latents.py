@@ -124,9 +124,10 @@ def test_the_cache_stays_within_its_bound_and_drops_foreign_copies(s3_root: str,
     sizes = [shard.bytes for shard in latents.shards]
     cache = tmp_path / "cache"
     cache.mkdir()
-    for number in range(3):
-        (cache / f"old{number}.safetensors").write_bytes(b"x" * 1000)
-        os.utime(cache / f"old{number}.safetensors", (number, number))
+    old = [f"{number:064x}.safetensors" for number in range(3)]
+    for number, name in enumerate([*old, "model.safetensors"]):
+        (cache / name).write_bytes(b"x" * 1000)
+        os.utime(cache / name, (number % 3, number % 3))
     killed, under_way = (f".tmp-{digit * 32}" for digit in "ab")
     for name in (killed, f"{killed}.0a1B2c3D", ".tmp-of others"):
         (cache / name).write_bytes(b"x" * 1000)
@@ -136,8 +137,8 @@ def test_the_cache_stays_within_its_bound_and_drops_foreign_copies(s3_root: str,
     assert sizes[1] > 2500
     clips.clip(0, 0, 1, 5)
     kept = sorted(path.name for path in cache.iterdir())
-    copies = ["old1.safetensors", "old2.safetensors", f"{latents.shards[0].sha256}.safetensors"]
-    assert kept == sorted([under_way, ".tmp-of others", *copies])
+    copies = [*old[1:], f"{latents.shards[0].sha256}.safetensors"]
+    assert kept == sorted([under_way, ".tmp-of others", "model.safetensors", *copies])
     mean, _ = clips.clip(2, 0, 1, 40)  # its shard does not fit any more, so it is read by ranges
     np.testing.assert_array_equal(mean[:, 0, 0, 0], frames_of("c")[:, 0, 0, 0])
     assert sorted(path.name for path in cache.iterdir()) == kept
@@ -160,7 +161,7 @@ def test_a_cache_of_somebody_elses_is_read_but_not_cleared(
 ) -> None:
     latents = dataset(s3_root)
     LatentClips(latents, tmp_path).clip(0, 0, 1, 5)
-    (tmp_path / "old.safetensors").write_bytes(b"x" * 1000)
+    (tmp_path / f"{0:064x}.safetensors").write_bytes(b"x" * 1000)
 
     def refuse(*_: object, **options: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
@@ -168,7 +169,7 @@ def test_a_cache_of_somebody_elses_is_read_but_not_cleared(
     monkeypatch.setattr(os, "utime", refuse)
     monkeypatch.setattr(Path, "unlink", refuse)
     assert len(LatentClips(latents, tmp_path).clip(0, 0, 1, 5)[0]) == 5
-    with pytest.raises(UserError, match=r"old\.safetensors: Operation not permitted"):
+    with pytest.raises(UserError, match=r"0\.safetensors: Operation not permitted"):
         LatentClips(latents, tmp_path, latents.shards[0].bytes).clip(0, 0, 1, 5)
 
 

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 _MAKE = """
 import sys, torch
@@ -61,7 +62,7 @@ def main() -> None:
             theirs.append(_run([sys.executable, "-c", _TORCH, str(source), str(target)]))
             target.unlink()
 
-    result = {
+    result: dict[str, Any] = {
         "benchmark": f"convert {options.preset}",
         "peer": "a plain copy of the file",
         "ours_s": round(statistics.median(seconds for seconds, _ in ours), 2),

@@ -73,9 +73,9 @@ def main() -> None:
             process.communicate()
         counts = (FEW_CLIPS, options.many) if options.many else ()
         peaks = {count: _peak_bytes_of(count, Path(folder), options) for count in counts}
-    values = [np.array(turns[side][-1]["values"]) for side in ("ours", "peer")]
-    if not np.allclose(*values, rtol=1e-2, atol=1e-3):
-        raise SystemExit(f"the sides disagree: {values}")
+    ours, peer = (np.array(turns[side][-1]["values"]) for side in ("ours", "peer"))
+    if not np.allclose(ours, peer, rtol=1e-2, atol=1e-3):
+        raise SystemExit(f"the sides disagree: {ours} and {peer}")
     ours_s, peer_s, decode_s, encode_s = (
         statistics.median(turn[key] for turn in turns[side])
         for side, key in (("ours", "seconds"), ("peer", "seconds"), ("ours", "decode_s"), ("ours", "encode_s"))
@@ -194,6 +194,7 @@ def _decoders_peak_bytes() -> int:
 
 def _serve_ours(options: argparse.Namespace) -> None:
     from latte import encode_plan, encoding, manifest, storage
+    from latte.catalog import DatasetConfig
     from latte.decoders import Chunk, Limits, Source, decode_all
     from latte.latents import LatentClips
     from latte.steps import encode
@@ -209,7 +210,7 @@ def _serve_ours(options: argparse.Namespace) -> None:
     config = encode.EncodeConfig(
         root=(folder / "root").as_uri(),
         name="bench",
-        dataset={"videos": str(folder / "videos")},
+        dataset=DatasetConfig(videos=str(folder / "videos")),
         vae=str(folder / "vae" / "manifest.json"),
         image_size=size,
         num_tasks=4,
@@ -222,7 +223,7 @@ def _serve_ours(options: argparse.Namespace) -> None:
             started = time.perf_counter()
             planned = encode.plan(config)
             plan = encode_plan.read(planned.shard(encode_plan.PLAN).uri)
-            shards = encode_plan.task_shards(plan, planned.uri.split("/catalogs/")[0], 0, 1, hashed=True)
+            shards = encode_plan.task_shards(plan, planned.uri.split("/catalogs/")[0], 0, 1, by_etag=False)
             encoding.encode_all(shards, settings, network)
             done = encode.merge(config, storage.join(planned.uri, "manifest.json"))
             seconds = time.perf_counter() - started

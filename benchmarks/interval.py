@@ -37,7 +37,8 @@ def main() -> None:
         for draw in range(options.draws):
             first, second = _draw(1000 + draw, count, size)
             started = time.perf_counter()
-            found["jackknife"].append(tuple(jackknife_interval(first, second, confidence=CONFIDENCE)))
+            low, high = jackknife_interval(first, second, confidence=CONFIDENCE)
+            found["jackknife"].append((low, high))
             seconds["ours"] += time.perf_counter() - started
             started = time.perf_counter()
             resampled = _bootstrap(first, second, options.resamples, draw)

@@ -205,7 +205,7 @@ def _images(case: str) -> np.ndarray:
     return np.random.default_rng(1).uniform(-1, 1, shape).astype(np.float32)
 
 
-def _our_latte(size: dict[str, int], clips: int, train: bool, threads: int) -> Turn:
+def _our_latte(size: dict[str, Any], clips: int, train: bool, threads: int) -> Turn:
     import mindspore as ms
     from mindspore import ops
 

@@ -28,7 +28,14 @@ import sides  # of this folder
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-LATTE = {"input_size": 8, "patch_size": 2, "hidden_size": 192, "depth": 8, "num_heads": 3, "num_frames": 16}
+LATTE: dict[str, Any] = {
+    "input_size": 8,
+    "patch_size": 2,
+    "hidden_size": 192,
+    "depth": 8,
+    "num_heads": 3,
+    "num_frames": 16,
+}
 VAE: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
@@ -59,9 +66,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="latte-bench-") as folder:
         _prepare(Path(folder))
         turns = take_turns(__file__, folder, options.repeats, _passed_on(options))
-    values = [np.array(turns[side][-1]["values"]) for side in ("ours", "peer")]
-    if not np.allclose(*values, atol=1.0):
-        raise SystemExit(f"the sides disagree: {values}")
+    ours, peer = (np.array(turns[side][-1]["values"]) for side in ("ours", "peer"))
+    if not np.allclose(ours, peer, atol=1.0):
+        raise SystemExit(f"the sides disagree: {ours} and {peer}")
     ours_s, peer_s = (statistics.median(turn["seconds"] for turn in turns[side]) for side in ("ours", "peer"))
     result = {
         "benchmark": "sample",

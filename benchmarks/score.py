@@ -105,7 +105,7 @@ def _prepare(folder: Path, clips: int) -> None:
             for count in {clips, max(2, clips // 3)}:
                 uri = (folder / f"set-{count}").as_uri()
                 storage.write_json(storage.join(uri, "items.json"), items[:count])
-                facts = {"num_frames": FRAMES, "image_size": SIZE}
+                facts: dict[str, Any] = {"num_frames": FRAMES, "image_size": SIZE}
                 manifest.finish(
                     manifest.Manifest(kind="video_set", name="v", uri=uri, fingerprint=f"{count}", config=facts)
                 )
@@ -114,9 +114,9 @@ def _prepare(folder: Path, clips: int) -> None:
             {"id": item["video"], "label": None, "num_frames": FRAMES, "uri": item["video"], "shard": 0, "offset": 0}
             for item in items
         ]
-        index = {"videos": videos, "row_shape": [2, 4, 8, 8], "dtype": "float16", "shards": []}
+        listed = {"videos": videos, "row_shape": [2, 4, 8, 8], "dtype": "float16", "shards": []}
         uri = (folder / "real").as_uri()
-        shard = manifest.publish_shard(json.dumps(index).encode(), storage.join(uri, latents.INDEX))
+        shard = manifest.publish_shard(json.dumps(listed).encode(), storage.join(uri, latents.INDEX))
         facts = {"image_size": SIZE, "scaling_factor": 0.18}
         manifest.finish(
             manifest.Manifest(

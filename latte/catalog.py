@@ -130,7 +130,7 @@ def scan(config: DatasetConfig) -> Catalog:
         else:
             rejects.append(Reject(item=_printable(name), reason=problem))
     if not usable and not rejects:
-        raise UserError(f"dataset.videos: {config.videos}: no {_expected(config)} there")
+        raise UserError(f"dataset.videos: {config.videos}: no {_expected(config)} there{_other_layout(config)}")
     labels = _labels(config, usable, rows)
     num_usable = len(usable)
     if config.limit is not None:
@@ -164,6 +164,12 @@ def _expected(config: DatasetConfig) -> str:
     if config.layout == "frames":
         return f"folder of frames ({', '.join(FRAME_SUFFIXES)})"
     return f"video ({', '.join(VIDEO_SUFFIXES)})"
+
+
+def _other_layout(config: DatasetConfig) -> str:
+    other = "videos" if config.layout == "frames" else "frames"
+    there = _list_videos(config.model_copy(update={"layout": other, "csv": None}))
+    return f"; dataset.layout={other} finds {len(there)}" if there else ""
 
 
 def _list_videos(config: DatasetConfig) -> dict[str, list[_File]]:

@@ -106,7 +106,7 @@ def count_classes(latents_uri: str, facts: dict[str, Any]) -> list[int]:
     """
     from latte.latents import LatentClips
 
-    latents = manifest.read(latents_uri, "latents")
+    latents = manifest.read(latents_uri, "latents", "latents")
     classes = list(latents.config.get("classes", []))
     if not classes or classes != list(facts["classes"]):
         raise UserError(f"latents {latents_uri}: classes {classes[:20]}, but the model has {facts['classes'][:20]}")

@@ -39,7 +39,7 @@ class TextSource:
         Raises:
             UserError: the weights are of something else or of another width, or the tokenizer's file is not there.
         """
-        encoder = manifest.read(text_encoder, "weights")
+        encoder = manifest.read(text_encoder, "weights", "text_encoder")
         if encoder.config.get("kind") != "clip":
             raise UserError(f"text_encoder {text_encoder}: weights of {encoder.config.get('kind')}, expected clip")
         settings = build(ClipTextConfig, encoder.config["model"], text_encoder)

@@ -122,19 +122,26 @@ def write(manifest: Manifest, uri: str | Path) -> None:
     storage.write_json(str(uri), manifest.model_dump())
 
 
-def read(uri: str | Path, kind: str | None = None) -> Manifest:
+def read(uri: str | Path, kind: str | None = None, key: str | None = None) -> Manifest:
     """Read a manifest from a URI or a local path.
+
+    Args:
+        uri: the manifest.
+        kind: what it has to be of.
+        key: the setting that names it, for the error.
 
     Raises:
         UserError: there is none, it is not a manifest, or it is of another kind than asked for.
     """
-    value = storage.read_json(str(uri))
+    name = f"{key} {uri}" if key else str(uri)
     try:
-        manifest = Manifest.model_validate(value)
+        manifest = Manifest.model_validate(storage.read_json(str(uri)))
     except pydantic.ValidationError as error:
-        raise UserError(f"{uri}: not a manifest: {error.errors()[0]['msg']}") from None
+        raise UserError(f"{name}: not a manifest: {error.errors()[0]['msg']}") from None
+    except UserError as error:
+        raise type(error)(f"{key} {error}" if key else str(error)) from None
     if kind is not None and manifest.kind != kind:
-        raise UserError(f"{uri}: a manifest of {manifest.kind}, expected {kind}")
+        raise UserError(f"{name}: a manifest of {manifest.kind}, expected {kind}")
     return manifest
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from latte.errors import UserError
+
 
 def progress(
     iterable: Iterable[Any] | None = None,
@@ -21,7 +23,7 @@ def progress(
 
     `LATTE_PROGRESS_INTERVAL_S` changes those 10 seconds.
     """
-    interval_s = 0.1 if sys.stderr.isatty() else float(os.environ.get("LATTE_PROGRESS_INTERVAL_S", "10"))
+    interval_s = 0.1 if sys.stderr.isatty() else _interval_s()
     return tqdm(
         iterable,
         file=sys.stderr if sys.stderr.isatty() else _Lines(),
@@ -33,6 +35,14 @@ def progress(
         mininterval=interval_s,
         miniters=1,
     )
+
+
+def _interval_s() -> float:
+    text = os.environ.get("LATTE_PROGRESS_INTERVAL_S", "10")
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"LATTE_PROGRESS_INTERVAL_S={text!r}: expected seconds") from None
 
 
 def teller(bar: tqdm) -> Callable[[str], None]:

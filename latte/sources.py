@@ -48,7 +48,7 @@ def resolve(checkpoint_uri: str, vae_uri: str, step: int | None, role: str) -> S
         UserError: a manifest of something else, such weights are not there, or another autoencoder.
     """
     checkpoint = read_checkpoint(checkpoint_uri)
-    vae_manifest = manifest.read(vae_uri, "weights")
+    vae_manifest = manifest.read(vae_uri, "weights", "vae")
     if vae_manifest.config.get("kind") != "vae":
         raise UserError(f"vae {vae_uri}: weights of {vae_manifest.config.get('kind')}, expected vae")
     if checkpoint.kind == "weights":
@@ -79,7 +79,7 @@ def read_checkpoint(uri: str) -> manifest.Manifest:
     Raises:
         UserError: a manifest of something else.
     """
-    found = manifest.read(uri)
+    found = manifest.read(uri, key="checkpoint")
     if found.kind == "weights":
         if found.config.get("kind") != "latte":
             raise UserError(f"checkpoint {uri}: weights of {found.config.get('kind')}, expected latte")
@@ -88,7 +88,7 @@ def read_checkpoint(uri: str) -> manifest.Manifest:
                 f"checkpoint {uri}: converted by an older version, without what sampling needs; convert again"
             )
     elif found.kind != "checkpoint":
-        raise UserError(f"{uri}: a manifest of {found.kind}, expected checkpoint or weights")
+        raise UserError(f"checkpoint {uri}: a manifest of {found.kind}, expected checkpoint or weights")
     return found
 
 

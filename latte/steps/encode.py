@@ -82,7 +82,7 @@ def plan(config: EncodeConfig) -> manifest.Manifest:
         UserError: the dataset, the autoencoder's manifest or the text encoder is missing or unusable.
         StorageError: the store does not answer.
     """
-    vae = manifest.read(config.vae, "weights")
+    vae = manifest.read(config.vae, "weights", "vae")
     row_shape = _row_shape(config, vae)
     text = _text(config)
     place, fingerprint = _place(config, vae)
@@ -136,7 +136,7 @@ def encode_shards(config: EncodeConfig, plan_uri: str, task: int, num_tasks: int
     started = time.monotonic()
     if not 0 <= task < num_tasks:
         raise UserError(f"task {task}: expected 0 to {num_tasks - 1}")
-    vae = manifest.read(config.vae, "weights")
+    vae = manifest.read(config.vae, "weights", "vae")
     plan_manifest, place = _read_plan(config, vae, plan_uri)
     planned = encode_plan.read(plan_manifest.shard(encode_plan.PLAN).uri)
     by_etag = storage.is_s3(config.dataset.videos) and config.dataset.s3_digest == "etag"
@@ -189,7 +189,7 @@ def merge(config: EncodeConfig, plan_uri: str) -> manifest.Manifest:
         UserError: the plan is of other settings.
     """
     started = time.monotonic()
-    vae = manifest.read(config.vae, "weights")
+    vae = manifest.read(config.vae, "weights", "vae")
     plan_manifest, place = _read_plan(config, vae, plan_uri)
     catalog = encode_plan.read(plan_manifest.shard(encode_plan.PLAN).uri).catalog
     text = _text(config)

@@ -78,8 +78,8 @@ def run(config: PromoteConfig) -> manifest.Manifest:
     started = time.monotonic()
     if config.rollback:
         return _rollback(config, started)
-    checkpoint = manifest.read(str(config.checkpoint), "checkpoint")
-    score = manifest.read(str(config.score), "score")
+    checkpoint = manifest.read(str(config.checkpoint), "checkpoint", "checkpoint")
+    score = manifest.read(str(config.score), "score", "score")
     weights, candidate = _candidate(config, checkpoint, score)
     registry.check_conditional_writes(config.root, config.name)
     for _ in range(MAX_TRIES):
@@ -144,9 +144,9 @@ def _score_again(config: PromoteConfig, score: manifest.Manifest, current: Entry
             f"and the promoted videos are scored again"
         )
     real = config.real or storage.join(score.config["real"], "manifest.json")
-    if score_sides.real_digest(manifest.read(real, "latents")) != score.inputs["real"]:
+    if score_sides.real_digest(manifest.read(real, "latents", "real")) != score.inputs["real"]:
         raise UserError(f"real {real}: has changed since {config.score} was made; score the candidate again")
-    detector = manifest.read(config.detector, "weights")
+    detector = manifest.read(config.detector, "weights", "detector")
     if detector.weights_file().sha256 != current.detector_sha256:
         raise UserError(f"detector {config.detector}: not the one of the scores")
     from latte.steps import score as scoring

@@ -57,15 +57,15 @@ def run(config: ReportConfig) -> manifest.Manifest:
         UserError: the manifests do not belong together, or a setting does not fit them.
         StorageError: object storage stayed away for too long, or stored data is damaged.
     """
-    latents = manifest.read(config.latents, "latents")
-    vae = manifest.read(config.vae, "weights")
-    checkpoint = manifest.read(config.checkpoint, "checkpoint")
-    sets = [manifest.read(uri, "video_set") for uri in config.video_sets]
+    latents = manifest.read(config.latents, "latents", "latents")
+    vae = manifest.read(config.vae, "weights", "vae")
+    checkpoint = manifest.read(config.checkpoint, "checkpoint", "checkpoint")
+    sets = [manifest.read(uri, "video_set", "video_sets") for uri in config.video_sets]
     for uri, videos in zip(config.video_sets, sets, strict=True):
         if videos.config["step"] is None:
             raise UserError(f"video_sets {uri}: generated with published weights, not by a checkpoint of this run")
     sets.sort(key=lambda videos: -int(videos.config["step"]))
-    scores = [manifest.read(uri, "score") for uri in config.scores]
+    scores = [manifest.read(uri, "score", "scores") for uri in config.scores]
     if latents.inputs["vae"] != vae.weights_file().sha256:
         raise UserError(f"vae {config.vae}: the latents of {latents.name} were made by another autoencoder")
     pairs = pair_scores(scores, sets)

@@ -65,9 +65,9 @@ def run(config: ScoreConfig) -> manifest.Manifest:
         StorageError: object storage stayed away for too long, or stored data is damaged.
     """
     protocol = protocols.resolve(config.protocol)
-    videos = manifest.read(config.videos, "video_set")
-    real = manifest.read(config.real, "latents")
-    detector = manifest.read(config.detector, "weights")
+    videos = manifest.read(config.videos, "video_set", "videos")
+    real = manifest.read(config.real, "latents", "real")
+    detector = manifest.read(config.detector, "weights", "detector")
     if detector.config.get("kind") != "i3d":
         raise UserError(f"detector {config.detector}: weights of {detector.config.get('kind')}, expected i3d")
     weights = detector.weights_file()

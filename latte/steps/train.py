@@ -95,7 +95,7 @@ def run(config: TrainConfig) -> manifest.Manifest:
         UserError: the latents, the model's settings or the start weights do not fit together.
         StorageError: object storage stayed away for too long, or stored data is damaged.
     """
-    latents = manifest.read(config.latents, "latents")
+    latents = manifest.read(config.latents, "latents", "latents")
     start, start_digest = _resolve_start(config.init_from, latents)
     vae = _resolve_vae(config, latents)
     settings = config.model_dump(exclude=_NOT_IN_FINGERPRINT)
@@ -146,7 +146,7 @@ def _resolve_vae(config: TrainConfig, latents: manifest.Manifest) -> manifest.Ma
     """The autoencoder that decodes previews."""
     if config.vae is None or not config.preview_every:
         return None
-    vae = manifest.read(config.vae, "weights")
+    vae = manifest.read(config.vae, "weights", "vae")
     if vae.weights_file().sha256 != latents.inputs["vae"]:
         raise UserError(f"vae {config.vae}: the latents are of another autoencoder ({latents.inputs['vae'][:12]}…)")
     return vae
@@ -167,7 +167,7 @@ def _resolve_start(init_from: str | None, latents: manifest.Manifest) -> tuple[s
     if not init_from.endswith(".json"):
         with storage.as_local_file(init_from) as path:
             return init_from, storage.sha256_file(path)
-    source = manifest.read(init_from)
+    source = manifest.read(init_from, key="init_from")
     if source.kind == "checkpoint":
         if source.config["vae"] != latents.inputs["vae"]:
             raise UserError(

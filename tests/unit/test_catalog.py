@@ -106,6 +106,9 @@ def test_folders_that_are_no_dataset(tmp_path: Path) -> None:
         catalog(tmp_path / "notes.txt")
     with pytest.raises(UserError, match=r"no folder of frames \(\.bmp"):
         catalog(tmp_path, layout="frames")
+    fill(tmp_path, "v1/f0.jpg", "v2/f0.jpg")
+    with pytest.raises(UserError, match=r"there; dataset\.layout=frames finds 2$"):
+        catalog(tmp_path)
 
 
 def test_folders_of_frames(tmp_path: Path) -> None:

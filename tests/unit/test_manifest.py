@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -53,6 +54,10 @@ def test_reading_something_else_is_a_user_error(root: str) -> None:
     made = published(root)
     manifest.finish(made)
     uri = storage.join(made.uri, "manifest.json")
+    with pytest.raises(UserError, match=rf"^real {re.escape(uri)}: a manifest of latents, expected score$"):
+        manifest.read(uri, "score", "real")
+    with pytest.raises(UserError, match=r"^real .*/none\.json: no such object$"):
+        manifest.read(storage.join(root, "none.json"), "score", "real")
     with pytest.raises(UserError, match="a manifest of latents, expected score"):
         manifest.read(uri, "score")
     storage.write_json(uri, {"kind": "latents"})

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from latte.errors import UserError
 from latte.progress import progress, teller
 
 
@@ -34,3 +35,9 @@ def test_what_is_told_between_updates_does_not_flood_a_log(
     told = [line.rpartition("denoising step ")[2].strip("]") for line in lines if "denoising" in line]
     assert told[:2] == ["0", "250"]
     assert len(lines) <= 4
+
+
+def test_an_interval_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATTE_PROGRESS_INTERVAL_S", "often")
+    with pytest.raises(UserError, match="LATTE_PROGRESS_INTERVAL_S='often': expected seconds"):
+        progress(total=3)

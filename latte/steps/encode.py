@@ -200,7 +200,7 @@ def merge(config: EncodeConfig, plan_uri: str) -> manifest.Manifest:
     row_shape = _row_shape(config, vae)
     index = encode_plan.write_index(merged, place, plan_manifest.uri, row_shape, config.dtype)
     shards = [*merged.shards, index]
-    fingerprint = _final_fingerprint(config, plan_manifest)
+    fingerprint = _final_fingerprint(config, plan_manifest, merged.rejects)
     found = manifest.find(place, "latents")
     if found is not None and (found.fingerprint, found.shards, found.rejects) == (fingerprint, shards, merged.rejects):
         return found
@@ -234,8 +234,7 @@ def merge(config: EncodeConfig, plan_uri: str) -> manifest.Manifest:
         },
         seconds=sum(part.seconds for part in parts) + time.monotonic() - started,
     )
-    # The place's own manifest, which says that all is done, is of the newest state: another split, other captions, more
-    # videos.
+    # The place's own manifest comes last: it says that all is done. It is of the newest state (split, captions, ...).
     manifest.write(made.model_copy(update={"seconds": 0.0}), storage.join(plan_manifest.uri, STATE_MANIFEST))
     return manifest.finish(made)
 
@@ -266,8 +265,10 @@ def _folder(config: EncodeConfig, place: str, inputs: dict[str, str]) -> str:
     return storage.join(place, "catalogs", state[:16])
 
 
-def _final_fingerprint(config: EncodeConfig, planned: manifest.Manifest) -> str:
-    return manifest.fingerprint("latents", planned.fingerprint, planned.inputs, config.min_frames, config.mirrored)
+def _final_fingerprint(config: EncodeConfig, planned: manifest.Manifest, rejects: list[manifest.Reject]) -> str:
+    """What training knows the dataset by: a reject that a later run lets in makes it another one."""
+    settings = (planned.fingerprint, planned.inputs, config.min_frames, config.mirrored)
+    return manifest.fingerprint("latents", *settings, [reject.item for reject in rejects])
 
 
 def _text(config: EncodeConfig) -> TextSource | None:

@@ -72,7 +72,9 @@ def test_a_found_dataset_is_made_again_when_a_limit_is_raised(vae: str, videos: 
     assert encode.plan(settings).metrics["shards_to_encode"] == 0
     more = settings.model_copy(update={"decode_memory_gb": 4})
     assert encode.plan(more).metrics["shards_to_encode"] == 1
-    assert encode.run(more).counts["videos"] == 4
+    again = encode.run(more)
+    assert again.counts["videos"] == 4
+    assert again.fingerprint != done.fingerprint, "training would take it for the dataset without that video"
 
 
 def test_what_is_stored_under_a_digest_is_of_that_content(s3_root: str, vae: str, videos: Path, tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def _expected(config: DatasetConfig) -> str:
 
 def _other_layout(config: DatasetConfig) -> str:
     other = "videos" if config.layout == "frames" else "frames"
-    there = _list_videos(config.model_copy(update={"layout": other, "csv": None}))
+    there = {} if config.csv else _list_videos(config.model_copy(update={"layout": other}))
     return f"; dataset.layout={other} finds {len(there)}" if there else ""
 
 

@@ -30,7 +30,7 @@ Root = Annotated[str, pydantic.AfterValidator(_checked_root)]
 class Config(pydantic.BaseModel):
     """Base of every config: frozen; a key it does not know is refused.
 
-    So is a number that is not finite, and a number given as true or false, which Python takes for 1 and 0.
+    So is a number that is not finite, and true or false for a key that takes a number, where Python reads 1 and 0.
     """
 
     model_config = pydantic.ConfigDict(

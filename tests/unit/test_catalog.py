@@ -109,6 +109,9 @@ def test_folders_that_are_no_dataset(tmp_path: Path) -> None:
     fill(tmp_path, "v1/f0.jpg", "v2/f0.jpg")
     with pytest.raises(UserError, match=r"there; dataset\.layout=frames finds 2$"):
         catalog(tmp_path)
+    (tmp_path / "none.csv").write_text("path,label\n")
+    with pytest.raises(UserError, match=r"no video that .*none\.csv names there$"):
+        catalog(tmp_path, csv=str(tmp_path / "none.csv"))
 
 
 def test_folders_of_frames(tmp_path: Path) -> None:

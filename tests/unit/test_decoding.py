@@ -158,6 +158,17 @@ def test_a_stride_takes_every_so_many_frames_of_any_kind(tmp_path: Path, stride:
         np.testing.assert_array_equal(few, got[:3])
 
 
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "ten-bit.mp4"])
+def test_decord_and_pyav_give_equal_pixels(tmp_path: Path, name: str) -> None:
+    path = str(video_files.write(tmp_path / name, video_files.moving(60), *KINDS[name]))
+    task = decoding.Task(path, 32)
+    by_decord, by_pyav = (
+        np.stack([np.asarray(picture) for picture, _ in pictures])
+        for pictures in (decoding._decord_pictures(task), decoding._av_pictures(task, skip=0))
+    )
+    np.testing.assert_array_equal(by_decord, by_pyav)
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_a_clip_is_a_slice_of_the_whole_video(tmp_path: Path, name: str) -> None:
     path = str(video_files.write(tmp_path / name, video_files.moving(60), *KINDS[name]))

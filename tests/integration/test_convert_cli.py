@@ -10,12 +10,14 @@ from pathlib import Path
 import click.testing
 import numpy as np
 import pytest
-import torch
 
 from latte import checkpoints, manifest, storage
 from latte.checkpoints import store as checkpoint_store
+from latte.checkpoints.architectures import latte_shapes
 from latte.cli import cli
+from latte.models.configs import LatteConfig
 from latte.steps.convert import ConvertConfig, run
+from tests import peers
 from tests.unit import hostile
 
 ROOT = Path(__file__).parents[2]
@@ -99,12 +101,19 @@ def test_every_hostile_file_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> dict[str, Path]:
-    """One set of weights in every format."""
+    """Weights of a Latte in every format."""
     folder = tmp_path_factory.mktemp("published")
     arrays = checkpoints.read(str(DATA / "uncond.pt"))
-    state = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
-    torch.save(state, folder / "new.pt")
-    torch.save({"ema": state}, folder / "old.pt", _use_new_zipfile_serialization=False)
+    (folder / "new.pt").write_bytes((DATA / "uncond.pt").read_bytes())
+
+    def write(path: Path) -> None:
+        import torch
+
+        small = latte_shapes(LatteConfig(input_size=4, hidden_size=12, depth=2, num_heads=2, num_frames=2))
+        state = {name: torch.from_numpy(array) for name, array in peers.weights(small, seed=0).items()}
+        torch.save({"ema": state}, path, _use_new_zipfile_serialization=False)
+
+    (folder / "old.pt").write_bytes(peers.file("latte-legacy.pt", tmp_path_factory.mktemp("live"), write).read_bytes())
     for ending in ("safetensors", "ckpt"):
         checkpoint_store.save(arrays, folder / f"weights.{ending}")
     return {path.name: path for path in folder.iterdir()}

@@ -119,6 +119,7 @@ def published(tmp_path_factory) -> dict[str, Path]:
     return {path.name: path for path in folder.iterdir()}
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("file", ["new.pt", "old.pt", "weights.safetensors", "weights.ckpt"])
 def test_truncated_files_are_refused_wherever_they_end(tmp_path, published, file):
     content = published[file].read_bytes()
@@ -133,6 +134,7 @@ def test_truncated_files_are_refused_wherever_they_end(tmp_path, published, file
             assert any(repr(name) in line for name in names), line
 
 
+@pytest.mark.peers
 def test_flipped_bits_are_named_by_their_tensor(tmp_path, published):
     """In formats with checksums; elsewhere the source's SHA-256 tells (`sha256=` of the published page)."""
     content = bytearray(published["new.pt"].read_bytes())
@@ -145,6 +147,7 @@ def test_flipped_bits_are_named_by_their_tensor(tmp_path, published):
     assert "checksum" in line
 
 
+@pytest.mark.peers
 def test_files_of_another_kind_and_missing_shards_are_named(tmp_path, published):
     target = tmp_path / "out" / "weights.ckpt"
     assert "it holds weights of kind latte" in refusal("vae", published["new.pt"], target)

@@ -1,4 +1,4 @@
-"""`latte-pipeline run | compile | submit | schedule | status | logs | doctor | demo-clips`."""
+"""`latte-pipeline`: run and compile; the commands for a cluster are in rooms of their own."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ import click
 
 from latte import __version__
 from latte.cli import guarded
-from pipelines import cluster_commands
+from pipelines import cluster_commands, operate_commands
 from pipelines.compiled import PIPELINES
 
 _PIPELINE = click.option(
@@ -119,7 +119,7 @@ def demo_clips(folder: Path) -> None:
     guarded(lambda: click.echo(f"{cut_demo_clips(folder)} clips in {folder}"))
 
 
-for _command in cluster_commands.COMMANDS:
+for _command in (*cluster_commands.COMMANDS, *operate_commands.COMMANDS):
     cli.add_command(_command)
 
 

@@ -9,7 +9,7 @@ from latte.errors import LatteError, UserError
 from pipelines import runs, step_log, workflow
 from pipelines.client import Client
 from pipelines.runs import RunLine
-from pipelines.status import CANCELED, ENDED, FAILED, Status
+from pipelines.status import CANCELED, CANCELING, ENDED, FAILED, Status
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ def stop(client: Client, run_id: str) -> Stopped:
     """
     run = runs.find(client, run_id)
     state = runs.state_of(run)
-    if state not in ENDED:
+    if state not in ENDED and state != CANCELING:
         client.ask(f"stop run {run_id}", lambda kfp: kfp.terminate_run(run_id))
-        state = "CANCELING"
+        state = CANCELING
     try:
         found = runs.workflow_of(client, run_id)
     except LatteError as error:

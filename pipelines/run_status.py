@@ -13,7 +13,7 @@ from latte.errors import LatteError, UserError
 from pipelines import reasons, run_logs, runs, step_log, task_states
 from pipelines.client import Client
 from pipelines.dag import Step
-from pipelines.status import CANCELED, ENDED, FAILED, RUNNING, SKIPPED, WAITING, Pod, Status, Task
+from pipelines.status import CANCELED, CANCELING, ENDED, FAILED, RUNNING, SKIPPED, WAITING, Pod, Status, Task
 
 # How long a server or a network that fails may be away while a run is watched.
 OUTAGE_S = 600.0
@@ -89,7 +89,7 @@ def changes(before: Status | None, now: Status) -> list[str]:
     for task in now.tasks:
         if task.state in (WAITING, SKIPPED) or replace(task, seconds=None, pods=()) == old.get(task.name):
             continue
-        share = "" if task.done is None else f" {task.row()[2]}"
+        share = f" {task.share}" if task.share else ""
         attempt = f", try {task.tries}" if task.tries > 1 else ""
         lines.append(f"{task.name}: {task.state.lower()}{share}{attempt}{f': {task.reason}' if task.reason else ''}")
     return lines
@@ -109,7 +109,7 @@ def _without_logs(client: Client, run_id: str, steps: Sequence[Step] | None) -> 
         note = "" if found is None else found.message
         reason = reasons.explained(note) or "from KFP's task details alone: no reasons, and late where a run is large"
         return Status(run_id, line.name, state, reason, _ended(tasks, state), line.seconds), ()
-    tasks, reason, roots = task_states.of_workflow(steps, found, state in (CANCELED, "CANCELING"), now)
+    tasks, reason, roots = task_states.of_workflow(steps, found, state in (CANCELED, CANCELING), now)
     reason = reason or step_log.one_line(getattr(run.error, "message", "") or "")
     if not steps and tasks:
         reason = reason or "its pipeline version is gone: tasks by KFP's names, in order of their start"

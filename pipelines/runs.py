@@ -9,7 +9,7 @@ from latte.errors import LatteError, UserError
 from pipelines import dag, step_log, workflow
 from pipelines.client import Client
 from pipelines.dag import Step
-from pipelines.status import CANCELED, ENDED, FAILED, PENDING, between, time_of
+from pipelines.status import CANCELED, CANCELING, ENDED, FAILED, PENDING, between, time_of
 
 _PAGE = 50
 
@@ -162,7 +162,7 @@ def state_of(run: Any) -> str:
     """The run's; a run that was stopped ends as FAILED in KFP, with CANCELING before it."""
     state = str(run.state or PENDING)
     before = [str(each.state) for each in run.state_history or [] if str(each.state) != state]
-    return CANCELED if state == FAILED and before and before[-1] == "CANCELING" else state
+    return CANCELED if state == FAILED and before and before[-1] == CANCELING else state
 
 
 def line_of(run: Any) -> RunLine:

@@ -7,7 +7,7 @@ from typing import Any
 # Kubeflow Pipelines' own words, and four of ours: WAITING is a task that waits for those before it, CACHED one that
 # KFP's cache has answered, CANCELED what was under way when somebody stopped the run, UNKNOWN what nobody tells.
 ENDED = {"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"}
-WAITING, PENDING, RUNNING, UNKNOWN = "WAITING", "PENDING", "RUNNING", "UNKNOWN"
+WAITING, PENDING, RUNNING, CANCELING, UNKNOWN = "WAITING", "PENDING", "RUNNING", "CANCELING", "UNKNOWN"
 SUCCEEDED, CACHED, SKIPPED, FAILED, CANCELED = "SUCCEEDED", "CACHED", "SKIPPED", "FAILED", "CANCELED"
 HEADS = ("task", "state", "time", "done", "tries", "")
 
@@ -65,10 +65,14 @@ class Task:
     reason: str = ""
     pods: tuple[Pod, ...] = ()
 
+    @property
+    def share(self) -> str:
+        """What is done of a loop, for example "12/32"; "" outside loops."""
+        return "" if self.done is None else f"{self.done}/{'?' if self.total is None else self.total}"
+
     def row(self) -> tuple[str, ...]:
         """Cells under HEADS."""
-        share = "" if self.done is None else f"{self.done}/{'?' if self.total is None else self.total}"
-        return (self.name, self.state, duration(self.seconds), share, str(self.tries or ""), self.reason)
+        return (self.name, self.state, duration(self.seconds), self.share, str(self.tries or ""), self.reason)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for `--json`."""

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import click
@@ -96,7 +97,8 @@ def status(
             if found.tasks:
                 _table(HEADS, [task.row() for task in found.tasks])
         if wait and found.state != SUCCEEDED:
-            raise LatteError(f"run {chosen}: {found.state}; latte-pipeline logs {chosen} tells more")
+            where = f" in {found.failed.name}" if found.failed else ""
+            raise LatteError(f"run {chosen}: {found.state}{where}; latte-pipeline logs {chosen} tells more")
 
     guarded(go)
 
@@ -137,7 +139,8 @@ def logs(
         client = _client(host, namespace, experiment)
         chosen = run_id or newest(client)
         if follow:
-            lines = run_logs.follow(client, lambda: run_status.brief(client, chosen), task, everything, FOLLOW_S)
+            look = partial(run_status.steadily, lambda: run_status.brief(client, chosen), FOLLOW_S, _complain)
+            lines = run_logs.follow(client, look, task, everything, FOLLOW_S)
         else:
             found = run_status.brief(client, chosen)
             lines = run_logs.lines(client, found, run_logs.choose(found, task), everything)
@@ -254,13 +257,17 @@ def _waited(client: Any, run_id: str) -> Status:
     from pipelines import run_status
 
     before: Status | None = None
-    for found in run_status.watch(client, run_id, POLL_S, lambda line: click.echo(line, err=True)):
+    for found in run_status.watch(client, run_id, POLL_S, _complain):
         for line in run_status.changes(before, found):
             click.echo(line, err=True)
         before = found
     if before is None:
         raise LatteError(f"run {run_id}: no status")
     return before
+
+
+def _complain(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def _print_json(value: Any) -> None:

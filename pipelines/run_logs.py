@@ -91,7 +91,7 @@ def follow(
 
     Args:
         client: the connection.
-        look: gives the run's status as it is now.
+        look: gives the run's status as it is now, and bridges outages where that is wanted.
         task: as with `choose`.
         everything: as with `lines`.
         poll_s: pause between two looks, in seconds.
@@ -108,9 +108,9 @@ def follow(
             ended = pod.state != RUNNING
             try:
                 new = list(_kept(text_of(client, status.run_id, pod), everything, pod, partial=not ended))
-            except UserError as error:
-                if not ended:
-                    continue  # not there yet, or between two states: the next look tells
+            except LatteError as error:
+                if not ended or not isinstance(error, UserError):
+                    continue  # not there yet, or an outage: the next look tells
                 new = [f"({error})"]
             if ended:
                 closed.add(pod.name)

@@ -8,15 +8,35 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from latte.errors import LatteError, UserError
 from pipelines import reasons, run_logs, runs, step_log, task_states
 from pipelines.client import Client
 from pipelines.dag import Step
-from pipelines.status import CANCELED, CANCELING, ENDED, FAILED, RUNNING, SKIPPED, WAITING, Pod, Status, Task
+from pipelines.status import (
+    CANCELED,
+    CANCELING,
+    ENDED,
+    FAILED,
+    PENDING,
+    RUNNING,
+    SKIPPED,
+    UNKNOWN,
+    WAITING,
+    Pod,
+    Status,
+    Task,
+)
 
+T = TypeVar("T")
 # How long a server or a network that fails may be away while a run is watched.
 OUTAGE_S = 600.0
+_DETAILS_ALONE = "from KFP's task details alone: no reasons, and late where a run is large"
+
+
+def _nothing(_: str) -> None:
+    """Whoever watches may have nobody to tell."""
 
 
 def status(client: Client, run_id: str | None = None, steps: Sequence[Step] | None = None) -> Status:
@@ -34,8 +54,8 @@ def status(client: Client, run_id: str | None = None, steps: Sequence[Step] | No
     found, roots = _without_logs(client, run_id or runs.newest(client), steps)
     tasks = tuple(_told(client, found.run_id, task) for task in found.tasks)
     reason = found.reason
-    begun = any(task.state == FAILED for task in tasks)
-    if found.state == FAILED and not begun and roots and reasons.only_code(roots[-1].message):
+    at_the_root = found.state == FAILED and not any(task.state == FAILED for task in tasks)
+    if at_the_root and roots and reasons.only_code(roots[-1].message):
         reason = _from_log(client, found.run_id, roots[-1], reason)
     return replace(found, tasks=tasks, reason=reason)
 
@@ -45,9 +65,7 @@ def brief(client: Client, run_id: str, steps: Sequence[Step] | None = None) -> S
     return _without_logs(client, run_id, steps)[0]
 
 
-def watch(
-    client: Client, run_id: str, poll_s: float = 10.0, say: Callable[[str], None] = lambda line: None
-) -> Iterator[Status]:
+def watch(client: Client, run_id: str, poll_s: float = 10.0, say: Callable[[str], None] = _nothing) -> Iterator[Status]:
     """The run's status again and again, without logs, until it has ended; the last one is whole, as from `status`.
 
     Args:
@@ -59,26 +77,35 @@ def watch(
     Raises:
         LatteError: as `status`, an outage only after OUTAGE_S.
     """
-    steps, failing_since = None, None
+    steps = steadily(lambda: runs.steps_of(client, runs.find(client, run_id)), poll_s, say)
+    while True:
+        found = steadily(lambda: brief(client, run_id, steps), poll_s, say)
+        if found.ended:
+            yield steadily(lambda: status(client, run_id, steps), poll_s, say)
+            return
+        yield found
+        time.sleep(poll_s)
+
+
+def steadily(look: Callable[[], T], poll_s: float, say: Callable[[str], None] = _nothing) -> T:
+    """What `look` gives; while the server or the network fails it is tried again, for OUTAGE_S at most.
+
+    Raises:
+        UserError: at once; trying again would change nothing.
+        LatteError: the outage lasts.
+    """
+    started, said = time.monotonic(), ""
     while True:
         try:
-            if steps is None:
-                steps = runs.steps_of(client, runs.find(client, run_id))
-            found = brief(client, run_id, steps)
-            if found.ended:
-                found = status(client, run_id, steps)
+            return look()
         except UserError:
             raise
         except LatteError as error:
-            failing_since = failing_since or time.monotonic()
-            if time.monotonic() - failing_since > OUTAGE_S:
+            if time.monotonic() - started > OUTAGE_S:
                 raise
-            say(f"{error}; trying again")
-        else:
-            failing_since = None
-            yield found
-            if found.ended:
-                return
+            if str(error) != said:
+                said = str(error)
+                say(f"{error}; trying again")
         time.sleep(poll_s)
 
 
@@ -104,24 +131,30 @@ def _without_logs(client: Client, run_id: str, steps: Sequence[Step] | None) -> 
     if state == FAILED and found is not None and found.stopped:
         state = CANCELED
     line = replace(runs.line_of(run), state=state)
-    if found is None or found.offloaded or (not found.nodes and runs.details_of(run)):
-        tasks = task_states.of_details(steps, runs.details_of(run), now)
-        note = "" if found is None else found.message
-        reason = reasons.explained(note) or "from KFP's task details alone: no reasons, and late where a run is large"
-        return Status(run_id, line.name, state, reason, _ended(tasks, state), line.seconds), ()
+    failure = step_log.one_line(getattr(run.error, "message", "") or "")
+    details = runs.details_of(run)
+    if found is None or found.offloaded or (not found.nodes and details):
+        tasks = _settled(task_states.of_details(steps, details, now), state, UNKNOWN)
+        told = reasons.explained(found.message) if found is not None else ""
+        reason = told or failure or (_DETAILS_ALONE if details else "")
+        return Status(run_id, line.name, state, reason, tasks, line.seconds), ()
     tasks, reason, roots = task_states.of_workflow(steps, found, state in (CANCELED, CANCELING), now)
-    reason = reason or step_log.one_line(getattr(run.error, "message", "") or "")
+    reason = reason or failure
     if not steps and tasks:
         reason = reason or "its pipeline version is gone: tasks by KFP's names, in order of their start"
-    ended = _ended(tasks, state)
-    return Status(run_id, line.name, state, reason, ended, line.seconds, found.namespace, found.uid), roots
+    tasks = _settled(tasks, state, SKIPPED)
+    return Status(run_id, line.name, state, reason, tasks, line.seconds, found.namespace, found.uid), roots
 
 
-def _ended(tasks: tuple[Task, ...], state: str) -> tuple[Task, ...]:
-    """In a run that has ended nothing waits any more."""
+def _settled(tasks: tuple[Task, ...], state: str, waiting: str) -> tuple[Task, ...]:
+    """In a run that has ended nothing goes on any more; `waiting` is what became of tasks that seem to wait."""
     if state not in ENDED:
         return tasks
-    return tuple(replace(task, state=SKIPPED, seconds=None) if task.state == WAITING else task for task in tasks)
+    under_way = CANCELED if state == CANCELED else UNKNOWN
+    became = {WAITING: waiting, PENDING: under_way, RUNNING: under_way}
+    return tuple(
+        replace(task, state=became[task.state], seconds=None) if task.state in became else task for task in tasks
+    )
 
 
 def _told(client: Client, run_id: str, task: Task) -> Task:

@@ -161,11 +161,13 @@ def _task(step: Step, found: _Found, canceled: bool, now: datetime) -> Task:
     total = _total(step, found) if step.looped else None
     done = sum(state in (SUCCEEDED, CACHED) for state in states.values()) if step.looped else None
     state = _together(states.values())
-    if state in (SUCCEEDED, CACHED, SKIPPED) and total is not None and done is not None and len(items) < total:
+    if state in (SUCCEEDED, CACHED, SKIPPED) and total is not None and len(items) < total:
         state = RUNNING
     pods = [pod for item in items.values() for pod in (*item.drivers, *_numbered(item.pods))]
     tries = max((len(item.pods) or len(item.drivers) for item in items.values()), default=0)
     reason = next((why for key, item in items.items() if states[key] == state and (why := _reason(item, state))), "")
+    if state == RUNNING and (stuck := _stuck(step, found)):
+        state, reason, pods = FAILED, _why(stuck), [*pods, *stuck]
     seconds = None if state == SKIPPED else _seconds(spans, now)
     return Task(step.name, state, seconds, done, total, tries, reason, tuple(pods))
 
@@ -186,6 +188,13 @@ def _not_begun(step: Step, found: _Found, canceled: bool, now: datetime) -> Task
         seconds = _seconds([(pod.started, pod.finished) for pod in pods], now)
         return Task(step.name, state, seconds, total=_total(step, found), reason=reason, pods=pods)
     return Task(step.name, WAITING)
+
+
+def _stuck(step: Step, found: _Found) -> list[Pod]:
+    """Drivers of the loops around a task that failed: their items never come as far as the task."""
+    around = (found.items.get(step.path[:length], {}) for length in range(1, len(step.path)))
+    newest = [item.drivers[-1] for items in around for item in items.values() if item.drivers]
+    return [pod for pod in newest if pod.state == FAILED]
 
 
 def _item_state(item: _Item, canceled: bool) -> str:

@@ -222,6 +222,28 @@ def test_a_loop_of_thirty_two_of_which_twelve_are_done() -> None:
     assert (found.state, found.row()[3]) == ("RUNNING", "12/32")
 
 
+@pytest.mark.parametrize("begun", [True, False], ids=["another item has begun", "no item has begun"])
+def test_an_item_of_a_loop_whose_driver_failed_fails_the_task(begun: bool) -> None:
+    def change(value: dict) -> None:
+        driver = node(value, "root(0).for-loop-1(0).iteration-iterations(0:0)(0).iteration-item-driver(0)")
+        other = {**driver, "id": "wf-9", "name": driver["name"].replace("(0:0)", "(1:1)"), "phase": "Failed"}
+        other |= {"message": "main: OOMKilled (exit code 137)"}
+        nodes = value["status"]["nodes"]
+        nodes["wf-9"] = other
+        for key, each in list(nodes.items()):
+            if ".encode-shards" in each["name"]:
+                if begun:
+                    each.update(phase="Running", message="")
+                else:
+                    del nodes[key]
+            elif each["name"].endswith(("for-loop-1", "for-loop-1(0)")):
+                each.update(phase="Running")
+
+    found = tasks(recorded.FAILED_STEP, change=change)["encode: shards"]
+    assert found.state == "FAILED"
+    assert found.reason.startswith("out of memory (OOMKilled)")
+
+
 def test_a_run_whose_pipeline_is_gone_is_told_by_kfps_names() -> None:
     found, _, _ = task_states.of_workflow((), workflow.read(recorded.manifest(recorded.SUCCEEDED)), False, NOW)
     assert len(found) == len(NAMES)

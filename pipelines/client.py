@@ -30,6 +30,8 @@ ACCOUNT_ENV, AUTHORITY_ENV = "KFP_SERVICE_ACCOUNT", "SSL_CERT_FILE"
 EXPERIMENT = "latte"
 _PAGE = 100
 _REACH_TIMEOUT_S = 15.0
+# To connect, and between two pieces of an answer.
+REQUEST_TIMEOUT_S = (10, 120)
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,12 @@ class Client:
         """The bytes of a route that the published API leaves out; errors as with `ask`."""
         with self._errors(what):
             answer = self._api.call_api(
-                path, "GET", auth_settings=["Bearer"], _preload_content=False, _return_http_data_only=True
+                path,
+                "GET",
+                auth_settings=["Bearer"],
+                _preload_content=False,
+                _return_http_data_only=True,
+                _request_timeout=REQUEST_TIMEOUT_S,
             )
             return bytes(answer.data)
 

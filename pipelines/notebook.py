@@ -62,7 +62,7 @@ class Run:
 
     Attributes:
         name: the run's name.
-        tasks: its tasks in the order in which they started or, on this machine, ended.
+        tasks: its tasks in the order of the pipeline or, on this machine, in which they ended.
         made: manifests of its report, sets and scores. A run on a cluster does not tell where they are: there they are
             the newest under the names that the pipeline uses.
     """

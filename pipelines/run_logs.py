@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from latte import storage
 from latte.errors import LatteError, UserError
@@ -60,7 +61,7 @@ def lines(client: Client, status: Status, tasks: Sequence[Task], everything: boo
         UserError: none of them has begun.
         LatteError: no log of any of them can be read; of single ones a line says so.
     """
-    sources = [(task, pod) for task in tasks for pod in _shown(task, everything)]
+    sources = [(task, pod) for task in tasks for pod in _shown(task, everything) if pod.state != PENDING]
     if not sources:
         waiting = ", ".join(f"{task.name} is {task.state}" for task in tasks) or "it has no tasks"
         raise UserError(f"run {status.run_id}: no log yet: {waiting}{_because(tasks)}")
@@ -135,7 +136,7 @@ def text_of(client: Client, run_id: str, pod: Pod) -> str:
     """
     what = f"log of pod {pod.name}"
     # The published API has no call for logs; the server has had this route since its first version.
-    data = client.read(what, f"/apis/v1alpha1/runs/{run_id}/nodes/{pod.name}/log")
+    data = client.read(what, f"/apis/v1alpha1/runs/{quote(run_id, safe='')}/nodes/{quote(pod.name, safe='')}/log")
     text, problem = _split(data)
     if not problem:
         return text

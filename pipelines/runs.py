@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 from latte.errors import LatteError, UserError
 from pipelines import dag, step_log, workflow
-from pipelines.client import Client
+from pipelines.client import REQUEST_TIMEOUT_S, Client
 from pipelines.dag import Step
 from pipelines.status import CANCELED, CANCELING, ENDED, FAILED, PENDING, between, time_of
 
@@ -132,9 +133,13 @@ def workflow_of(client: Client, run_id: str) -> workflow.Workflow | None:
     def get(api: Any) -> Any:
         try:
             answer = api.call_api(
-                f"/apis/v1beta1/runs/{run_id}", "GET", auth_settings=["Bearer"], response_type="object",
+                f"/apis/v1beta1/runs/{quote(run_id, safe='')}",
+                "GET",
+                auth_settings=["Bearer"],
+                response_type="object",
                 _return_http_data_only=True,
-            )  # fmt: skip
+                _request_timeout=REQUEST_TIMEOUT_S,
+            )
         except kfp_server_api.ApiException as error:
             if error.status not in (404, 405, 501):
                 raise

@@ -284,7 +284,7 @@ def _handler(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
                 return self._watch(query)
             if verb == "create":
                 return cluster.create(body)
-            if verb == "list":
+            if verb == "list" and cluster.has_volcano:
                 return {"kind": "JobList", "items": list(cluster.jobs.values())}
             return cluster.delete(name) if verb == "delete" else cluster.get(name)
 

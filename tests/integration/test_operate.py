@@ -89,6 +89,8 @@ def test_stopping_deletes_the_volcano_jobs_of_this_run_only(
         done = operate.stop(client, run_id)
         assert done.volcano_jobs == ()
         assert "not all Volcano Jobs deleted: Volcano Jobs in latte: " in done.note and "cannot list" in done.note
+        cluster.forbidden, cluster.has_volcano = set(), False
+        assert operate.stop(client, run_id).note == ""  # no Volcano, no Jobs
     assert "not all Volcano Jobs deleted" in operate.stop(client, run_id).note  # nobody answers any more
 
 

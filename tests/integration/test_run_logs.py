@@ -1,5 +1,6 @@
 """The logs of recorded runs of a real Kubeflow Pipelines: from the pods, from the bucket, and followed."""
 
+import dataclasses
 import json
 
 import pytest
@@ -77,6 +78,20 @@ def test_a_task_that_has_not_begun_has_no_log_and_says_what_it_waits_for(
     status = run_status.brief(client, recorded.play(server, recorded.FAILED_STEP))
     with pytest.raises(UserError, match="no log yet: report is SKIPPED"):
         list(run_logs.lines(client, status, run_logs.choose(status, "report")))
+
+
+def test_a_pod_that_waits_has_no_log_but_a_reason(server: kfp_server.KfpServer, client: Client) -> None:
+    run_id = recorded.train_again(server)
+    value = json.loads(server.workflows[run_id]["pipeline_runtime"]["workflow_manifest"])
+    pod = next(each for each in value["status"]["nodes"].values() if each["name"].endswith("train(0).executor(0)"))
+    pod.update(phase="Pending", message="Unschedulable: 0/3 nodes are available: 3 Insufficient memory.")
+    server.workflows[run_id]["pipeline_runtime"]["workflow_manifest"] = json.dumps(value)
+    status = run_status.brief(client, run_id)
+    with pytest.raises(UserError, match=r"no log yet: train is PENDING \(no node fits: 0/3 nodes are available"):
+        list(run_logs.lines(client, status, run_logs.choose(status, "train")))
+    looks = iter([status, status, dataclasses.replace(status, state="CANCELED")])
+    said = [line.text for line in run_logs.follow(client, lambda: next(looks), "train", poll_s=0.01)]
+    assert len(said) == 1 and said[0].startswith("(waits: no node fits: 0/3 nodes")
 
 
 def test_following_tells_each_line_once_until_the_task_ends(server: kfp_server.KfpServer, client: Client) -> None:

@@ -14,6 +14,8 @@ from pipelines.status import FAILED, PENDING, RUNNING, WAITING, Pod, Status, Tas
 
 # Of a longer log the end is read.
 _MOST_BYTES = 32 << 20
+# Looks in a row at which the log could not be read, before following gives up.
+_MOST_MISSES = 100
 # The server answers 200 before it looks, and puts its error into the text: api.Error of v1beta1 as JSON.
 _ERROR_MARK = b'{"error_message":'
 
@@ -99,31 +101,38 @@ def follow(
     """
     shown: dict[str, list[str]] = {}
     closed: set[str] = set()
-    said = ""
+    waits, misses = "", 0
     while True:
         status = look()
         tasks = choose(status, task) if status.tasks else ()
+        missed = False
         for each, pod in ((one, pod) for one in tasks for pod in _shown(one, everything)):
             if pod.name in closed or pod.state == PENDING:
                 continue
             ended = pod.state != RUNNING
             try:
                 new = list(_kept(text_of(client, status.run_id, pod), everything, pod, partial=not ended))
-            except LatteError as error:
-                if not ended or not isinstance(error, UserError):
-                    continue  # not there yet, or an outage: the next look tells
+            except UserError as error:
+                if not ended:
+                    continue  # not there yet
                 new = [f"({error})"]
+            except LatteError:
+                missed = True
+                if misses >= _MOST_MISSES:
+                    raise
+                continue
             if ended:
                 closed.add(pod.name)
             yield from (Line(_source(each, pod), line) for line in _after(shown.get(pod.name, []), new))
             shown[pod.name] = new
+        misses = misses + 1 if missed else 0
         over = [one.state not in (PENDING, RUNNING, WAITING) for one in tasks]
-        if status.ended or (over and all(over)):
+        if not missed and (status.ended or (over and all(over))):
             return
-        waiting = next((f"{one.name}: {one.reason}" for one in tasks if one.state == PENDING and one.reason), "")
-        if waiting and waiting != said:
-            said = waiting
-            yield Line(waiting.split(": ")[0], f"(waits: {waiting.partition(': ')[2]})")
+        waiting = next((one for one in tasks if one.state == PENDING and one.reason), None)
+        if waiting is not None and waiting.reason != waits:
+            waits = waiting.reason
+            yield Line(waiting.name, f"(waits: {waits})")
         time.sleep(poll_s)
 
 
@@ -192,13 +201,11 @@ def _kept(text: str, everything: bool, pod: Pod, partial: bool = False) -> Itera
 
 
 def _after(before: list[str], now: list[str]) -> list[str]:
-    """What is new; a log that was turned over in between goes on after the last line that both have."""
-    if now[: len(before)] == before:
-        return now[len(before) :]
-    last = before[-1]
-    for at in range(len(now) - 1, -1, -1):
-        if now[at] == last:
-            return now[at + 1 :]
+    """What is new; a log that was turned over in between has lost its head, and begins in the midst of `before`."""
+    for start in range(len(before)):
+        both = len(before) - start
+        if before[start:] == now[:both]:
+            return now[both:]
     return now
 
 

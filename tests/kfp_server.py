@@ -313,6 +313,8 @@ def _handler(server: KfpServer) -> type[BaseHTTPRequestHandler]:
             url = urlsplit(self.path)
             path = unquote(url.path)
             if found := _LOG_ROUTE.fullmatch(path):
+                if "log" in server.broken:
+                    raise ApiError(503, "the database is away")
                 key = (found["run_id"], found["node_id"])
                 if key not in server.logs:
                     # The real one has said 200 by then; its error is the text (run_log_server.go).

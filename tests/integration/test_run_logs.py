@@ -4,9 +4,11 @@ import dataclasses
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from latte import storage
-from latte.errors import UserError
+from latte.errors import LatteError, UserError
 from pipelines import run_logs, run_status
 from pipelines.client import Client
 from pipelines.status import Status
@@ -112,3 +114,34 @@ def test_following_tells_each_line_once_until_the_task_ends(server: kfp_server.K
     said = [line.text for line in run_logs.follow(client, look, "train", poll_s=0.01)]
     assert said == ["one", "two", "three", "four", "five"]
     assert looks == 4
+
+
+def test_following_bridges_an_outage_and_gives_up_on_one_that_lasts(
+    server: kfp_server.KfpServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = recorded.play(server, recorded.SUCCEEDED)
+    server.logs[(run_id, TRAIN_POD)] = "one\ntwo\n"
+    server.broken = {"log"}
+    looks = 0
+
+    def look() -> Status:
+        nonlocal looks
+        looks += 1
+        server.broken = server.broken if looks < 3 else set()
+        return run_status.brief(client, run_id)
+
+    assert [line.text for line in run_logs.follow(client, look, "train", poll_s=0.01)] == ["one", "two"]
+    monkeypatch.setattr(run_logs, "_MOST_MISSES", 1)
+    server.broken = {"log"}
+    with pytest.raises(LatteError, match=r"the server failed \(503\): the database is away"):
+        list(run_logs.follow(client, lambda: run_status.brief(client, run_id), "train", poll_s=0.01))
+
+
+@given(st.lists(st.sampled_from("ab"), max_size=6), st.integers(0, 6), st.lists(st.sampled_from("cd"), max_size=3))
+def test_what_is_new_in_a_log_is_told_once_whatever_became_of_its_head(
+    before: list[str], cut: int, new: list[str]
+) -> None:
+    assert run_logs._after(before, before + new) == new
+    kept = before[cut:]
+    assert run_logs._after(before, kept + new)[-len(new) or len(kept + new) :] == new
+    assert set(run_logs._after(before, ["x", *new])) >= set(new)

@@ -18,6 +18,24 @@ FOLLOW_S = 3.0
 # Wide enough for the longest reason: a line that goes to a file or a program is not folded.
 _FILE_WIDTH = 1000
 
+# After \b click keeps the lines as they are.
+_RUNS_EXAMPLES = """\b
+Examples:
+  latte-pipeline runs
+  latte-pipeline runs --json | jq -r '.[] | select(.state == "FAILED") | .run_id'
+"""
+_STATUS_EXAMPLES = """\b
+Examples:
+  latte-pipeline status
+  latte-pipeline status --wait 1641883b-2132-4d22-aae7-29272b762f27
+"""
+_LOGS_EXAMPLES = """\b
+Examples:
+  latte-pipeline logs --task train --follow
+  latte-pipeline logs --task "encode: shards" 1641883b-2132-4d22-aae7-29272b762f27
+  latte-pipeline logs --all --task convert     # why a pod did not get as far as the step
+"""
+
 
 def _connection(function: Callable[..., None]) -> Callable[..., None]:
     for option in (
@@ -36,17 +54,11 @@ def _client(host: str | None, namespace: str | None, experiment: str) -> Any:
     return Client(host, namespace, experiment=experiment)
 
 
-@click.command()
+@click.command(epilog=_RUNS_EXAMPLES)
 @_connection
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="At most so many.")
 def runs(host: str | None, namespace: str | None, experiment: str, as_json: bool, limit: int) -> None:
-    r"""List the newest runs: id, state, when they began, how long they took, and name.
-
-    \b
-    Examples:
-      latte-pipeline runs
-      latte-pipeline runs --json | jq -r '.[] | select(.state == "FAILED") | .run_id'
-    """
+    """List the newest runs: id, state, when they began, how long they took, and name."""
     from pipelines.runs import newest_first
 
     def go() -> None:
@@ -62,26 +74,18 @@ def runs(host: str | None, namespace: str | None, experiment: str, as_json: bool
     guarded(go)
 
 
-@click.command()
+@click.command(epilog=_STATUS_EXAMPLES)
 @_connection
 @click.option("--wait", is_flag=True, help="Tell what changes until the end; leave with 1 if the run did not succeed.")
 @click.argument("run_id", required=False)
 def status(
     host: str | None, namespace: str | None, experiment: str, as_json: bool, wait: bool, run_id: str | None
 ) -> None:
-    r"""Tell how a run is getting on, task by task; without RUN_ID the newest.
+    """Tell how a run is getting on, task by task; without RUN_ID the newest.
 
     One line a task, in the order of the pipeline: state, time, done/total of a loop, tries, and why it failed, what it
-    waits for, or the last line that it wrote.
-
-    \b
-    States beside KFP's own: WAITING for the tasks before it, CACHED (KFP had its
-    result), CANCELED (under way when the run was stopped), UNKNOWN (nobody tells).
-
-    \b
-    Examples:
-      latte-pipeline status
-      latte-pipeline status --wait 1641883b-2132-4d22-aae7-29272b762f27
+    waits for, or the last line that it wrote. States beside KFP's own: WAITING for the tasks before it, CACHED (KFP had
+    its result), CANCELED (under way when the run was stopped), UNKNOWN (nobody tells).
     """
     from pipelines import run_status
     from pipelines.runs import newest
@@ -103,7 +107,7 @@ def status(
     guarded(go)
 
 
-@click.command()
+@click.command(epilog=_LOGS_EXAMPLES)
 @_connection
 @click.option("--task", help="Only the task of this name, or those whose name contains it.")
 @click.option("--all", "everything", is_flag=True, help="Also what KFP's launcher and drivers and its libraries wrote.")
@@ -119,16 +123,10 @@ def logs(
     follow: bool,
     run_id: str | None,
 ) -> None:
-    r"""Print what the tasks of a run wrote; without RUN_ID of the newest.
+    """Print what the tasks of a run wrote; without RUN_ID of the newest.
 
     Each line begins with its task, the item of its loop and its try. When the pods are gone the lines come from beside
     the outputs in the bucket, if this machine can read it (AWS_… variables).
-
-    \b
-    Examples:
-      latte-pipeline logs --task train --follow
-      latte-pipeline logs --task "encode: shards" 1641883b-2132-4d22-aae7-29272b762f27
-      latte-pipeline logs --all --task convert        # why a pod did not get as far as the step
     """
     import json
 

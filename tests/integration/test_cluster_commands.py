@@ -217,6 +217,15 @@ def test_runs_schedules_stop_retry_pause_resume_delete(
     assert said("delete", stopped) == f"{stopped}  vol2: deleted\n"
 
 
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_every_command_has_a_help_with_its_examples_line_by_line(name: str) -> None:
+    shown = CliRunner().invoke(cli, [name, "--help"]).stdout
+    assert "\\b" not in shown
+    examples = [line for line in shown.splitlines() if line.startswith("    latte-pipeline ")]
+    assert bool(examples) == (name in ("run", "runs", "status", "logs")), shown
+    assert all(line.split()[1] == name for line in examples)
+
+
 def test_what_a_cluster_says_does_not_steer_the_terminal(
     server: kfp_server.KfpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

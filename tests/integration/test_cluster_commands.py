@@ -159,7 +159,7 @@ def test_the_status_of_recorded_runs_as_tables_json_and_exit_codes(
     server.logs[(run_id, SHARDS_POD)] = recorded.FAILED_LOG
     shown = call(server, tmp_path, "status", "--wait", run_id)
     assert shown.returncode == 1
-    assert shown.stderr.splitlines()[-1].endswith(f"FAILED; latte-pipeline logs {run_id} tells more")
+    assert shown.stderr.splitlines()[-1].endswith(f"FAILED in encode: shards; latte-pipeline logs {run_id} tells more")
     heads, *rows = shown.stdout.splitlines()[1:]
     assert heads.split() == ["task", "state", "time", "done", "tries"]
     assert len(rows) == 15

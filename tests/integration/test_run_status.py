@@ -2,6 +2,7 @@
 
 import json
 
+import kfp_server_api
 import pytest
 
 from latte.errors import LatteError, UserError
@@ -133,6 +134,18 @@ def test_a_workflow_that_is_garbage_is_one_line(server: kfp_server.KfpServer, cl
     server.workflows[run_id]["pipeline_runtime"]["workflow_manifest"] = "<html>"
     with pytest.raises(LatteError, match=f"run {run_id}: the workflow that the server tells is no JSON$"):
         run_status.status(client, run_id)
+
+
+def test_the_server_on_loopback_refuses_in_the_recorded_shape(server: kfp_server.KfpServer, client: Client) -> None:
+    body, code = (recorded.DATA / "run_unknown.txt").read_text().rsplit("\n", 2)[:2]
+    kept = json.loads(body)
+    with pytest.raises(kfp_server_api.ApiException) as caught:
+        client._kfp.get_run("00000000-0000-0000-0000-000000000000")
+    said = json.loads(caught.value.body)
+    assert (caught.value.status, said["code"], set(said)) == (int(code), kept["code"], set(kept))
+    assert {key: type(value) for key, value in said["details"][0].items()} == {
+        key: type(value) for key, value in kept["details"][0].items()
+    }
 
 
 def test_a_notebook_says_which_task_of_a_run_on_a_cluster_failed_and_why(

@@ -55,6 +55,12 @@ def run_step(
         print(f"error: {task}: {error}", file=sys.stderr, flush=True)
         _emit(event="failed", task=task, message=str(error), exit_code=error.exit_code)
         sys.exit(error.exit_code)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        _emit(event="failed", task=task, message=f"{type(error).__name__}: {reason}", exit_code=1, traceback=True)
+        raise
+    for note in result.config.get("notes", []):
+        _emit(event="note", task=task, message=note)
     if output is not None:
         manifest.write(result, output.path)
         output.metadata.update(result.summary())

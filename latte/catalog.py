@@ -27,8 +27,7 @@ from latte.manifest import Reject, fingerprint
 from latte.progress import progress
 
 VIDEO_SUFFIXES = (".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
-# Hashing leaves the interpreter's lock, and reading waits for the disk.
-_HASH_THREADS = 4
+_HASH_THREADS = 4  # hashing leaves the interpreter's lock, and reading waits for the disk
 _CLOSED = "the folder cannot be read"
 # Ends the reason of a reject for trouble that may have passed by the next run.
 RUN_AGAIN = "; run again"
@@ -109,8 +108,10 @@ class _Row:
     caption: str | None
 
 
-def scan(config: DatasetConfig) -> Catalog:
+def scan(config: DatasetConfig, read_contents: bool = True) -> Catalog:
     """List a dataset; entries come sorted bytewise by id, classes by name, both with numbers by value.
+
+    With `read_contents` off no file is opened, and the entries' digests are empty.
 
     Raises:
         UserError: the folder, the CSV file or the split list is missing or unusable, or there is no video.
@@ -137,7 +138,7 @@ def scan(config: DatasetConfig) -> Catalog:
         usable = _take_in_turn(usable, labels, config.limit)
     classes = sorted({label for name in usable if (label := labels[name]) is not None}, key=natural_key)
     index = {label: number for number, label in enumerate(classes)}
-    digests = _digests(config, [found[name] for name in usable])
+    digests = _digests(config, [found[name] for name in usable]) if read_contents else [""] * len(usable)
     entries = []
     for name, digest in zip(usable, digests, strict=True):
         if digest is None:

@@ -6,13 +6,16 @@ import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pydantic
 
 from latte import manifest, rng, storage
 from latte.errors import UserError
+
+if TYPE_CHECKING:
+    from latte.steps.sample import SampleConfig
 
 DATASET = "dataset"
 
@@ -65,6 +68,41 @@ class Conditions:
     def from_files(self) -> list[Any]:
         """What was read from files and changes the videos, for a fingerprint."""
         return [part for part in (self.class_counts, self.captions) if part is not None]
+
+
+def resolve(config: "SampleConfig", facts: dict[str, Any]) -> Conditions:
+    """What the videos of a set show, by its settings and the checkpoint's facts.
+
+    Raises:
+        UserError: a key that the model has no use for, or lacks; or classes and captions that are not there.
+    """
+    model = facts["model"]
+    condition = str(model["condition"])
+    keys = {"class": ("labels", "latents"), "text": ("captions", "text_encoder", "tokenizer")}
+    for other, names in keys.items():
+        given = [key for key in names if getattr(config, key) is not None]
+        if given and condition != other:
+            what = "classes" if other == "class" else "text"
+            raise UserError(f"{given[0]}: the model of {config.checkpoint} is not conditioned on {what}; leave it out")
+    if condition == "none":
+        if config.cfg_scale != 1.0:
+            raise UserError(f"cfg_scale: the model of {config.checkpoint} has no condition; leave it out")
+        return Conditions()
+    if config.cfg_scale != 1.0 and model["class_dropout_prob"] == 0:
+        raise UserError(f"cfg_scale: the model of {config.checkpoint} never had its condition dropped; set it to 1")
+    if condition == "text":
+        missing = [key for key in keys["text"] if getattr(config, key) is None]
+        if missing:
+            raise UserError(f"checkpoint {config.checkpoint}: conditioned on text; give {', '.join(missing)}")
+        return Conditions(captions=read_captions(str(config.captions)))
+    if (config.labels == DATASET) != (config.latents is not None):
+        raise UserError("labels: dataset and latents (the manifest of that dataset) go together; give both or neither")
+    if config.latents is not None:
+        return Conditions(config.seed, class_counts=count_classes(config.latents, facts))
+    if config.labels is not None and not config.labels:
+        raise UserError("labels: no classes in the list")
+    chosen = None if config.labels is None else list(config.labels)
+    return Conditions(config.seed, labels=classes_of(chosen, facts))
 
 
 def classes_of(labels: Sequence[int | str] | None, facts: dict[str, Any]) -> list[int]:

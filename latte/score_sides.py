@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from latte.errors import UserError
 from latte.metrics import protocol as protocols
 from latte.metrics.protocol import Protocol
 from latte.progress import progress
+
+if TYPE_CHECKING:
+    from latte.latents import LatentClips
 
 _CHECK_THREADS = 16
 
@@ -87,10 +90,7 @@ def real(uri: str, dataset: manifest.Manifest, protocol: Protocol) -> Side:
     Raises:
         UserError: too few of the videos are long enough.
     """
-    from latte.latents import LatentClips
-
-    with tempfile.TemporaryDirectory(prefix="latte-index-") as cache:
-        encoded = LatentClips(dataset, cache)
+    encoded = _index(dataset)
     videos = encoded.videos
     clips = protocols.choose_real_clips([(video.id, video.num_frames) for video in videos], protocol)
     if len(clips) < protocol.real_clips:
@@ -116,6 +116,18 @@ def real(uri: str, dataset: manifest.Manifest, protocol: Protocol) -> Side:
         "stride": protocol.frame_stride,
     }
     return Side("real", len(clips), load, check_clip, key)
+
+
+def real_frames(dataset: manifest.Manifest) -> list[int]:
+    """Encoded frames of each video of a dataset."""
+    return [video.num_frames for video in _index(dataset).videos]
+
+
+def _index(dataset: manifest.Manifest) -> "LatentClips":
+    from latte.latents import LatentClips
+
+    with tempfile.TemporaryDirectory(prefix="latte-index-") as cache:
+        return LatentClips(dataset, cache)
 
 
 def real_digest(dataset: manifest.Manifest) -> str:

@@ -44,7 +44,7 @@ def bulk_sample(
     """
     chosen = parts.named(promote_checkpoint(root=root, name=model, uri=checkpoint), "checkpoint")
     weights, i3d = parts.weights(root, vae, detector)
-    latents = parts.encode_dataset(root, dataset, encode, weights)
+    latents = parts.encode_dataset(root, dataset, encode, weights, {}, sample, score)
     made = chosen.outputs["checkpoint"]
     videos = parts.generate("bulk", root, name, sample, parts.NEWEST, made, weights)
     parts.measure("bulk", root, name, score, videos, latents, i3d)

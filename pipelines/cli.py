@@ -83,6 +83,35 @@ def run(
 
 
 @cli.command()
+@_PIPELINE
+@click.option(
+    "-c", "--config", "path", required=True, type=click.Path(path_type=Path), help="YAML settings of the run."
+)
+@click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
+def check(pipeline: str, path: Path, overrides: tuple[str, ...]) -> None:
+    r"""Check the settings of a run and start nothing.
+
+    Every section, the sections against each other, the files and folders that they name, and the dataset as far as its
+    listing tells: `run` checks the same before its first minute of work. Exit code 2 and one line where something is
+    wrong.
+
+    \b
+    Example:
+      latte-pipeline check -c mine.yaml encode.dataset.videos=my/videos score.protocol=ucf101
+    """
+    from pipelines import settings
+
+    def go() -> None:
+        config = settings.load(path, overrides, pipeline)
+        click.echo(f"dataset: {settings.check_dataset(config)}")
+        for remark in settings.remarks(config):
+            click.echo(remark)
+        click.echo(f"{path}: {pipeline} can start")
+
+    guarded(go)
+
+
+@cli.command()
 @cluster_commands.IMAGE
 @click.option(
     "-c",

@@ -99,6 +99,8 @@ class EventWatcher(threading.Thread):
             self.events.append(event)
             if event["event"] == "started":
                 self._log.say(f"{time.strftime('%H:%M:%S')}  {event['task']} …")
+            elif event["event"] == "note":
+                self._log.say(f"          {event['task']}: {event['message']}")
             elif event["event"] == "finished":
                 self._log.say(f"{time.strftime('%H:%M:%S')}  {event['task']}: {_facts(event['summary'])}")
 

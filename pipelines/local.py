@@ -102,6 +102,8 @@ def _run_pipeline(
     with (run_dir / "run.log").open("w", encoding="utf-8") as log_file:
         log = console.RunLog(log_file, terminal)
         log.say(f"latte-pipeline: {config.name} into {root}; log {run_dir / 'run.log'}")
+        for remark in settings.remarks(config):
+            log.say(remark)
         if image is not None:
             log.say(f"steps in containers of {image}")
         watcher = console.EventWatcher(events, log)
@@ -166,9 +168,14 @@ def _check_that_all_finished(events: list[dict[str, Any]], run_dir: Path) -> Non
         if event["event"] != "started" or task in finished:
             continue
         if task not in failed:
-            raise LatteError(f"{task}: ended without a result; its output is in {run_dir / 'run.log'}")
-        kind = UserError if failed[task]["exit_code"] == UserError.exit_code else LatteError
-        raise kind(f"{task}: {failed[task]['message']}")
+            raise LatteError(
+                f"{task}: its process ended without a word, as one does that is killed, for example for want of "
+                f"memory; what it wrote is in {run_dir / 'run.log'}"
+            )
+        error = failed[task]
+        kind = UserError if error["exit_code"] == UserError.exit_code else LatteError
+        where = f"; its traceback is in {run_dir / 'run.log'}" if error.get("traceback") else ""
+        raise kind(f"{task}: {error['message']}{where}")
 
 
 def _check_the_result(config: settings.AnyConfig, events: list[dict[str, Any]], run_dir: Path) -> None:

@@ -49,7 +49,7 @@ def nightly_retrain(
     """
     start = parts.named(promote_start(root=root, name=name), "promoted")
     weights, i3d = parts.weights(root, vae, detector)
-    latents = parts.encode_dataset(root, name, encode, weights)
+    latents = parts.encode_dataset(root, name, encode, weights, train, sample, score)
     training = train_step(root=root, name=name, settings=train, latents=latents, vae=weights, init_from=start.output)
     checkpoint = parts.named(training, "train", "train").outputs["checkpoint"]
 

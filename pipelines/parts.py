@@ -50,14 +50,20 @@ def weights(root: str, vae: dict, detector: dict) -> tuple[dsl.Model, dsl.Model]
     return converted, i3d
 
 
-def encode_dataset(root: str, name: str, settings: dict, vae: dsl.Model) -> dsl.Dataset:
-    """Plan, shards side by side, merge; returns the manifest of the latents."""
+def encode_dataset(
+    root: str, name: str, settings: dict, vae: dsl.Model, train: dict, sample: dict, score: dict
+) -> dsl.Dataset:
+    """Plan, shards side by side, merge; returns the manifest of the latents.
+
+    What the later steps ask of the dataset, by their settings, is held against it at once; `train` may be empty.
+    """
+    asked = {"train": train, "sample": sample, "score": score}
     common = {"root": root, "name": name, "settings": settings, "vae": vae}
-    plan = named(encode_plan(**common, together=_cluster.get().together("encode")), "encode: plan")
+    plan = named(encode_plan(**common, **asked, together=_cluster.get().together("encode")), "encode: plan")
     common["plan"] = plan.outputs["plan"]
     with dsl.ParallelFor(items=plan.outputs["Output"], parallelism=PARALLELISM) as task:
         part = named(encode_shards(**common, task=task), "encode: shards", "encode")
-    merged = named(encode_merge(**common, parts=dsl.Collected(part.output)), "encode: merge")
+    merged = named(encode_merge(**common, **asked, parts=dsl.Collected(part.output)), "encode: merge")
     return merged.outputs["latents"]
 
 

@@ -8,8 +8,12 @@ from pydantic import Field, model_validator
 
 from components.work import build_config
 from latte import config, storage
+from latte.catalog import scan
 from latte.errors import UserError
 from latte.metrics import protocol
+from latte.models.configs import AutoencoderKLConfig
+from latte.steps import demands
+from latte.steps.encode import EncodeConfig, listed
 from latte.steps.score import ScoreConfig
 from pipelines.cluster import Cluster, check_workers
 
@@ -98,6 +102,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), pipeline: str = "train
     settings: AnyConfig = config.load(PIPELINES[pipeline], path, overrides)
     for section, step in _steps(settings, str(path)).items():
         _check_inputs(f"{path}: {section}", step)
+    _check_together(settings, str(path), read_files=True)
     return settings
 
 
@@ -135,9 +140,54 @@ def _steps(settings: AnyConfig, source: str) -> dict[str, config.Config]:
         filled |= {key: ["file:///later"] for key in _WIRED_LISTS.get(section, ())}
         _refuse_null(f"{source}: {section}", given)
         steps[section] = build_config(module, class_name, given, filled, source=f"{source}: {section}")
+    _check_together(settings, source, read_files=False)
     if "train" in steps:
         check_workers(settings.cluster, getattr(steps["train"], "workers", 1), source)
     return steps
+
+
+def _check_together(settings: AnyConfig, source: str, read_files: bool) -> None:
+    try:
+        demands.check_settings(_sections(settings), read_files)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+
+
+def _sections(settings: AnyConfig) -> demands.Sections:
+    """The sections whose steps use a dataset."""
+    names = [name for name in ("train", "sample", "score") if name in type(settings).model_fields]
+    return {name: getattr(settings, name) for name in names}
+
+
+def check_dataset(settings: AnyConfig) -> str:
+    """List the dataset without reading its videos, hold it against the settings, and say what is there, in a line.
+
+    Raises:
+        UserError: the dataset is missing or unusable, or a step asks for more than it has.
+    """
+    steps = _steps(settings, settings.name)
+    encode = steps["encode"]
+    if not isinstance(encode, EncodeConfig):
+        raise TypeError(f"encode is a {type(encode).__name__}")
+    catalog = scan(encode.dataset, read_contents=False)
+    demands.check(listed(catalog), _sections(settings))
+    classes = f"{len(catalog.classes)} classes" if catalog.classes else "no classes"
+    return f"{len(catalog.entries)} videos, {classes}, {len(catalog.rejects)} files that cannot be used"
+
+
+def remarks(settings: AnyConfig) -> list[str]:
+    """What is allowed and worth knowing before a run."""
+    source = str(settings.vae.get("source", ""))
+    beside = storage.local_path(source).parent / "config.json" if source and not storage.is_s3(source) else None
+    known = settings.vae.get("model", {}).get("sample_size")
+    if known is None and beside is not None and beside.is_file():
+        known = AutoencoderKLConfig.from_json(beside).sample_size
+    size = settings.encode.get("image_size", EncodeConfig.model_fields["image_size"].default)
+    if known is None or size == known:
+        return []
+    return [
+        f"encode.image_size={size}: the autoencoder was trained on {known} pixels; it knows encode.image_size={known}"
+    ]
 
 
 def parameters(settings: AnyConfig, root: str) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def train_and_evaluate(
         report: Keys of ReportConfig.
     """
     weights, i3d = parts.weights(root, vae, detector)
-    latents = parts.encode_dataset(root, name, encode, weights)
+    latents = parts.encode_dataset(root, name, encode, weights, train, sample, score)
     training = train_step(root=root, name=name, settings=train, latents=latents, vae=weights)
     trained = parts.named(training, "train", "train")
     checkpoint = trained.outputs["checkpoint"]

@@ -12,6 +12,9 @@ def encode_plan(
     settings: dict,
     vae: dsl.Input[dsl.Model],
     plan: dsl.Output[dsl.Artifact],
+    train: dict,
+    sample: dict,
+    score: dict,
     together: int = 0,
 ) -> list[str]:
     """List the dataset and plan which videos are encoded into which shard; at most 32 tasks.
@@ -22,6 +25,9 @@ def encode_plan(
         settings: Keys of latte.steps.encode.EncodeConfig: dataset, image_size, …
         vae: Manifest of the autoencoder's weights.
         plan: Manifest of the plan.
+        train: Keys of TrainConfig, for what training asks of the dataset; empty where nothing is trained.
+        sample: Keys of SampleConfig, for what the sets ask of it.
+        score: Keys of ScoreConfig, for what scoring asks of it.
         together: Above 0: one task for everything, shared out to at most so many workers of one Volcano Job.
 
     Returns:
@@ -30,7 +36,8 @@ def encode_plan(
     from components.runtime import run_step
 
     wired = {"root": root, "name": name, "vae": vae.path}
-    done = run_step("encode: plan", "encode", "EncodeConfig", settings, wired, function="plan", output=plan)
+    asked = {key: keys for key, keys in (("train", train), ("sample", sample), ("score", score)) if keys}
+    done = run_step("encode: plan", "encode", "EncodeConfig", settings, wired, "plan", {"sections": asked}, output=plan)
     if together:
         return [f"*/{max(1, min(int(together), int(done.metrics['shards_to_encode'])))}"]
     count = int(done.metrics["num_tasks"])
@@ -78,6 +85,9 @@ def encode_merge(
     plan: dsl.Input[dsl.Artifact],
     parts: list,
     latents: dsl.Output[dsl.Dataset],
+    train: dict,
+    sample: dict,
+    score: dict,
 ) -> None:
     """Merge all shards into the manifest of the dataset's latents.
 
@@ -89,9 +99,14 @@ def encode_merge(
         plan: Manifest of the plan.
         parts: What the tasks returned; makes the merge wait for all of them.
         latents: Manifest of the latents: shards, counts, rejects with reasons.
+        train: Keys of TrainConfig, for what training asks of the dataset; empty where nothing is trained.
+        sample: Keys of SampleConfig, for what the sets ask of it.
+        score: Keys of ScoreConfig, for what scoring asks of it.
     """
     from components.runtime import run_step
 
     wired = {"root": root, "name": name, "vae": vae.path}
     label = f"encode: merge of {len(parts)}"
-    run_step(label, "encode", "EncodeConfig", settings, wired, "merge", {"plan_uri": plan.path}, output=latents)
+    asked = {key: keys for key, keys in (("train", train), ("sample", sample), ("score", score)) if keys}
+    arguments = {"plan_uri": plan.path, "sections": asked}
+    run_step(label, "encode", "EncodeConfig", settings, wired, "merge", arguments, output=latents)

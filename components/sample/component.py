@@ -33,7 +33,7 @@ def sample_plan(
     """
     from components.runtime import run_step
 
-    wired = {"root": root, "name": name, "checkpoint": checkpoint.path, "vae": vae.path}
+    wired = {"root": root, "name": name, "checkpoint": checkpoint.path, "vae": vae.path, "adapt": True}
     wired["step"] = None if int(step) < 0 else int(step)
     done = run_step(f"sample {name}: plan", "sample", "SampleConfig", settings, wired, "plan", output=plan)
     if together:
@@ -71,7 +71,7 @@ def sample_shards(
     from components.runtime import run_step
     from components.work import label_of, share
 
-    wired = {"root": root, "name": name, "checkpoint": checkpoint.path, "vae": vae.path}
+    wired = {"root": root, "name": name, "checkpoint": checkpoint.path, "vae": vae.path, "adapt": True}
     wired["step"] = None if int(step) < 0 else int(step)
     arguments = {"plan_uri": plan.path, **share(task)}
     label = f"sample {name}: shards {label_of(task)}"
@@ -106,7 +106,7 @@ def sample_merge(
     """
     from components.runtime import run_step
 
-    wired = {"root": root, "name": name, "checkpoint": checkpoint.path, "vae": vae.path}
+    wired = {"root": root, "name": name, "checkpoint": checkpoint.path, "vae": vae.path, "adapt": True}
     wired["step"] = None if int(step) < 0 else int(step)
     label = f"sample {name}: merge of {len(parts)}"
     run_step(label, "sample", "SampleConfig", settings, wired, "merge", {"plan_uri": plan.path}, output=videos)

@@ -4,6 +4,7 @@ Two scores are comparable only when their protocols have the same digest. docs/f
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +17,9 @@ from latte.errors import UserError
 
 # Part of the package, so that every image has them; configs/fvd links to them.
 PRESETS = Path(__file__).with_name("presets")
+# A number that follows from what there is; only fields given one by one may say so, no published protocol does.
+AUTO = "auto"
+FEWEST_CLIPS = 2
 
 
 class Protocol(Config):
@@ -78,20 +82,55 @@ class RealClip(NamedTuple):
     start_frame: int
 
 
-def resolve(protocol: str | dict[str, Any]) -> Protocol:
+@dataclass(frozen=True)
+class Available:
+    """What there is to score: how many generated videos, and the encoded frames of each real one."""
+
+    num_videos: int
+    frames: Sequence[int]
+
+
+def resolve(protocol: str | dict[str, Any], available: Available | None = None) -> Protocol:
     """A protocol from the name of a preset in configs/fvd, from a YAML file, or from its fields.
 
-    A `preset` among the fields is taken first and the other fields replace its own.
+    A `preset` among the fields is taken first and the other fields replace its own. `num_clips: auto` becomes as many
+    clips as both sides give without overlap, `clips_per_video: auto` as many as the number of clips asks for.
+
+    Args:
+        protocol: a name, a file or fields.
+        available: what there is; None before it is known, `auto` then counts as the fewest clips.
 
     Raises:
         UserError: no such preset or file, an unknown field or a bad value.
     """
+    fields, source = _fields(protocol)
+    adaptive = fields.get("num_clips") == AUTO
+    if fields.get("clips_per_video") == AUTO:
+        fields["clips_per_video"] = None
+    if adaptive:
+        fields["num_clips"] = FEWEST_CLIPS
+    resolved = build(Protocol, fields, source)
+    if not adaptive or available is None:
+        return resolved
+    per_video = (frames // resolved.real_span_frames for frames in available.frames)
+    most = resolved.clips_per_video
+    real = sum(count if most is None else min(most, count) for count in per_video)
+    count = available.num_videos if resolved.num_real_clips is not None else min(available.num_videos, real)
+    return resolved.model_copy(update={"num_clips": max(FEWEST_CLIPS, count)})
+
+
+def is_adaptive(protocol: str | dict[str, Any], field: str) -> bool:
+    """Whether a field is `auto`: a number that follows from what there is."""
+    return bool(_fields(protocol)[0].get(field) == AUTO)
+
+
+def _fields(protocol: str | dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """All fields that are given, those of a preset included, and where from."""
     if isinstance(protocol, str):
-        return build(Protocol, *_read(protocol))
+        return _read(protocol)
     fields = dict(protocol)
     preset = fields.pop("preset", None)
-    base = _read(preset)[0] if preset else {}
-    return build(Protocol, {**base, **fields}, "protocol")
+    return {**(_read(preset)[0] if preset else {}), **fields}, "protocol"
 
 
 def is_file(name: str) -> bool:

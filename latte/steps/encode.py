@@ -13,13 +13,14 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from latte import captions, encode_plan, manifest, storage
-from latte.catalog import SECOND_ROW, DatasetConfig, Entry, scan
+from latte.catalog import SECOND_ROW, Catalog, DatasetConfig, Entry, scan
 from latte.config import Config, Root, build
 from latte.decoders import Limits
 from latte.decoding import TRANSFORM_VERSION
 from latte.errors import LatteError, UserError
 from latte.generation import TextSource
 from latte.models.configs import AutoencoderKLConfig
+from latte.steps import demands
 
 MAX_TASKS = 32
 STATE_MANIFEST = "latents.json"
@@ -75,11 +76,16 @@ class EncodeConfig(Config):
         return self
 
 
-def plan(config: EncodeConfig) -> manifest.Manifest:
+def plan(config: EncodeConfig, sections: demands.Sections | None = None) -> manifest.Manifest:
     """List the dataset and plan shards for what is new in it; the same dataset gets the same plan again.
 
+    Args:
+        config: the step's settings.
+        sections: settings of the steps that will use the dataset, for what they ask of it.
+
     Raises:
-        UserError: the dataset, the autoencoder's manifest or the text encoder is missing or unusable.
+        UserError: the dataset, the autoencoder's manifest or the text encoder is missing or unusable, or a later step
+            asks for more than the dataset has.
         StorageError: the store does not answer.
     """
     vae = manifest.read(config.vae, "weights", "vae")
@@ -87,6 +93,7 @@ def plan(config: EncodeConfig) -> manifest.Manifest:
     text = _text(config)
     place, fingerprint = _place(config, vae)
     catalog = scan(config.dataset)
+    demands.check(listed(catalog), sections or {})
     contents = encode_plan.contents(catalog, config.mirrored)
     done = encode_plan.published(place, _limits(config))
     inputs = {"vae": _vae_digest(vae), "catalog": catalog.digest}
@@ -181,12 +188,23 @@ def encode_shards(config: EncodeConfig, plan_uri: str, task: int, num_tasks: int
     return manifest.finish(part) if todo or new_captions else part
 
 
-def merge(config: EncodeConfig, plan_uri: str) -> manifest.Manifest:
+def listed(catalog: Catalog) -> demands.Dataset:
+    """What is known of a dataset once it is listed."""
+    has_captions = any(entry.caption for entry in catalog.entries)
+    return demands.Dataset(catalog.classes, has_captions, len(catalog.entries))
+
+
+def merge(config: EncodeConfig, plan_uri: str, sections: demands.Sections | None = None) -> manifest.Manifest:
     """Write the manifest and the index of the dataset's latents.
+
+    Args:
+        config: the step's settings.
+        plan_uri: manifest of the plan.
+        sections: settings of the steps that will use the dataset, for what they ask of it.
 
     Raises:
         LatteError: a task has not done its shards, or too many videos are rejected.
-        UserError: the plan is of other settings.
+        UserError: the plan is of other settings, or a later step asks for more than the dataset has.
     """
     started = time.monotonic()
     vae = manifest.read(config.vae, "weights", "vae")
@@ -197,6 +215,8 @@ def merge(config: EncodeConfig, plan_uri: str) -> manifest.Manifest:
     done = encode_plan.published(place, _limits(config))
     merged = encode_plan.merge(catalog, done, config.min_frames, texts, config.mirrored)
     _check_rejects(config, len(merged.videos) + catalog.left_out, merged.rejects)
+    frames = [video.num_frames for video in merged.videos]
+    demands.check(replace(listed(catalog), num_videos=len(frames), frames=frames), sections or {})
     row_shape = _row_shape(config, vae)
     index = encode_plan.write_index(merged, place, plan_manifest.uri, row_shape, config.dtype)
     shards = [*merged.shards, index]

@@ -334,8 +334,9 @@ def _facts_of_run(
         "finetuned": bool(checkpoint.config["train"].get("init_from")),
         "model": words.flat(checkpoint.config["model"]),
         "train": words.flat(checkpoint.config["train"], leave_out=("model",)),
-        "sample": words.flat(newest.config, leave_out=("classes",)),
+        "sample": words.flat(newest.config, leave_out=("classes", "notes")),
         "classes": len(latents.config["classes"]),
+        "adapted": list(dict.fromkeys(note for videos in sets for note in videos.config.get("notes", []))),
     }
 
 

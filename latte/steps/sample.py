@@ -71,12 +71,15 @@ class SampleConfig(Config):
     decode_frames: int = Field(default=16, gt=0, description="frames decoded together; bounds the memory")
     fps: float = Field(default=8.0, gt=0, description="frames per second of the files")
     num_tasks: int = Field(default=8, gt=0, le=MAX_TASKS, description="most tasks that the set is shared out to")
+    adapt: bool = Field(
+        default=False, description="leave out guidance that a model without a condition cannot use; pipelines do"
+    )
 
 
 # These say where, how many and in which portions, not what video i is; what lies there counts by its content.
 _NOT_IN_FINGERPRINT = {
     "root", "name", "checkpoint", "vae", "step", "num_videos", "batch_size", "decode_frames", "num_tasks",
-    "latents", "captions", "text_encoder", "tokenizer",
+    "latents", "captions", "text_encoder", "tokenizer", "adapt",
 }  # fmt: skip
 # Came later: sets that were made before keep their place.
 _NOT_SAID_AT_DEFAULT = ("cfg_channels", "precision")
@@ -95,6 +98,8 @@ class _Set:
         source: the networks.
         conditions: what the videos show.
         text: what embeds their captions, or None without captions.
+        cfg_scale: guidance, 1 where it was left out.
+        notes: what was adapted to the model.
     """
 
     uri: str
@@ -102,6 +107,8 @@ class _Set:
     source: Source
     conditions: Conditions
     text: generation.TextSource | None
+    cfg_scale: float
+    notes: tuple[str, ...] = ()
 
 
 def run(config: SampleConfig) -> manifest.Manifest:
@@ -132,6 +139,7 @@ def plan(config: SampleConfig) -> manifest.Manifest:
             uri=storage.join(made.uri, "plan"),
             fingerprint=_count_fingerprint(made, config.num_videos),
             counts={"videos": config.num_videos},
+            config={"notes": list(made.notes)},
             metrics={"num_tasks": min(config.num_tasks, batches, MAX_TASKS), "batches": batches},
         )
     )
@@ -206,6 +214,8 @@ def merge(config: SampleConfig, plan_uri: str) -> manifest.Manifest:
                 "num_frames": int(source.facts["model"]["num_frames"]),
                 "image_size": source.facts["image_size"],
                 **config.model_dump(include=_IN_MANIFEST),
+                "cfg_scale": made.cfg_scale,
+                "notes": list(made.notes),
             },
             metrics={} if source.step is None else {"step": source.step},
             seconds=seconds,
@@ -215,8 +225,12 @@ def merge(config: SampleConfig, plan_uri: str) -> manifest.Manifest:
 
 def _resolve(config: SampleConfig) -> _Set:
     source = sources.resolve(config.checkpoint, config.vae, config.step, config.weights)
+    notes: tuple[str, ...] = ()
+    if config.adapt and config.cfg_scale != 1.0 and source.facts["model"]["condition"] == "none":
+        notes = (f"cfg_scale {config.cfg_scale:g} is left out: the model has no condition to guide by",)
+        config = config.model_copy(update={"cfg_scale": 1.0})
     _check_steps(config.num_sampling_steps)
-    conditions = _conditions(config, source.facts)
+    conditions = conditioning.resolve(config, source.facts)
     text = None
     if conditions.captions is not None:
         text = generation.TextSource.checked(str(config.text_encoder), str(config.tokenizer))
@@ -240,6 +254,8 @@ def _resolve(config: SampleConfig) -> _Set:
         source=source,
         conditions=conditions,
         text=text,
+        cfg_scale=config.cfg_scale,
+        notes=notes,
     )
 
 
@@ -257,37 +273,6 @@ def _check_steps(steps: int | str) -> None:
         respaced(1000, text)
     except ValueError as error:
         raise UserError(str(error)) from None
-
-
-def _conditions(config: SampleConfig, facts: dict[str, Any]) -> Conditions:
-    """What the videos show; a key that the model has no use for is refused."""
-    model = facts["model"]
-    condition = str(model["condition"])
-    keys = {"class": ("labels", "latents"), "text": ("captions", "text_encoder", "tokenizer")}
-    for other, names in keys.items():
-        given = [key for key in names if getattr(config, key) is not None]
-        if given and condition != other:
-            what = "classes" if other == "class" else "text"
-            raise UserError(f"{given[0]}: the model of {config.checkpoint} is not conditioned on {what}; leave it out")
-    if condition == "none":
-        if config.cfg_scale != 1.0:
-            raise UserError(f"cfg_scale: the model of {config.checkpoint} has no condition; leave it out")
-        return Conditions()
-    if config.cfg_scale != 1.0 and model["class_dropout_prob"] == 0:
-        raise UserError(f"cfg_scale: the model of {config.checkpoint} never had its condition dropped; set it to 1")
-    if condition == "text":
-        missing = [key for key in keys["text"] if getattr(config, key) is None]
-        if missing:
-            raise UserError(f"checkpoint {config.checkpoint}: conditioned on text; give {', '.join(missing)}")
-        return Conditions(captions=conditioning.read_captions(str(config.captions)))
-    if (config.labels == conditioning.DATASET) != (config.latents is not None):
-        raise UserError("labels: dataset and latents (the manifest of that dataset) go together; give both or neither")
-    if config.latents is not None:
-        return Conditions(config.seed, class_counts=conditioning.count_classes(config.latents, facts))
-    if config.labels is not None and not config.labels:
-        raise UserError("labels: no classes in the list")
-    chosen = None if config.labels is None else list(config.labels)
-    return Conditions(config.seed, labels=conditioning.classes_of(chosen, facts))
 
 
 def _count_fingerprint(made: _Set, num_videos: int) -> str:
@@ -350,7 +335,7 @@ def _recipe(config: SampleConfig, made: _Set) -> generation.Recipe:
         noise_schedule=source.facts["diffusion"]["noise_schedule"],
         method=config.method,
         num_sampling_steps=config.num_sampling_steps,
-        cfg_scale=config.cfg_scale,
+        cfg_scale=made.cfg_scale,
         cfg_channels=config.cfg_channels,
         precision=config.precision,
         seed=config.seed,

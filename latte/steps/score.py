@@ -64,9 +64,9 @@ def run(config: ScoreConfig) -> manifest.Manifest:
         UserError: the sides do not fit together, one has too few clips, or a stored clip is not what it should be.
         StorageError: object storage stayed away for too long, or stored data is damaged.
     """
-    protocol = protocols.resolve(config.protocol)
     videos = manifest.read(config.videos, "video_set", "videos")
     real = manifest.read(config.real, "latents", "real")
+    protocol, adapted = _protocol(config, videos, real)
     detector = manifest.read(config.detector, "weights", "detector")
     if detector.config.get("kind") != "i3d":
         raise UserError(f"detector {config.detector}: weights of {detector.config.get('kind')}, expected i3d")
@@ -97,7 +97,7 @@ def run(config: ScoreConfig) -> manifest.Manifest:
         moments.append(sums)
         digests.append(collected.fingerprint)
     values = _values(features, moments, protocol, metric_name(detector, protocol))
-    notes = _notes(features, values, detector)
+    notes = [*adapted, *_notes(features, values, detector)]
     for note in notes:
         print(f"score {config.name}: {note}", file=sys.stderr)
     return manifest.finish(
@@ -128,6 +128,20 @@ def run(config: ScoreConfig) -> manifest.Manifest:
             seconds=time.monotonic() - started,
         )
     )
+
+
+def _protocol(config: ScoreConfig, videos: manifest.Manifest, real: manifest.Manifest) -> tuple[Protocol, list[str]]:
+    """The protocol with numbers for what was to follow from the sides, and a line for each such number."""
+    if not protocols.is_adaptive(config.protocol, "num_clips"):
+        return protocols.resolve(config.protocol), []
+    frames = score_sides.real_frames(real)
+    protocol = protocols.resolve(config.protocol, protocols.Available(int(videos.counts["videos"]), frames))
+    usable = sum(count >= protocol.real_span_frames for count in frames)
+    line = (
+        f"num_clips {protocol.num_clips}, by the {videos.counts['videos']} generated videos and the {usable} of "
+        f"{len(frames)} real ones that have {protocol.real_span_frames} frames"
+    )
+    return protocol, [line]
 
 
 def metric_name(detector: manifest.Manifest, protocol: Protocol) -> str:

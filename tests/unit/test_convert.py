@@ -1,70 +1,22 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click.testing
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from latte import checkpoints, config, manifest
 from latte.checkpoints import architectures, names, store
 from latte.cli import cli
 from latte.errors import UserError
 from latte.steps.convert import ConvertConfig, run
-from tests import peers, torch_files
+from tests import torch_files
+from tests.published import Published, published, published_clip, published_vae, same
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
-
-
-def published_vae():
-    import diffusers
-
-    return diffusers.AutoencoderKL(
-        block_out_channels=(32, 64),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=2,
-        norm_num_groups=16,
-    )
-
-
-def published_clip():
-    import transformers
-
-    text = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return transformers.CLIPModel(
-        transformers.CLIPConfig(text_config={**text, "vocab_size": 30, "eos_token_id": 29}, vision_config=vision)
-    )
-
-
-@dataclass(frozen=True)
-class Published:
-    """Weights by the published names, and the config.json that is published with them."""
-
-    weights: dict[str, np.ndarray]
-    config: Path
-
-    def save_pretrained(self, folder: Path, file: str = "diffusion_pytorch_model.safetensors") -> None:
-        """Leave both as a published folder holds them."""
-        save_file(self.weights, folder / file, metadata={"format": "pt"})
-        (folder / "config.json").write_text(self.config.read_text())
-
-
-def published(name: str, build: Callable[[], Any], folder: Path) -> Published:
-    def write(path: Path) -> None:
-        build().save_pretrained(folder / name)
-        path.write_text((folder / name / "config.json").read_text())
-
-    shapes = peers.shapes(f"{name}-shapes", lambda: build().state_dict())
-    weights = peers.weights({key: shape for key, shape in shapes.items() if shape}, seed=0)
-    return Published(weights, peers.file(f"{name}-config.json", folder, write))
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +27,6 @@ def vae(tmp_path_factory) -> Published:
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> Published:
     return published("convert-clip", published_clip, tmp_path_factory.mktemp("clip"))
-
-
-def same(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> bool:
-    return set(ours) == set(theirs) and all(
-        ours[name].dtype == theirs[name].dtype and np.array_equal(ours[name], theirs[name]) for name in theirs
-    )
 
 
 @pytest.mark.parametrize("name", ["uncond", "class", "text"])
@@ -192,47 +138,6 @@ def test_large_tensors_are_written_in_pieces(tmp_path, monkeypatch):
 
 
 @pytest.mark.peers
-def test_old_and_new_vae_names(tmp_path, vae):
-    new = vae.weights
-    old = {}
-    for name, array in new.items():
-        old_name = names.to_old_vae(name)
-        # Some old files keep the attention's weights as 1x1 convolutions.
-        is_conv = old_name != name and name.endswith("weight") and name.startswith("encoder")
-        old[old_name] = array[..., None, None] if is_conv else array
-    assert "decoder.mid_block.attentions.0.proj_attn.bias" in old
-    (tmp_path / "new").mkdir()
-    (tmp_path / "old").mkdir()
-    vae.save_pretrained(tmp_path / "new")
-    torch_files.save(old, tmp_path / "old" / "vae.bin")
-    (tmp_path / "old" / "config.json").write_text((tmp_path / "new" / "config.json").read_text())
-    sources = [tmp_path / "new" / "diffusion_pytorch_model.safetensors", tmp_path / "old" / "vae.bin"]
-    for i, source in enumerate(sources):
-        target = tmp_path / f"{i}.ckpt"
-        made = run(ConvertConfig(kind="vae", source=str(source), target=str(target)))
-        assert same(checkpoints.read(str(target)), new)
-        assert made.config["model"]["block_out_channels"] == [32, 64]
-        assert made.config["model"]["norm_num_groups"] == 16
-        assert made.config["model"]["scaling_factor"] == 0.18215
-
-
-@pytest.mark.peers
-def test_vae_config_of_another_network_is_refused(tmp_path, vae):
-    vae.save_pretrained(tmp_path)
-    settings = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**settings, "act_fn": "gelu"}))
-    with pytest.raises(UserError, match=r"config\.json.*act_fn"):
-        run(
-            ConvertConfig(
-                kind="vae",
-                source=str(tmp_path / "diffusion_pytorch_model.safetensors"),
-                target=str(tmp_path / "o.ckpt"),
-            )
-        )
-    assert not (tmp_path / "o.ckpt").exists()
-
-
-@pytest.mark.peers
 def test_text_encoder_of_a_whole_clip(tmp_path, clip, capsys):
     clip.save_pretrained(tmp_path, "model.safetensors")
     target = tmp_path / "text.safetensors"
@@ -337,44 +242,6 @@ def test_half_precision_is_widened_exactly(tmp_path):
         target = tmp_path / "wide.safetensors"
         run(ConvertConfig(kind="latte", source=str(tmp_path / "narrow.pt"), target=str(target), model={"num_heads": 4}))
         assert same(checkpoints.read(str(target)), wide)
-
-
-def test_settings_that_the_config_json_contradicts(tmp_path, vae):
-    vae.save_pretrained(tmp_path)
-    source, target = tmp_path / "diffusion_pytorch_model.safetensors", tmp_path / "o.ckpt"
-    for key, ours in (("scaling_factor", 0.13025), ("norm_num_groups", 8)):
-        with pytest.raises(
-            UserError, match=rf"config\.json beside it says {key} .*, the config says model\.{key}={ours}"
-        ):
-            run(ConvertConfig(kind="vae", source=str(source), target=str(target), model={key: ours}))
-    assert not target.exists()
-    # What it says as well, and what it does not say, may be given.
-    said = json.loads((tmp_path / "config.json").read_text())
-    said.pop("scaling_factor")
-    (tmp_path / "config.json").write_text(json.dumps({**said, "sample_size": None}))
-    given = {"scaling_factor": 0.13025, "norm_num_groups": 16, "sample_size": 64, "block_out_channels": [32, 64]}
-    made = run(ConvertConfig(kind="vae", source=str(source), target=str(target), model=given))
-    assert given.items() <= made.config["model"].items()
-
-
-def test_a_config_json_that_is_too_large_or_too_deep(tmp_path, vae):
-    vae.save_pretrained(tmp_path)
-    path = tmp_path / "config.json"
-    settings = ConvertConfig(
-        kind="vae", source=str(tmp_path / "diffusion_pytorch_model.safetensors"), target=str(tmp_path / "o.ckpt")
-    )
-    for depth in (500, 900, 2_000, 10_000, 100_000, 1_000_000):
-        path.write_text('{"a":' * depth + "1" + "}" * depth)
-        with pytest.raises(UserError, match=r"config\.json") as caught:
-            run(settings)
-        assert "\n" not in str(caught.value)
-    os.truncate(path, 1 << 40)
-    with pytest.raises(UserError, match=r"config\.json: it has 1099511627776 bytes"):
-        run(settings)
-    path.unlink()
-    os.mkfifo(path)
-    with pytest.raises(UserError, match=r"config\.json: not a regular file"):
-        run(settings)
 
 
 def test_shapes_are_those_of_the_networks():

@@ -23,6 +23,7 @@ def test_local_folders_are_those_that_are_there_and_those_of_files(
         "detector": {"kind": "i3d", "source": "random"},
         "encode": {"dataset": {"videos": "clips here", "csv": (tmp_path / "lists" / "a csv.csv").as_uri()}},
         "train": {"init_from": "s3://bucket/vae.safetensors"},
+        "sample": {"num_videos": 2048},
     }
     config = settings.check(settings.PipelineConfig, values, "test")
     assert settings.local_folders(config) == [tmp_path / name for name in ("clips here", "lists", "weights")]

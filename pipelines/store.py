@@ -51,7 +51,7 @@ class Store:
 
 
 def available() -> bool:
-    """Whether there is a SeaweedFS for this machine: x86-64 has a wheel, elsewhere `weed` may be on the PATH."""
+    """Whether there is a SeaweedFS for this machine: x86-64 and aarch64 have a wheel, others may have a `weed`."""
     return _program() is not None
 
 

@@ -1,4 +1,4 @@
-"""A machine for which there is no SeaweedFS, as aarch64: a folder is the run's store, without being asked for."""
+"""A machine for which there is no SeaweedFS: a folder is the run's store, without being asked for."""
 
 import os
 import shutil

@@ -67,7 +67,8 @@ def serve(folder: Path, port: int | None = None) -> Iterator[Store]:
 
     Raises:
         UserError: `weed` is not installed (no wheel for this machine), or the port is taken.
-        StorageError: the server ended or did not answer in time; its log is named. Or its disk is full.
+        StorageError: the server ended or did not answer in time; its log is named. Or its disk is full, or it would
+            answer anybody.
     """
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
@@ -93,6 +94,7 @@ def serve(folder: Path, port: int | None = None) -> Iterator[Store]:
     store = Store(f"http://127.0.0.1:{ports['s3']}", access_key, secret_key, process.pid)
     try:
         _wait_until_ready(store, process, log_path)
+        store_security.require_tls(ports)
         yield store
     except LatteError as error:
         # SeaweedFS only says that it is unwell.

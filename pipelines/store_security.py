@@ -1,18 +1,23 @@
 """What keeps other users of this machine out of a run's SeaweedFS: mutual TLS, signed requests, private files.
 
 Loopback is open to every user of a machine. SeaweedFS checks S3's signatures on one of its eight ports; the others
-(master, volume and filer, each with HTTP and gRPC, and S3's gRPC) are meant for a trusted network (Decision 11).
+(master, volume and filer, each with HTTP and gRPC, and S3's gRPC) are meant for a trusted network (Decision 12).
 """
 
 import datetime
 import ipaddress
 import os
 import secrets
+import socket
+import ssl
 from pathlib import Path
+
+from latte.errors import StorageError
 
 CERTIFICATE, KEY, SETTINGS = "tls.crt", "tls.key", "security.toml"
 _SERVERS = ("master", "volume", "filer")
 _SIGNED = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
+_ANSWERS_WITHIN_S = 30.0
 # Fresh at each start: only a run that lasts longer would see its end, and a clock that was set back its beginning.
 _VALID = datetime.timedelta(days=3650)
 
@@ -35,6 +40,33 @@ def write_private(path: Path, content: bytes) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "wb") as file:
         file.write(content)
+
+
+def require_tls(ports: dict[str, int]) -> None:
+    """Look whether the server follows what was written; SeaweedFS itself only warns where it does not.
+
+    Args:
+        ports: the HTTP port of each of its parts; gRPC is 10000 higher.
+
+    Raises:
+        StorageError: a port speaks without TLS, so it would answer anybody.
+    """
+    # Who it is does not matter here, and this side shows no certificate: a server with TLS turns it away afterwards.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    for name, http in ports.items():
+        for port in (http + 10000,) if name == "s3" else (http, http + 10000):
+            try:
+                with socket.create_connection(("127.0.0.1", port), _ANSWERS_WITHIN_S) as plain:
+                    context.wrap_socket(plain).close()
+            except ConnectionRefusedError:
+                continue  # nobody gets in where nobody listens
+            except OSError as error:
+                raise StorageError(
+                    f"SeaweedFS's {name} speaks without TLS on port {port} ({error}), so that any user of this machine "
+                    "could read and delete the data: use the `weed` of `make setup`, or name a store with --root"
+                ) from None
 
 
 def _certificate() -> tuple[bytes, bytes]:

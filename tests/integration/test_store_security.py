@@ -23,6 +23,7 @@ import psutil
 import pytest
 
 from latte import storage
+from latte.errors import StorageError
 from pipelines import store, store_security
 from pipelines.store import BUCKET, Store, serve
 
@@ -229,6 +230,9 @@ def test_another_user_gets_in_nowhere_even_where_the_store_was_open_before(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(store_security, "write", lambda folder: None)
+        with pytest.raises(StorageError, match="speaks without TLS on port"), serve(folder):
+            pass
+        patch.setattr(store_security, "require_tls", lambda ports: None)
         with serve(folder) as served:
             for key, value in served.environment.items():
                 monkeypatch.setenv(key, value)

@@ -5,6 +5,9 @@ PYTHON_VERSION := 3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
+# What the tests and benchmarks compare with lies beside the environment that runs, and sees it; never the other way.
+PEERS := .venv-peers
+SITE := lib/python3.11/site-packages
 DEMO_CLIPS := runs/demo/videos
 VIDEOS ?= $(DEMO_CLIPS)
 
@@ -24,12 +27,13 @@ IMAGE_CA := $(if $(PIP_CERT),--secret id=ca$(comma)src=$(PIP_CERT) --build-arg P
 version_of = $(shell $(1) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 wrong_python = $(error $(1); MindSpore needs Python $(PYTHON_VERSION): $(2))
 
-.PHONY: python setup demo test test-containers images lint bench soak lock clean
+.PHONY: python setup setup-dev demo test test-peers record-peers test-containers images lint bench soak lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo [VIDEOS=dir]  run the whole pipeline on this machine and write a report"
 	@echo "make test               run every test (make setup-dev comes by itself)"
+	@echo "make test-peers         compare live with PyTorch, diffusers, transformers and cd-fvd (installs them, 4.8 GB)"
 	@echo "make images             build the container image (DEVICE=ascend for NPUs); images/README.md"
 	@echo "make test-containers    build the image and run the pipeline in containers (needs Docker)"
 	@echo "make lint               ruff and mypy"
@@ -62,12 +66,29 @@ $(VENV)/.dev: $(VENV)/.run requirements/dev.lock
 	$(PIP) install --quiet --no-deps -r requirements/dev.lock
 	@touch $@
 
+$(PEERS)/.installed: $(VENV)/.dev requirements/peers.lock requirements/peers-alone.lock
+	$(PYTHON) -m venv $(PEERS)
+	@echo "import site; site.addsitedir('$(CURDIR)/$(VENV)/$(SITE)')" > $(PEERS)/$(SITE)/latte-environment.pth
+	$(PEERS)/bin/pip --disable-pip-version-check install --quiet -c requirements/run.lock -c requirements/dev.lock \
+		-r requirements/peers.lock
+	$(PEERS)/bin/pip --disable-pip-version-check install --quiet --no-deps -r requirements/peers-alone.lock
+	@touch $@
+
+setup-dev: $(VENV)/.dev
+
 demo: setup
 	@if [ "$(VIDEOS)" = "$(DEMO_CLIPS)" ]; then $(BIN)/latte-pipeline demo-clips "$(DEMO_CLIPS)"; fi
 	$(BIN)/latte-pipeline run -c configs/demo/pipeline.yaml "encode.dataset.videos=$(VIDEOS)"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-peers: $(PEERS)/.installed
+	LATTE_PEERS=live $(PEERS)/bin/python -m pytest -m peers
+
+record-peers: $(PEERS)/.installed
+	rm -rf tests/data/peers
+	LATTE_PEERS=record $(PEERS)/bin/python -m pytest -m peers
 
 test-containers: $(VENV)/.dev
 	$(BIN)/python -m pytest -m containers tests/e2e/test_containers.py
@@ -82,16 +103,17 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev
-	@for file in benchmarks/[a-z]*.py; do grep -q '^def main' $$file && { echo "== $$file"; $(BIN)/python $$file --json || exit 1; }; done
+bench: $(PEERS)/.installed
+	@for file in benchmarks/[a-z]*.py; do grep -q '^def main' $$file && \
+		{ echo "== $$file"; $(PEERS)/bin/python $$file --json || exit 1; }; done
 
 soak: $(VENV)/.dev
 	@for program in radosgw ceph-mon ceph-osd; do command -v $$program >/dev/null || \
 	{ echo "error: $$program not found; the storage tests also run against Ceph: apt-get install radosgw ceph-mon ceph-osd" >&2; exit 2; }; done
 	LATTE_SOAK=1 $(BIN)/python -m pytest -m soak
 
-lock: $(VENV)/.dev
-	$(BIN)/python requirements/lock.py
+lock: $(PEERS)/.installed
+	$(PEERS)/bin/python requirements/lock.py
 
 clean:
 	rm -rf runs build

@@ -1,17 +1,37 @@
 """What a training run tells: `metrics.jsonl`, the same bytes however often it was stopped, and TensorBoard files."""
 
+import contextlib
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tensorboardX import SummaryWriter
-
 from latte import storage
 
 T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def _torch_hidden() -> Iterator[None]:
+    """While it lasts, PyTorch counts as not installed.
+
+    tensorboardX imports it where it finds it: a second runtime for the same device, or one that does not load.
+    """
+    found = sys.modules.get("torch")
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
+        if found is not None:
+            sys.modules["torch"] = found
+
+
+with _torch_hidden():
+    from tensorboardX import SummaryWriter
 
 
 class TrainingLog:

@@ -1,4 +1,4 @@
-"""`latte-pipeline run | compile | submit | schedule | status | logs | doctor | demo-clips`."""
+"""`latte-pipeline`: run and compile; the commands for a cluster are in rooms of their own."""
 
 import os
 from pathlib import Path
@@ -7,12 +7,17 @@ import click
 
 from latte import __version__
 from latte.cli import guarded
-from pipelines import cluster_commands
+from pipelines import cluster_commands, operate_commands
 from pipelines.compiled import PIPELINES
 
 _PIPELINE = click.option(
     "--pipeline", type=click.Choice(PIPELINES), default=PIPELINES[0], show_default=True, help="Which pipeline."
 )
+# After \b click keeps the lines as they are.
+_EXAMPLE = """\b
+Example:
+  latte-pipeline run -c configs/demo/pipeline.yaml encode.dataset.videos=my/videos train.steps=1000
+"""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -21,7 +26,7 @@ def cli() -> None:
     """The whole pipeline: convert, encode, train, sample, score, report."""
 
 
-@cli.command()
+@cli.command(epilog=_EXAMPLE)
 @_PIPELINE
 @click.option(
     "-c", "--config", "path", required=True, type=click.Path(path_type=Path), help="YAML settings of the run."
@@ -48,7 +53,7 @@ def run(
     image: str | None,
     overrides: tuple[str, ...],
 ) -> None:
-    r"""Run a pipeline on this machine, through the same components and DAG as on a cluster.
+    """Run a pipeline on this machine, through the same components and DAG as on a cluster.
 
     Without --root a SeaweedFS S3 server is started on loopback for the time of the run, closed to other users; its data
     stays in the run's folder, which is the store itself where there is no SeaweedFS for the machine. With --root s3://… your own store is used (AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY).
@@ -56,10 +61,6 @@ def run(
 
     With --runner docker each step is a container of `make images`' image (or of --image), not as root and with a
     file system that is read-only except for /tmp. It sees the files and folders that the settings name.
-
-    \b
-    Example:
-      latte-pipeline run -c configs/demo/pipeline.yaml encode.dataset.videos=my/videos train.steps=1000
     """
     cluster_commands.use(image)
     from pipelines import console, local, settings
@@ -119,7 +120,7 @@ def demo_clips(folder: Path) -> None:
     guarded(lambda: click.echo(f"{cut_demo_clips(folder)} clips in {folder}"))
 
 
-for _command in cluster_commands.COMMANDS:
+for _command in (*cluster_commands.COMMANDS, *operate_commands.COMMANDS):
     cli.add_command(_command)
 
 

@@ -1,9 +1,9 @@
-"""Kubeflow Pipelines from a notebook or the command line: submit a run, schedule it, look at it.
+"""Kubeflow Pipelines from a notebook or the command line: submit a run, schedule it.
 
 client = Client(host="https://kubeflow.example.com/pipeline")
 run = client.submit("train_and_evaluate", params)
 client.schedule("nightly_retrain", params, "0 0 2 * * *")
-print(client.status(run.run_id))
+print(operate.status(client, run.run_id))  # pipelines/operate.py
 """
 
 import contextlib
@@ -12,23 +12,26 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from latte import manifest
 from latte.errors import LatteError, UserError
 from pipelines import compiled, cron, settings
 from pipelines import kfp_errors as errors
 from pipelines.cluster import Cluster
-from pipelines.status import ENDED, Status, Task
+from pipelines.status import ENDED
 
+T = TypeVar("T")
 HOST_ENV, NAMESPACE_ENV = "KF_PIPELINES_ENDPOINT", "KFP_NAMESPACE"
 ACCOUNT_ENV, AUTHORITY_ENV = "KFP_SERVICE_ACCOUNT", "SSL_CERT_FILE"
 EXPERIMENT = "latte"
 _PAGE = 100
 _REACH_TIMEOUT_S = 15.0
+# To connect, and between two pieces of an answer.
+REQUEST_TIMEOUT_S = (10, 120)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Client:
         namespace: str | None = None,
         token: str | None = None,
         service_account: str | None = None,
+        experiment: str = EXPERIMENT,
     ) -> None:
         """Connect, and find out at once whether host and token are right.
 
@@ -68,6 +72,7 @@ class Client:
             namespace: the user's namespace on a multi-user installation; KFP_NAMESPACE when None.
             token: bearer token; KFP_TOKEN when None. Never printed.
             service_account: that the steps run as; KFP_SERVICE_ACCOUNT when None, and the server's own without that.
+            experiment: that the runs belong to.
 
         Raises:
             UserError: no host, a wrong host or a wrong token.
@@ -81,6 +86,7 @@ class Client:
         self.host = host.rstrip("/")
         self.namespace = namespace or os.environ.get(NAMESPACE_ENV) or None
         self.service_account = service_account or os.environ.get(ACCOUNT_ENV) or None
+        self.experiment = experiment
         token = token or os.environ.get(errors.TOKEN_ENV) or None
         import kfp_server_api
 
@@ -230,43 +236,33 @@ class Client:
         with self._errors("schedules"):
             return self._schedules(self._experiment())
 
-    def status(self, run_id: str) -> Status:
-        """How a run is getting on.
+    def ask(self, what: str, call: Callable[[Any], T]) -> T:
+        """`call(kfp.Client)`; what the server refuses is one line about `what`.
 
         Raises:
-            UserError: there is no such run.
+            UserError: the server refuses it, and whoever asks has to change something.
+            LatteError: the server or the network fails.
         """
-        with self._errors(f"run {run_id}"):
-            run = self._kfp.get_run(run_id)
-        details = (run.run_details.task_details or []) if run.run_details else []
-        started = [task for task in details if task.start_time is not None or task.state]
-        started.sort(key=lambda task: str(task.start_time or task.create_time or ""))
-        return Status(
-            run.run_id, run.display_name, str(run.state), _message(run.error), tuple(_task(each) for each in started)
-        )
+        with self._errors(what):
+            return call(self._kfp)
 
-    def logs(self, run_id: str, task: str | None = None) -> Iterator[tuple[str, str]]:
-        """What the tasks of a run wrote, (task name, text) each; through the API server, while it can read the pods.
+    def send(self, what: str, call: Callable[[Any], T]) -> T:
+        """The same with the client that is generated from the published API, for calls that kfp.Client leaves out."""
+        with self._errors(what):
+            return call(self._api)
 
-        Args:
-            run_id: the run.
-            task: only tasks whose name contains this.
-
-        Raises:
-            UserError: there is no such run, or no such task in it.
-        """
-        status = self.status(run_id)
-        chosen = [each for each in status.tasks if each.pods and (task is None or task in each.name)]
-        if not chosen:
-            known = ", ".join(dict.fromkeys(each.name for each in status.tasks)) or "none yet"
-            raise UserError(f"run {run_id}: no task {task or ''} with a pod (tasks: {known})")
-        for each in chosen:
-            for pod in each.pods:
-                # The published API has no call for logs; the server has had this one since its first version.
-                path = f"/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log"
-                with self._errors(f"log of {each.name} ({pod})"):
-                    text = self._get(path, "str")
-                yield each.name, str(text)
+    def read(self, what: str, path: str) -> bytes:
+        """The bytes of a route that the published API leaves out; errors as with `ask`."""
+        with self._errors(what):
+            answer = self._api.call_api(
+                path,
+                "GET",
+                auth_settings=["Bearer"],
+                _preload_content=False,
+                _return_http_data_only=True,
+                _request_timeout=REQUEST_TIMEOUT_S,
+            )
+            return bytes(answer.data)
 
     def _get(self, path: str, kind: str) -> Any:
         """A route that the published API leaves out."""
@@ -275,7 +271,7 @@ class Client:
         )
 
     def _experiment(self) -> str:
-        return str(self._kfp.create_experiment(EXPERIMENT, namespace=self.namespace).experiment_id)
+        return str(self._kfp.create_experiment(self.experiment, namespace=self.namespace).experiment_id)
 
     def _upload(self, pipeline: str, placed: Cluster) -> tuple[str, str, str]:
         """The ids of the pipeline and of the version with just this content, and the version's name.
@@ -371,16 +367,3 @@ def _facts(schedule: Any) -> tuple[str, str, str, Any]:
     runtime = getattr(schedule.runtime_config, "parameters", None) or {}
     enabled = str(schedule.mode) == "ENABLE" and bool(schedule.no_catchup) and str(schedule.max_concurrency) == "1"
     return (version, timing.cron if timing and enabled else "", schedule.service_account or "", _plain(runtime))
-
-
-def _task(detail: Any) -> Task:
-    seconds = None
-    if detail.start_time is not None and detail.end_time is not None:
-        seconds = (detail.end_time - detail.start_time).total_seconds()
-    names = [detail.pod_name, *(child.pod_name for child in detail.child_tasks or [])]
-    pods = tuple(dict.fromkeys(name for name in names if name))
-    return Task(detail.display_name or detail.task_id, str(detail.state), seconds, pods, _message(detail.error))
-
-
-def _message(error: Any) -> str:
-    return errors.first_line(getattr(error, "message", "") or "")

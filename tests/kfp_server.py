@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -27,6 +28,11 @@ import yaml
 
 # 64-bit integers are strings in answers; requests may use either.
 _INT64 = {"max_concurrency", "interval_second", "total_size", "execution_id"}
+# The recorded answer has more fields than the published client knows of.
+_NEWER = {"V2beta1GetHealthzResponse"}
+_WORKFLOW_ROUTE = re.compile(r"/apis/v1beta1/runs/(?P<run_id>[^/]+)")
+# gRPC's codes, which the real server puts into its errors.
+_CODES = {400: 3, 401: 16, 403: 7, 404: 5, 409: 6, 501: 12, 503: 14}
 _LOG_ROUTE = re.compile(r"/apis/v1alpha1/runs/(?P<run_id>[^/]+)/nodes/(?P<node_id>[^/]+)/log")
 
 
@@ -119,12 +125,15 @@ class KfpServer:
     runs: dict[str, dict] = field(default_factory=dict)
     recurring_runs: dict[str, dict] = field(default_factory=dict)
     logs: dict[tuple[str, str], str] = field(default_factory=dict)
+    workflows: dict[str, dict] = field(default_factory=dict)
+    workflows_served: bool = True
     broken: set[str] = field(default_factory=set)
     version: str = ""
     refused: dict[str, str] = field(default_factory=dict)
 
     def healthz_service_get_healthz(self, **_: Any) -> dict:
-        return {"multi_user": self.multi_user, "pipeline_store": "kubernetes"}
+        recorded = json.loads((Path(__file__).parent / "data/kfp/healthz.json").read_text())
+        return {**recorded, "multi_user": self.multi_user}
 
     def experiment_service_list_experiments(self, query: dict, **_: Any) -> dict:
         return self._page("experiments", query, namespace=self._namespace(query))
@@ -134,6 +143,9 @@ class KfpServer:
         self._free("experiments", body["display_name"])
         return self._keep("experiments", "experiment_id", body)
 
+    def experiment_service_get_experiment(self, experiment_id: str, **_: Any) -> dict:
+        return self._known("experiments", experiment_id)
+
     def pipeline_service_list_pipelines(self, query: dict, **_: Any) -> dict:
         # Without a namespace the shared ones, in it those of the namespace, as the real server does.
         return self._page("pipelines", query, namespace=query.get("namespace", ""))
@@ -141,6 +153,9 @@ class KfpServer:
     def pipeline_service_list_pipeline_versions(self, query: dict, pipeline_id: str, **_: Any) -> dict:
         self._known("pipelines", pipeline_id)
         return self._page("versions", query, "pipeline_versions", pipeline_id=pipeline_id)
+
+    def pipeline_service_get_pipeline_version(self, pipeline_version_id: str, **_: Any) -> dict:
+        return self._known("versions", pipeline_version_id)
 
     def upload_pipeline(self, query: dict, upload: str, **_: Any) -> dict:
         name = query.get("name") or yaml.safe_load(upload.split("\n---\n")[0])["pipelineInfo"]["name"]
@@ -164,6 +179,26 @@ class KfpServer:
     def run_service_get_run(self, run_id: str, **_: Any) -> dict:
         return self._known("runs", run_id)
 
+    def run_service_terminate_run(self, run_id: str, **_: Any) -> dict:
+        run = self._known("runs", run_id)
+        if run.get("state") not in ("PENDING", "RUNNING", "PAUSED", None):
+            raise ApiError(400, f"Failed to terminate a run {run_id}. Row not found")
+        run["state"] = "CANCELING"
+        return {}
+
+    def run_service_retry_run(self, run_id: str, **_: Any) -> dict:
+        run = self._known("runs", run_id)
+        if run.get("state") not in ("FAILED",):
+            raise ApiError(400, "Workflow must be Failed/Error to retry")
+        run["state"] = "RUNNING"
+        run["state_history"] = [*run.get("state_history", []), {"state": "RUNNING"}]
+        return {}
+
+    def run_service_delete_run(self, run_id: str, **_: Any) -> dict:
+        self._known("runs", run_id)
+        del self.runs[run_id]
+        return {}
+
     def recurring_run_service_list_recurring_runs(self, query: dict, **_: Any) -> dict:
         return self._page("recurring_runs", query, "recurringRuns", experiment_id=query.get("experiment_id"))
 
@@ -175,6 +210,14 @@ class KfpServer:
             raise ApiError(400, "cron: expected 6 fields")
         kept = {**body, "max_concurrency": str(body["max_concurrency"]), "status": "ENABLED"}
         return self._keep("recurring_runs", "recurring_run_id", kept)
+
+    def recurring_run_service_disable_recurring_run(self, recurring_run_id: str, **_: Any) -> dict:
+        self._known("recurring_runs", recurring_run_id).update(status="DISABLED", mode="DISABLE")
+        return {}
+
+    def recurring_run_service_enable_recurring_run(self, recurring_run_id: str, **_: Any) -> dict:
+        self._known("recurring_runs", recurring_run_id).update(status="ENABLED", mode="ENABLE")
+        return {}
 
     def recurring_run_service_delete_recurring_run(self, recurring_run_id: str, **_: Any) -> dict:
         self._known("recurring_runs", recurring_run_id)
@@ -232,6 +275,9 @@ class KfpServer:
             assert predicate["key"] in ("display_name", "name"), predicate
             wanted = predicate.get("stringValue", predicate.get("string_value"))
             rows = [row for row in rows if row["display_name"] == wanted]
+        order = query.get("sort_by", "").split()
+        if order:
+            rows.sort(key=lambda row: row[order[0]], reverse=order[1:] == ["desc"])
         first = int(query.get("page_token") or 0)
         size = min(int(query.get("page_size") or 10), self.page_size_limit)
         more = {"next_page_token": str(first + size)} if first + size < len(rows) else {}
@@ -252,7 +298,9 @@ def _handler(server: KfpServer) -> type[BaseHTTPRequestHandler]:
                 answer = self._call(body)
                 status = 200
             except ApiError as error:
-                status, answer = error.status, {"error": str(error), "code": error.status, "message": str(error)}
+                code, said = _CODES.get(error.status, 2), str(error)
+                details = [{"@type": "type.googleapis.com/google.rpc.Status", "code": code, "message": said}]
+                status, answer = error.status, {"code": code, "message": said, "details": details}
             text = isinstance(answer, str)
             data = answer.encode() if text else json.dumps(answer).encode()
             self.send_response(status)
@@ -265,10 +313,18 @@ def _handler(server: KfpServer) -> type[BaseHTTPRequestHandler]:
             url = urlsplit(self.path)
             path = unquote(url.path)
             if found := _LOG_ROUTE.fullmatch(path):
+                if "log" in server.broken:
+                    raise ApiError(503, "the database is away")
                 key = (found["run_id"], found["node_id"])
                 if key not in server.logs:
-                    raise ApiError(404, f"no log of {key}")
+                    # The real one has said 200 by then; its error is the text (run_log_server.go).
+                    said = f"Failed to read logs for run {key[0]}: Failed to read logs from pod {key[1]} due to error "
+                    said += f'opening log stream: pods "{key[1]}" not found'
+                    return json.dumps({"error_message": said, "error_details": f"{said}\ngithub.com/kubeflow/…"})
                 return server.logs[key]
+            if (found := _WORKFLOW_ROUTE.fullmatch(path)) and server.workflows_served:
+                server._known("runs", found["run_id"])
+                return server.workflows.get(found["run_id"], {"run": {"id": found["run_id"]}, "pipeline_runtime": {}})
             if path == "/apis/v1beta1/healthz" and server.version:
                 return {"tag_name": server.version, "multi_user": server.multi_user}
             for route in known:
@@ -291,7 +347,7 @@ def _handler(server: KfpServer) -> type[BaseHTTPRequestHandler]:
                 if operation is None:
                     raise ApiError(501, f"{route.operation} is not played")
                 answer = operation(**arguments)
-                if route.response and route.response != "object":
+                if route.response and route.response not in ("object", *_NEWER):
                     check(answer, route.response, route.response)
                 return answer
             raise ApiError(404, f"no route {self.command} {path}")

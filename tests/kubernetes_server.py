@@ -274,7 +274,8 @@ def _handler(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
 
         def _jobs(self, name: str | None, query: dict[str, str], body: Any) -> dict | None:
             watching = query.get("watch") in ("true", "True")
-            verb = {"POST": "create", "DELETE": "delete"}.get(self.command, "watch" if watching else "get")
+            reading = "watch" if watching else "get" if name else "list"
+            verb = {"POST": "create", "DELETE": "delete"}.get(self.command, reading)
             if verb in cluster.forbidden:
                 user = "system:serviceaccount:latte:pipeline-runner"
                 said = f'jobs.batch.volcano.sh is forbidden: User "{user}" cannot {verb} resource "jobs"'
@@ -283,6 +284,8 @@ def _handler(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
                 return self._watch(query)
             if verb == "create":
                 return cluster.create(body)
+            if verb == "list" and cluster.has_volcano:
+                return {"kind": "JobList", "items": list(cluster.jobs.values())}
             return cluster.delete(name) if verb == "delete" else cluster.get(name)
 
         def _watch(self, query: dict[str, str]) -> None:

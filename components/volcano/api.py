@@ -87,6 +87,28 @@ class Api:
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise LatteError(f"delete Volcano Job {name}: the Kubernetes API does not answer: {error}") from None
 
+    def unfinished(self, owner_uid: str) -> list[str]:
+        """Names of the Jobs that this object owns and that have not ended; asked for once.
+
+        Raises:
+            LatteError: the API refuses or does not answer.
+        """
+        import urllib3.exceptions
+
+        what = f"Volcano Jobs in {self.namespace}"
+        try:
+            found = self._jobs.list_namespaced_custom_object(*self._where, _request_timeout=(5, 15))
+        except self._k8s.client.ApiException as error:
+            raise self._explained(error, what) from None
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise LatteError(f"{what}: the Kubernetes API does not answer: {error}") from None
+        return sorted(
+            job["metadata"]["name"]
+            for job in found["items"]
+            if any(owner.get("uid") == owner_uid for owner in job["metadata"].get("ownerReferences") or [])
+            and (job.get("status") or {}).get("state", {}).get("phase") not in (jobs.DONE, *jobs.FAILED)
+        )
+
     def changes(self, job: dict[str, Any], within_s: float) -> Iterator[dict[str, Any]]:
         """States of the Job after this one, until the server ends the watch, the connection is cut or it is deleted."""
         import urllib3.exceptions

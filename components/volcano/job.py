@@ -15,6 +15,8 @@ GROUP, VERSION, PLURAL = "batch.volcano.sh", "v1alpha1", "jobs"
 # The pods of a Job are called <job>-<task>-<index>; Volcano's svc plugin makes VC_WORKER_HOSTS from the task's name.
 TASK = "worker"
 HASH = "latte-pipelines/spec-sha256"
+# Phases in which a Job stays: done, and what else may have become of it.
+DONE, FAILED = "Completed", ("Failed", "Aborted", "Terminated")
 # Volcano's label on the pods of a Job.
 JOB_LABEL = "volcano.sh/job-name"
 # The Job's name, "-worker-" and three digits have to fit the 63 characters of a host name.

@@ -23,7 +23,7 @@ from components.work import Work
 from latte import manifest, signals, storage
 from latte.errors import LatteError, UserError
 
-DONE, FAILED = "Completed", ("Failed", "Aborted", "Terminated")
+DONE, FAILED = jobs.DONE, jobs.FAILED
 # Beyond the pods' own deadline: for the queue's and the controller's reaction.
 _SLACK_S = 120.0
 _GONE_WITHIN_S = 300.0

@@ -2,7 +2,7 @@
 
 It stands in for sd-vae-ft-mse where no pretrained weights can be fetched: the same class and file layout, with fewer
 channels. It has seen three short videos and knows nothing else. Frames, crops, order and noise follow from the seed.
-The updates are computed by `diffusers` in PyTorch (the dev extras), whose convolutions have much faster gradients on a
+The updates are computed by `diffusers` in PyTorch (the peers extra), whose convolutions have much faster gradients on a
 CPU; the figures of the card are MindSpore's.
 """
 
@@ -230,7 +230,7 @@ for the demo and the tests only: it has seen three short videos and nothing else
 - Loss: mean absolute error, {GRADIENT_LOSS_WEIGHT} times that of neighbouring pixels' differences, {KL_WEIGHT} times
   the KL divergence of a frame. AdamW, learning rate {PEAK_LEARNING_RATE} falling by a cosine; EMA {EMA_DECAY}.
 - Made by `python -m pipelines.demo.train_autoencoder --output DIR {options}`
-  (dev extras; PyTorch on a CPU); weights after {figures["steps"]} updates, {figures["minutes"]:.0f} minutes, one core.
+  (peers extra; PyTorch on a CPU); weights after {figures["steps"]} updates, {figures["minutes"]:.0f} minutes, one core.
 - The training frames' latents have the standard deviation {figures["latent_std"]:.3f}; `scaling_factor` is 1 / that.
 
 PSNR of the reconstruction of held-out frames, 8 bits, mean over frames:

@@ -13,6 +13,8 @@ from pipelines import processes
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+# Whatever a run imports, PyTorch is not among it: the one that comes first here does not load.
+BROKEN = Path(__file__).parent / "broken"
 
 # The demo's pipeline with the smallest sizes that still go through every step.
 TINY = {
@@ -77,18 +79,24 @@ def start(
     config: str = "configs/demo/pipeline.yaml",
     program: Sequence[str | Path] = (BIN / "latte-pipeline",),
 ) -> Run:
-    """Start `latte-pipeline run` on the demo's settings with overrides."""
+    """Start `latte-pipeline run` on the demo's settings with overrides, beside a PyTorch that does not load."""
     overrides = [f"{key}={json.dumps(value)}" for key, value in (settings or {}).items()]
     command = [*program, "run", "-c", config, "--run-dir", run_dir]
+    path = os.pathsep.join([str(BROKEN), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
         [str(part) for part in (*command, *arguments, *overrides)],
         cwd=REPOSITORY,
-        env={**os.environ, **(env or {})},
+        env={**os.environ, "PYTHONPATH": path, "TORCH_IMPORTS": str(torch_imports(run_dir)), **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     return Run(run_dir, process)
+
+
+def torch_imports(run_dir: Path) -> Path:
+    """The file that names the processes of a run that tried to import PyTorch; there is none where none tried."""
+    return run_dir / "torch-imports.txt"
 
 
 def error_lines(output: str) -> list[str]:

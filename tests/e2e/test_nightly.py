@@ -58,6 +58,7 @@ def test_three_nights_and_a_set_in_bulk(store: Store, clips: dict[str, list[Path
             settings={**SETTINGS, **night, "encode.dataset.videos": str(videos)},
         )  # fmt: skip
         assert run.finish() == 0, run.output
+        assert not runs.torch_imports(run.run_dir).exists()
         assert (run.run_dir / "report.html").read_text().lower().startswith("<!doctype html>")
         entry, _ = registry.read_current(ROOT, "demo")
         assert entry is not None

@@ -19,6 +19,7 @@ from nbclient.exceptions import CellExecutionError
 from pipelines.demo.data import cut_demo_clips
 from pipelines.store import BUCKET, Store
 from tests import kfp_server
+from tests import recorded_kfp as recorded
 from tests.e2e import runs
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -97,12 +98,13 @@ def server() -> Iterator[kfp_server.KfpServer]:
     over = threading.Event()
 
     def go_on(served: kfp_server.KfpServer) -> None:
-        task = {"task_id": "1", "display_name": "convert vae", "state": "SUCCEEDED",
-                "start_time": "2026-01-02T03:04:00Z", "end_time": "2026-01-02T03:04:30Z"}  # fmt: skip
+        # The workflow of a recorded run of these tasks; what another pipeline has besides is SKIPPED in it.
+        workflow = recorded.answer(f"v1_{recorded.SUCCEEDED}")
         while not over.wait(0.3):
             for run in list(served.runs.values()):
                 state = "RUNNING" if run["state"] == "PENDING" else "SUCCEEDED"
-                run.update(state=state, run_details={"task_details": [task]})
+                run.update(state=state)
+                served.workflows[run["run_id"]] = workflow
 
     with kfp_server.serve(token="right") as served:
         thread = threading.Thread(target=go_on, args=(served,))
@@ -117,7 +119,7 @@ def test_on_this_machine(here: dict[str, dict[str, str]]) -> None:
     assert "Nothing schedules runs on this machine" in night["if where is None:"]
     assert "train …" in night['night = notebook.run("nightly_retrain", params, where)']
     for shown in (night["night.table()"], submit["done.table()"]):
-        assert "<td style='text-align:left'>train</td><td style='text-align:left'>succeeded</td>" in shown
+        assert "<td style='text-align:left'>train</td><td style='text-align:left'>SUCCEEDED</td>" in shown
     assert "in force" in night['notebook.promotions(params["root"], params["name"])']
     for shown in (night["night.report()"], submit["done.report()"]):
         assert 'srcdoc="&lt;!doctype html' in shown
@@ -139,7 +141,9 @@ def test_on_a_cluster_by_changing_one_cell(
     ]  # fmt: skip
     assert [each["display_name"] for each in server.recurring_runs.values()] == ["nightly_retrain demo"]
     assert "0 0 2 * * * UTC, new or changed" in shown["schedule_nightly"]["if where is None:"]
-    assert "30.0 s" in shown["submit_run"]["done.table()"]
+    assert "train: succeeded" in shown["submit_run"]['done = notebook.run("train_and_evaluate", params, where)']
+    row = ("train", "SUCCEEDED", "1 min 46 s")
+    assert "".join(f"<td style='text-align:left'>{cell}</td>" for cell in row) in shown["submit_run"]["done.table()"]
     # What is in the bucket looks the same from everywhere.
     for name, line in (
         ("submit_run", "done.contact_sheet()"),

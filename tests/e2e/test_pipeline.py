@@ -106,6 +106,10 @@ def test_a_run_killed_in_every_step_completes(finished: tuple[Path, str, dict]) 
     assert (run_dir / "report.html").read_text().lower().startswith("<!doctype html>")
 
 
+def test_no_step_imports_torch_even_where_it_is_installed_and_broken(finished: tuple[Path, str, dict]) -> None:
+    assert not runs.torch_imports(finished[0]).exists(), runs.torch_imports(finished[0]).read_text()
+
+
 def test_the_truncated_video_is_a_reject_with_its_reason(finished: tuple[Path, str, dict]) -> None:
     latents = find(finished[1], "latents")[0]
     assert [reject.item.endswith("truncated.mp4") for reject in latents.rejects] == [True]

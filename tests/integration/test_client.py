@@ -1,4 +1,4 @@
-"""The client against an API server with KFP's published routes and shapes: submit, schedule, status, logs, mistakes."""
+"""The client against an API server with KFP's published routes and shapes: submit, schedule, mistakes."""
 
 import dataclasses
 import datetime
@@ -6,7 +6,6 @@ import ipaddress
 import json
 import socket
 import ssl
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,24 +24,7 @@ from tests import kfp_server
 
 REPOSITORY = Path(__file__).parents[2]
 CRON = "0 0 2 * * *"
-
-
-@pytest.fixture(autouse=True)
-def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("KF_PIPELINES_ENDPOINT", "KFP_NAMESPACE", "KFP_TOKEN", "KFP_SERVICE_ACCOUNT"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def server() -> Iterator[kfp_server.KfpServer]:
-    with kfp_server.serve(token="right") as served:
-        yield served
-
-
-@pytest.fixture
-def client(server: kfp_server.KfpServer) -> Client:
-    return Client(server.url, token="right")
+pytestmark = pytest.mark.usefixtures("own_home")
 
 
 @pytest.fixture
@@ -174,48 +156,6 @@ def test_a_failure_while_scheduling_leaves_the_old_schedule(
     assert [each["trigger"]["cron_schedule"]["cron"] for each in server.recurring_runs.values()] == ["0 0 4 * * *"]
 
 
-def test_status_and_logs(server: kfp_server.KfpServer, client: Client, params: dict) -> None:
-    run_id = client.submit("bulk_sample", bulk(params)).run_id
-    waiting = client.status(run_id)
-    assert (waiting.state, waiting.ended, waiting.tasks) == ("PENDING", False, ())
-    server.runs[run_id] |= {
-        "state": "FAILED",
-        "error": {"code": 2, "message": "task failed\nwith a trace"},
-        "run_details": {
-            "task_details": [
-                {
-                    "task_id": "2", "display_name": "sample bulk: plan", "state": "FAILED",
-                    "start_time": "2026-01-02T03:05:00Z", "child_tasks": [{"pod_name": "pod-2"}],
-                    "error": {"code": 2, "message": "exit code 2"},
-                },
-                {
-                    "task_id": "1", "display_name": "convert vae", "state": "SUCCEEDED",
-                    "start_time": "2026-01-02T03:04:00Z", "end_time": "2026-01-02T03:04:30Z", "pod_name": "pod-1",
-                },
-            ]
-        },
-    }  # fmt: skip
-    failed = client.status(run_id)
-    assert (failed.state, failed.error, failed.ended) == ("FAILED", "task failed", True)
-    assert [(t.name, t.state, t.seconds) for t in failed.tasks] == [
-        ("convert vae", "SUCCEEDED", 30.0),
-        ("sample bulk: plan", "FAILED", None),
-    ]
-    server.logs = {(run_id, "pod-1"): "converted\n", (run_id, "pod-2"): "error: no such step\n"}
-    assert list(client.logs(run_id)) == [("convert vae", "converted\n"), ("sample bulk: plan", "error: no such step\n")]
-    assert [text for _, text in client.logs(run_id, task="sample")] == ["error: no such step\n"]
-    with pytest.raises(UserError, match="no task report with a pod"):
-        list(client.logs(run_id, task="report"))
-    del server.logs[(run_id, "pod-1")]
-    with pytest.raises(UserError, match="no log of"):
-        list(client.logs(run_id, task="convert"))
-
-
-def bulk(params: dict) -> dict:
-    kept = {key: params[key] for key in ("root", "vae", "detector", "encode", "sample", "score")}
-    return {**kept, "name": "bulk", "model": "demo", "dataset": "demo"}
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -243,8 +183,6 @@ def test_wrong_host_token_id_and_server(server: kfp_server.KfpServer, client: Cl
         Client("kubeflow.example.com")
     with pytest.raises(UserError, match="set KFP_TOKEN"):
         Client(server.url, token="expired")
-    with pytest.raises(UserError, match="not found there"):
-        client.status("no-such-run")
     with pytest.raises(UserError, match="no version 2 of the API there"):
         Client(server.url + "/wrong", token="right")
     with socket.socket() as taken:

@@ -1,4 +1,4 @@
-"""submit, schedule, status, logs and doctor as a user calls them, against servers on loopback."""
+"""submit, schedule, doctor and what operates runs and schedules, as a user calls them, against servers on loopback."""
 
 import base64
 import json
@@ -6,17 +6,21 @@ import os
 import re
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from pipelines.cli import cli
 from pipelines.store import Store
 from tests import kfp_server
+from tests import recorded_kfp as recorded
 from tests.e2e.runs import BIN, REPOSITORY
 
+SHARDS_POD = "latte-train-and-evaluate-sfcwk-system-container-impl-3461973333"
 CONFIG = ("-c", "configs/demo/pipeline.yaml")
 # What a namespace made from manifests/ holds, by the path under which Kubernetes has it.
 CLUSTER = {
@@ -45,12 +49,6 @@ def granted() -> set[tuple[str, str, str]]:
         for resource in rule["resources"]
         for verb in rule["verbs"]
     }
-
-
-@pytest.fixture
-def server() -> Iterator[kfp_server.KfpServer]:
-    with kfp_server.serve(token="right") as served:
-        yield served
 
 
 @pytest.fixture
@@ -134,7 +132,7 @@ def test_compile(server: kfp_server.KfpServer, tmp_path: Path) -> None:
     assert "Not a directory" in refused.stderr
 
 
-def test_submit_schedule_status_logs(server: kfp_server.KfpServer, tmp_path: Path) -> None:
+def test_submit_and_schedule(server: kfp_server.KfpServer, tmp_path: Path) -> None:
     place = ("--root", "s3://bucket/x", "--image", "registry.example.com/latte:7")
     sent = call(server, tmp_path, "submit", *CONFIG, *place, "encode.dataset.videos=s3://bucket/v")
     assert sent.returncode == 0, sent.stderr
@@ -149,20 +147,94 @@ def test_submit_schedule_status_logs(server: kfp_server.KfpServer, tmp_path: Pat
     assert ": scheduled already, " in again.stdout
     assert len(server.recurring_runs) == 1
 
-    server.runs[run_id] |= {
-        "state": "FAILED",
-        "run_details": {
-            "task_details": [
-                {"task_id": "1", "display_name": "train", "state": "FAILED", "pod_name": "pod-1",
-                 "start_time": "2026-01-02T03:04:00Z", "end_time": "2026-01-02T03:04:30Z"}
-            ]
-        },
-    }  # fmt: skip
-    server.logs[(run_id, "pod-1")] = "step 1\nerror: train: no latents\n"
+    waiting = call(server, tmp_path, "status")  # of the newest: the one just sent
+    assert waiting.stdout.startswith("PENDING  train_and_evaluate demo  "), waiting.stderr
+    assert waiting.stdout.count(" WAITING ") == 15
+
+
+def test_the_status_of_recorded_runs_as_tables_json_and_exit_codes(
+    server: kfp_server.KfpServer, tmp_path: Path
+) -> None:
+    run_id = recorded.play(server, recorded.FAILED_STEP)
+    server.logs[(run_id, SHARDS_POD)] = recorded.FAILED_LOG
     shown = call(server, tmp_path, "status", "--wait", run_id)
-    assert (shown.returncode, len(shown.stderr.splitlines())) == (1, 1), shown.stderr
-    assert "FAILED       30 s  train" in shown.stdout
-    assert "[train] error: train: no latents\n" in call(server, tmp_path, "logs", run_id).stdout
+    assert shown.returncode == 1
+    assert shown.stderr.splitlines()[-1].endswith(f"FAILED in encode: shards; latte-pipeline logs {run_id} tells more")
+    heads, *rows = shown.stdout.splitlines()[1:]
+    assert heads.split() == ["task", "state", "time", "done", "tries"]
+    assert len(rows) == 15
+    failed = next(row for row in rows if row.startswith("encode: shards"))
+    assert failed.split(None, 6)[2:] == ["FAILED", "10", "s", "0/1", "1      encode (all of 1): create Volcano Job "
+                                         "latte-encode-1: refused: queue latte is not Open"]  # fmt: skip
+    plain = json.loads(call(server, tmp_path, "status", "--json").stdout)
+    assert [task["state"] for task in plain["tasks"]].count("FAILED") == 1
+
+    printed = call(server, tmp_path, "logs", "--task", "encode: shards")
+    assert printed.stdout == (
+        "[encode: shards 1 of 1] error: encode (all of 1): create Volcano Job latte-encode-1: refused: "
+        "queue latte is not Open\n"
+    )
+    lines = call(server, tmp_path, "logs", "--task", "encode: shards", "--json", "--all", "--follow").stdout
+    assert len([json.loads(line) for line in lines.splitlines()]) > 100
+
+
+def in_process(server: kfp_server.KfpServer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """The command without the seconds that a process of its own takes to start; gives what it prints."""
+    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", server.url)
+    monkeypatch.setenv("KFP_TOKEN", "right")
+
+    def said(*arguments: str) -> str:
+        done = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+        assert done.exit_code == 0, done.stderr
+        return done.stdout
+
+    return said
+
+
+def test_runs_schedules_stop_retry_pause_resume_delete(
+    server: kfp_server.KfpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = in_process(server, monkeypatch)
+    assert said("runs") == "no runs yet\n"
+    run_id = recorded.train_again(server)
+    assert f"{run_id}  RUNNING  2026-11-27 13:40 UTC" in said("runs")
+    assert said("stop", run_id).startswith(f"{run_id}  CANCELING\nVolcano Jobs not looked at")
+    stopped = recorded.play(server, recorded.TERMINATED)
+    (line, _) = json.loads(said("runs", "--json"))
+    assert (line["run_id"], line["state"], line["created"]) == (stopped, "CANCELED", "2026-11-27T14:02:20+00:00")
+    assert json.loads(said("retry", stopped, "--json"))["state"] == "RUNNING"
+
+    place = ("--root", "s3://bucket/x", "--cron", "0 0 2 * * *", "--name", "night")
+    made = said("schedule", "--pipeline", "nightly_retrain", *CONFIG, *place).split()[0]
+    assert said("pause", "night") == f"{made}  night: paused\n"
+    (listed,) = json.loads(said("schedules", "--json"))
+    assert listed == {"recurring_run_id": made, "name": "night", "state": "DISABLED", "cron": "0 0 2 * * *"}
+    assert said("resume", made) == f"{made}  night: resumed\n"
+    assert f"{made}  ENABLED  0 0 2 * * *" in said("schedules")
+    assert said("delete", "night") == "night  night: deleted\n"
+    assert said("schedules") == "no schedules yet\n"
+    server.runs[stopped]["state"] = "SUCCEEDED"
+    assert said("delete", stopped) == f"{stopped}  vol2: deleted\n"
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_every_command_has_a_help_with_its_examples_line_by_line(name: str) -> None:
+    shown = CliRunner().invoke(cli, [name, "--help"]).stdout
+    assert "\\b" not in shown
+    examples = [line for line in shown.splitlines() if line.startswith("    latte-pipeline ")]
+    assert bool(examples) == (name in ("run", "runs", "status", "logs")), shown
+    assert all(line.split()[1] == name for line in examples)
+
+
+def test_what_a_cluster_says_does_not_steer_the_terminal(
+    server: kfp_server.KfpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = in_process(server, monkeypatch)
+    run_id = recorded.play(server, recorded.SUCCEEDED)
+    server.runs[run_id]["display_name"] = "[red]a\x1b[2J\nb"
+    for arguments in (("runs",), ("status",)):
+        printed = said(*arguments)
+        assert "[red]a b" in printed and "\x1b" not in printed
 
 
 @pytest.mark.parametrize(
@@ -172,7 +244,13 @@ def test_submit_schedule_status_logs(server: kfp_server.KfpServer, tmp_path: Pat
         (("submit", *CONFIG, "--root", "s3://b/x", "train.steps=0"), {}, "train: steps"),
         (("schedule", *CONFIG, "--root", "s3://b/x", "--cron", "0 2 * * *"), {}, '"0 0 2 * * *"'),
         (("status", "nothing"), {"KFP_TOKEN": "old"}, "the token has expired"),
-        (("status", "nothing"), {}, "not found there"),
+        (("status", "nothing"), {}, "run nothing: not found at"),
+        (("status",), {}, "no run in experiment latte yet"),
+        (("logs",), {}, "no run in experiment latte yet"),
+        (("stop", "nothing"), {}, "latte-pipeline runs lists those that are there"),
+        (("retry", "nothing"), {}, "not found at"),
+        (("pause", "nothing"), {}, "schedule nothing: not in experiment latte (there: none)"),
+        (("delete", "nothing"), {}, "run nothing: not found at"),
         (("status", "nothing"), {"KF_PIPELINES_ENDPOINT": "kubeflow.example.com"}, "expected a URL"),
     ],
 )

@@ -10,12 +10,14 @@ from pathlib import Path
 import click.testing
 import numpy as np
 import pytest
-import torch
 
 from latte import checkpoints, manifest, storage
 from latte.checkpoints import store as checkpoint_store
+from latte.checkpoints.architectures import latte_shapes
 from latte.cli import cli
+from latte.models.configs import LatteConfig
 from latte.steps.convert import ConvertConfig, run
+from tests import peers
 from tests.unit import hostile
 
 ROOT = Path(__file__).parents[2]
@@ -99,17 +101,25 @@ def test_every_hostile_file_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> dict[str, Path]:
-    """One set of weights in every format."""
+    """Weights of a Latte in every format."""
     folder = tmp_path_factory.mktemp("published")
     arrays = checkpoints.read(str(DATA / "uncond.pt"))
-    state = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
-    torch.save(state, folder / "new.pt")
-    torch.save({"ema": state}, folder / "old.pt", _use_new_zipfile_serialization=False)
+    (folder / "new.pt").write_bytes((DATA / "uncond.pt").read_bytes())
+
+    def write(path: Path) -> None:
+        import torch
+
+        small = latte_shapes(LatteConfig(input_size=4, hidden_size=12, depth=2, num_heads=2, num_frames=2))
+        state = {name: torch.from_numpy(array) for name, array in peers.weights(small, seed=0).items()}
+        torch.save({"ema": state}, path, _use_new_zipfile_serialization=False)
+
+    (folder / "old.pt").write_bytes(peers.file("latte-legacy.pt", tmp_path_factory.mktemp("live"), write).read_bytes())
     for ending in ("safetensors", "ckpt"):
         checkpoint_store.save(arrays, folder / f"weights.{ending}")
     return {path.name: path for path in folder.iterdir()}
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("file", ["new.pt", "old.pt", "weights.safetensors", "weights.ckpt"])
 def test_truncated_files_are_refused_wherever_they_end(tmp_path, published, file):
     content = published[file].read_bytes()
@@ -124,6 +134,7 @@ def test_truncated_files_are_refused_wherever_they_end(tmp_path, published, file
             assert any(repr(name) in line for name in names), line
 
 
+@pytest.mark.peers
 def test_flipped_bits_are_named_by_their_tensor(tmp_path, published):
     """In formats with checksums; elsewhere the source's SHA-256 tells (`sha256=` of the published page)."""
     content = bytearray(published["new.pt"].read_bytes())
@@ -136,6 +147,7 @@ def test_flipped_bits_are_named_by_their_tensor(tmp_path, published):
     assert "checksum" in line
 
 
+@pytest.mark.peers
 def test_files_of_another_kind_and_missing_shards_are_named(tmp_path, published):
     target = tmp_path / "out" / "weights.ckpt"
     assert "it holds weights of kind latte" in refusal("vae", published["new.pt"], target)

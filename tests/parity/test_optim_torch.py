@@ -3,10 +3,10 @@
 import mindspore as ms
 import numpy as np
 import pytest
-import torch
 from mindspore import nn, ops
 
 from latte import device, optim
+from tests import peers
 
 
 class Net(nn.Cell):
@@ -16,29 +16,43 @@ class Net(nn.Cell):
         self.b = ms.Parameter(ms.Tensor(values[1]), name="b")
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize(("weight_decay", "max_norm"), [(0.0, None), (0.1, None), (0.0, 0.5), (0.02, 0.1)])
 def test_twenty_updates_equal_torch(weight_decay: float, max_norm: float | None) -> None:
     device.setup(seed=0)
     draw = np.random.RandomState(0)
     values = [draw.standard_normal(shape).astype(np.float32) for shape in ((3, 4), (5,))]
+    grads = [[draw.standard_normal(value.shape).astype(np.float32) for value in values] for _ in range(20)]
+
+    def ask() -> dict[str, np.ndarray]:
+        import torch
+
+        twins = [torch.nn.Parameter(torch.tensor(value)) for value in values]
+        adamw = torch.optim.AdamW(twins, lr=1e-2, weight_decay=weight_decay)
+        ema = [value.copy() for value in values]
+        norms = []
+        for given in grads:
+            for parameter, grad in zip(twins, given, strict=True):
+                parameter.grad = torch.tensor(grad)
+            norms.append(float(torch.nn.utils.clip_grad_norm_(twins, max_norm or 1e30)))
+            adamw.step()
+            ema = [0.9 * old + 0.1 * twin.detach().numpy() for old, twin in zip(ema, twins, strict=True)]
+        ends = {f"parameter-{i}": twin.detach().numpy() for i, twin in enumerate(twins)}
+        return {"norms": np.array(norms), **ends, **{f"average-{i}": value for i, value in enumerate(ema)}}
+
+    theirs = peers.answer(f"adamw-{weight_decay}-{max_norm}", ask)
     state = optim.make_state(Net(values))
     update = optim.make_update(state, weight_decay)
-    twins = [torch.nn.Parameter(torch.tensor(value)) for value in values]
-    adamw = torch.optim.AdamW(twins, lr=1e-2, weight_decay=weight_decay)
-    ema = [value.copy() for value in values]
-    for step in range(1, 21):
-        grads = [draw.standard_normal(value.shape).astype(np.float32) for value in values]
-        for parameter, total, grad in zip(twins, state.grads, grads, strict=True):
-            parameter.grad = torch.tensor(grad)
+    norms = []
+    for step, given in enumerate(grads, start=1):
+        for total, grad in zip(state.grads, given, strict=True):
             ops.assign(total, ms.Tensor(grad))  # a compiled graph does not see set_data
-        expected_norm = torch.nn.utils.clip_grad_norm_(twins, max_norm or 1e30)
-        adamw.step()
-        norm = update(*optim.scalars(step, 1e-2, weight_decay, 0.9, max_norm))
-        np.testing.assert_allclose(float(norm), float(expected_norm), rtol=1e-6)
-        ema = [0.9 * old + 0.1 * twin.detach().numpy() for old, twin in zip(ema, twins, strict=True)]
-    for parameter, average, twin, expected in zip(state.params, state.ema, twins, ema, strict=True):
-        np.testing.assert_allclose(parameter.asnumpy(), twin.detach().numpy(), atol=2e-6)
-        np.testing.assert_allclose(average.asnumpy(), expected, atol=2e-6)
+        norms.append(float(update(*optim.scalars(step, 1e-2, weight_decay, 0.9, max_norm))))
+    np.testing.assert_allclose(norms, theirs["norms"].values, rtol=1e-6)
+    for i, (parameter, average) in enumerate(zip(state.params, state.ema, strict=True)):
+        for ours, name in ((parameter, "parameter"), (average, "average")):
+            expected = theirs[f"{name}-{i}"]
+            np.testing.assert_allclose(expected.same_places(ours.asnumpy()), expected.values, atol=2e-6)
 
 
 def test_workers_share_the_state_evenly_and_nothing_is_left_out() -> None:

@@ -4,46 +4,46 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from latte import checkpoints
 from latte.checkpoints import reader
 from latte.errors import UserError
+from tests import torch_files
 
-_W, _RAW = {"w": torch.full((2,), 2.0)}, {"w": torch.ones(2)}
+_ONES = np.ones(2, np.float32)
+_W, _RAW = {"w": 2 * _ONES}, {"w": _ONES}
 
 
 @pytest.mark.parametrize(
     ("content", "part"),
     [
         ({"model": _RAW, "ema": {"module": _W}}, "ema/module"),
-        ({"model": _RAW, "ema": {"decay": 0.99, "updates": torch.tensor(5), "shadow": _W}}, "ema/shadow"),
+        ({"model": _RAW, "ema": {"decay": 0.99, "updates": np.array(5), "shadow": _W}}, "ema/shadow"),
         ({"model": _RAW, "ema": {"state_dict": {"module": _W}, "optimizer": {"m": _W}}}, "ema/state_dict/module"),
         ({"model": _RAW, "state_dict_ema": _W}, "state_dict_ema"),
         ({"model": _RAW, "ema_model": _W}, "ema_model"),
         ({"model": _RAW, "model_ema_state_dict": _W}, "model_ema_state_dict"),
         ({"model": _RAW, "EMA": _W}, "EMA"),
         ({"params": _RAW, "params_ema": _W}, "params_ema"),
-        ({"model": _RAW, "ema": _W, "step": torch.tensor(5)}, "ema"),
-        ({"model": _W, "ema_decay": 0.99, "ema": None, "ema_rate": torch.tensor(0.9), "ema_args": {"a": 1}}, "model"),
-        ({"model": _W, "step": torch.arange(9), "schema": _RAW}, "model"),
+        ({"model": _RAW, "ema": _W, "step": np.array(5)}, "ema"),
+        ({"model": _W, "ema_decay": 0.99, "ema": None, "ema_rate": np.array(0.9), "ema_args": {"a": 1}}, "model"),
+        ({"model": _W, "step": np.arange(9), "schema": _RAW}, "model"),
     ],
 )
 def test_takes_the_ema_wherever_it_lies(tmp_path, content, part):
-    torch.save(content, tmp_path / "training.pt")
+    torch_files.save(content, tmp_path / "training.pt")
     found = checkpoints.open_checkpoint(str(tmp_path / "training.pt"))
     assert (found.part, list(found.tensors)) == (part, ["w"])
     assert found.tensors["w"].array().tolist() == [2, 2]
     assert {name for name, _ in found.left_out} == set(content) - {part.partition("/")[0]}
 
 
-@pytest.mark.parametrize(
-    "average", [{"shadow_params": [torch.ones(2)]}, {"a": _W, "b": _W}, [torch.ones(2)], torch.ones(2)]
-)
+@pytest.mark.parametrize("average", [{"shadow_params": [_ONES]}, {"a": _W, "b": _W}, [_ONES], _ONES])
 def test_an_ema_that_cannot_be_used_is_not_passed_over(tmp_path, average):
     path = tmp_path / "training.pt"
-    torch.save({"model": _RAW, "my_ema": average}, path)
+    torch_files.save({"model": _RAW, "my_ema": average}, path)
     with pytest.raises(UserError, match="its moving average 'my_ema' is not tensors by name, but model would be"):
         checkpoints.read(str(path))
 
@@ -55,7 +55,7 @@ def write_index(folder: Path, places: object) -> str:
 
 
 def test_an_index_tells_the_format_of_its_files(tmp_path):
-    torch.save({"w": torch.ones(2)}, tmp_path / "a.bin")
+    torch_files.save({"w": _ONES}, tmp_path / "a.bin")
     found = checkpoints.open_checkpoint(write_index(tmp_path, {"w": "a.bin"}))
     assert found.layout == "sharded PyTorch zip"
     assert found.uris == [str(tmp_path / "pytorch_model.bin.index.json"), str(tmp_path / "a.bin")]

@@ -6,21 +6,23 @@ import random
 import struct
 import subprocess
 import sys
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
-import safetensors.torch
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from safetensors.numpy import save_file
 
 from latte import checkpoints
 from latte.checkpoints import store
 from latte.errors import UserError
+from tests import peers, torch_files
 from tests.soak import scaled
 from tests.unit import hostile
 
@@ -28,9 +30,10 @@ ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
 
 
-@pytest.fixture(scope="module")
-def state() -> dict[str, torch.Tensor]:
+def torch_state():
     """Tensors of every type, contiguous, strided, tied, empty and of no axes."""
+    import torch
+
     torch.manual_seed(0)
     base = torch.randn(6, 8)
     return {
@@ -53,9 +56,23 @@ def state() -> dict[str, torch.Tensor]:
     }
 
 
-def as_numpy(tensor: torch.Tensor) -> np.ndarray:
-    tensor = tensor.detach()
-    return tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+def as_numpy(state):
+    """The tensors as torch itself turns them into arrays; NumPy has no bfloat16."""
+    import torch
+
+    return {
+        name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
+        for name, tensor in state.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, np.ndarray]:
+    return arrays_of(peers.answer("torch-state", lambda: as_numpy(torch_state())))
+
+
+def arrays_of(answers: dict[str, peers.Answer]) -> dict[str, np.ndarray]:
+    return {name: answer.values.reshape(answer.shape) for name, answer in answers.items()}
 
 
 def same(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> bool:
@@ -65,46 +82,92 @@ def same(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> bool:
     )
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("is_zip", [True, False])
 def test_reads_what_torch_saves(tmp_path, state, protocol, is_zip):
-    path = tmp_path / "weights.pt"
-    torch.save(state, path, pickle_protocol=protocol, _use_new_zipfile_serialization=is_zip)
-    assert same(checkpoints.read(str(path)), {name: as_numpy(tensor) for name, tensor in state.items()})
+    def write(path):
+        import torch
+
+        torch.save(torch_state(), path, pickle_protocol=protocol, _use_new_zipfile_serialization=is_zip)
+
+    path = peers.file(f"state-{protocol}-{'zip' if is_zip else 'legacy'}.pt", tmp_path, write)
+    assert same(checkpoints.read(str(path)), state)
     assert not next(iter(checkpoints.read(str(path)).values())).flags.writeable
 
 
-def test_refuses_what_would_be_read_wrongly(tmp_path):
-    views = {
-        "negated": (torch.randn(3, dtype=torch.complex64).conj().imag, "negated or conjugated"),
-        "float8": (torch.ones(2).to(torch.float8_e4m3fn), "element type 'float8_e4m3fn' is not supported"),
-        "sparse": (torch.eye(3).to_sparse(), "holds no tensors"),
-    }
-    for name, (tensor, message) in views.items():
-        torch.save({"w": tensor}, tmp_path / f"{name}.pt")
-        with pytest.raises(UserError, match=message):
-            checkpoints.read(str(tmp_path / f"{name}.pt"))
+@pytest.mark.peers
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("negated", "negated or conjugated"),
+        ("float8", "element type 'float8_e4m3fn' is not supported"),
+        ("sparse", "holds no tensors"),
+    ],
+)
+def test_refuses_what_would_be_read_wrongly(tmp_path, name, message):
+    def write(path):
+        import torch
+
+        tensors = {
+            "negated": torch.randn(3, dtype=torch.complex64).conj().imag,
+            "float8": torch.ones(2).to(torch.float8_e4m3fn),
+            "sparse": torch.eye(3).to_sparse(),
+        }
+        torch.save({"w": tensors[name]}, path)
+
+    with pytest.raises(UserError, match=message):
+        checkpoints.read(str(peers.file(f"{name}.pt", tmp_path, write)))
 
 
+@pytest.mark.peers
 def test_reads_without_checksums(tmp_path, state):
-    path = tmp_path / "weights.pt"
-    torch.serialization.set_crc32_options(False)
-    try:
-        torch.save(state, path)
-    finally:
-        torch.serialization.set_crc32_options(True)
-    assert same(checkpoints.read(str(path)), {name: as_numpy(tensor) for name, tensor in state.items()})
+    def write(path):
+        import torch
+
+        torch.serialization.set_crc32_options(False)
+        try:
+            torch.save(torch_state(), path)
+        finally:
+            torch.serialization.set_crc32_options(True)
+
+    assert same(checkpoints.read(str(peers.file("no-checksums.pt", tmp_path, write))), state)
 
 
+def torch_net():
+    import torch
+
+    torch.manual_seed(1)
+    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Sequential(torch.nn.BatchNorm1d(4)))
+
+
+@pytest.mark.peers
 def test_reads_modules_pickled_whole_and_as_torchscript(tmp_path):
-    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Sequential(torch.nn.BatchNorm1d(4)))
-    expected = {name: as_numpy(tensor) for name, tensor in net.state_dict().items()}
-    torch.jit.script(net).save(tmp_path / "script.pt")
-    torch.save(net, tmp_path / "module.pt")
-    torch.save(net, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
-    for file in ("script.pt", "module.pt", "legacy.pt"):
-        assert same(checkpoints.read(str(tmp_path / file)), expected), file
-    assert checkpoints.open_checkpoint(str(tmp_path / "script.pt")).layout == "TorchScript archive"
+    def script(path):
+        import torch
+
+        torch.jit.script(torch_net()).save(path)
+
+    def module(path):
+        import torch
+
+        torch.save(torch_net(), path)
+
+    def legacy(path):
+        import torch
+
+        # Where it finds a module's source, this format holds it, with its path: as from an interactive session instead.
+        with warnings.catch_warnings(), mock.patch("inspect.getsourcelines", side_effect=OSError):
+            warnings.simplefilter("ignore")
+            torch.save(torch_net(), path, _use_new_zipfile_serialization=False)
+
+    expected = arrays_of(peers.answer("torch-module", lambda: as_numpy(torch_net().state_dict())))
+    for write in (script, module, legacy):
+        path = peers.file(f"module-{write.__name__}.pt", tmp_path, write)
+        assert same(checkpoints.read(str(path)), expected), path
+    assert checkpoints.open_checkpoint(str(peers.file("module-script.pt", tmp_path, script))).layout == (
+        "TorchScript archive"
+    )
 
 
 @pytest.mark.parametrize("name", ["uncond", "class", "text"])
@@ -124,8 +187,9 @@ def test_takes_the_ema_of_published_checkpoints(name):
 @pytest.mark.parametrize("part", ["model", "state_dict", "module"])
 def test_unwraps_other_layouts(tmp_path, part):
     path = tmp_path / "training.pt"
-    torch.save(
-        {"epoch": 3, part: {"w": torch.ones(2)}, "optimizer": {"state": {0: {"step": 1}}}, "lrs": {0: 1e-4}}, path
+    state = {0: {"step": 1}}
+    torch_files.save(
+        {"epoch": 3, part: {"w": np.ones(2, np.float32)}, "optimizer": {"state": state}, "lrs": {0: 1e-4}}, path
     )
     found = checkpoints.open_checkpoint(str(path))
     assert found.part == part
@@ -133,38 +197,62 @@ def test_unwraps_other_layouts(tmp_path, part):
     assert dict(found.left_out) == {"epoch": "no weights", "optimizer": "no weights", "lrs": "no weights"}
 
 
+@pytest.mark.peers
 def test_objects_of_other_classes_are_inert(tmp_path):
     """What training scripts put beside the weights; none of it is imported or called."""
-    path = tmp_path / "training.pt"
-    args = argparse.Namespace(
-        num_heads=3, name="run", folder=Path("x"), device=torch.device("cpu"), scalar=np.float32(1), dtype=torch.float16
-    )
-    beside = {
-        "args": args,
-        "sets": {1, 2},
-        "default": collections.defaultdict(list, a=[1]),
-        "array": np.ones(3),
-        "size": torch.Size([1, 2]),
-        "rng": random.Random(1).getstate(),
-    }
-    torch.save({"model": {"w": torch.ones(2)}, **beside}, path)
-    found = checkpoints.open_checkpoint(str(path))
+
+    def write(path):
+        import torch
+
+        args = argparse.Namespace(
+            num_heads=3,
+            name="run",
+            folder=Path("x"),
+            device=torch.device("cpu"),
+            scalar=np.float32(1),
+            dtype=torch.float16,
+        )
+        beside = {
+            "args": args,
+            "sets": {1, 2},
+            "default": collections.defaultdict(list, a=[1]),
+            "array": np.ones(3),
+            "size": torch.Size([1, 2]),
+            "rng": random.Random(1).getstate(),
+        }
+        torch.save({"model": {"w": torch.ones(2)}, **beside}, path)
+
+    found = checkpoints.open_checkpoint(str(peers.file("training.pt", tmp_path, write)))
     assert list(found.tensors) == ["w"]
-    assert {name for name, _ in found.left_out} == set(beside)
+    assert {name for name, _ in found.left_out} == {"args", "sets", "default", "array", "size", "rng"}
     assert found.settings == {"num_heads": 3, "name": "run"}
 
 
+@pytest.mark.peers
 def test_reads_safetensors_and_shards(tmp_path, state):
-    tensors = {name: tensor.detach().contiguous().clone() for name, tensor in state.items()}
-    safetensors.torch.save_file(tensors, tmp_path / "whole.safetensors", metadata={"format": "pt"})
-    whole = checkpoints.read(str(tmp_path / "whole.safetensors"))
-    assert set(whole) == set(tensors)
-    assert all(np.array_equal(whole[name], as_numpy(tensor)) for name, tensor in tensors.items())
+    def write(path):
+        import safetensors.torch
 
-    names = list(tensors)
+        tensors = {name: tensor.detach().contiguous().clone() for name, tensor in torch_state().items()}
+        safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+
+    def write_part(names):
+        def write(path):
+            import safetensors.torch
+
+            tensors = torch_state()
+            safetensors.torch.save_file({name: tensors[name].detach().contiguous().clone() for name in names}, path)
+
+        return write
+
+    whole = checkpoints.read(str(peers.file("whole.safetensors", tmp_path, write)))
+    assert set(whole) == set(state)
+    assert all(np.array_equal(whole[name], array) for name, array in state.items())
+
+    names = list(state)
     halves = {"a.safetensors": names[:5], "b.safetensors": names[5:]}
     for file, part in halves.items():
-        safetensors.torch.save_file({name: tensors[name] for name in part}, tmp_path / file)
+        (tmp_path / file).write_bytes(peers.file(f"shards/{file}", tmp_path, write_part(part)).read_bytes())
     index = {"metadata": {}, "weight_map": {name: file for file, part in halves.items() for name in part}}
     path = tmp_path / "model.safetensors.index.json"
     path.write_text(json.dumps(index))
@@ -280,20 +368,40 @@ def mutate(rng: random.Random, content: bytes) -> bytes:
 def originals(tmp_path_factory) -> dict[str, bytes]:
     """One small file of each format; those of "checked" formats have checksums over every tensor."""
     folder = tmp_path_factory.mktemp("originals")
-    torch.manual_seed(1)
-    tensors = {f"layer.{i}.weight": torch.randn(3, 4) for i in range(4)}
-    torch.save({"ema": tensors, "args": {"depth": 2}}, folder / "zip checked")
-    torch.save(tensors, folder / "legacy", _use_new_zipfile_serialization=False)
-    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
-    torch.jit.script(net).save(folder / "script checked")
-    safetensors.torch.save_file(tensors, folder / "safetensors")
-    store.save({name: tensor.numpy() for name, tensor in tensors.items()}, folder / "weights.ckpt")
+    tensors = peers.weights({f"layer.{i}.weight": (3, 4) for i in range(4)}, seed=1)
+
+    def zipped(path):
+        import torch
+
+        state = {name: torch.from_numpy(array) for name, array in tensors.items()}
+        torch.save({"ema": state, "args": {"depth": 2}}, path)
+
+    def legacy(path):
+        import torch
+
+        state = {name: torch.from_numpy(array) for name, array in tensors.items()}
+        torch.save(state, path, _use_new_zipfile_serialization=False)
+
+    def script(path):
+        import torch
+
+        torch.manual_seed(1)
+        net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
+        torch.jit.script(net).save(path)
+
+    live = tmp_path_factory.mktemp("live")
+    for name, write in (("zip checked", zipped), ("legacy", legacy), ("script checked", script)):
+        recorded = peers.file(f"mutated-{name.partition(' ')[0]}.pt", live, write)
+        (folder / name).write_bytes(recorded.read_bytes())
+    save_file(tensors, folder / "safetensors")
+    store.save(tensors, folder / "weights.ckpt")
     plain = (folder / "weights.ckpt").read_bytes()
     (folder / "ckpt checked").write_bytes(plain + b"crc_num" + zlib.crc32(plain).to_bytes(10, "big"))
     (folder / "weights.ckpt").rename(folder / "ckpt")
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.peers
 @pytest.mark.soak
 def test_mutated_files_are_refused_or_read_the_same(tmp_path, originals):
     rng = random.Random(3)

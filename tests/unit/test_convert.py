@@ -1,28 +1,30 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click.testing
-import diffusers
 import numpy as np
 import pytest
-import torch
-import transformers
+from safetensors.numpy import save_file
 
 from latte import checkpoints, config, manifest
 from latte.checkpoints import architectures, names, store
 from latte.cli import cli
 from latte.errors import UserError
 from latte.steps.convert import ConvertConfig, run
+from tests import peers, torch_files
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
 
 
-@pytest.fixture(scope="module")
-def vae() -> diffusers.AutoencoderKL:
-    torch.manual_seed(0)
+def published_vae():
+    import diffusers
+
     return diffusers.AutoencoderKL(
         block_out_channels=(32, 64),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -32,9 +34,9 @@ def vae() -> diffusers.AutoencoderKL:
     )
 
 
-@pytest.fixture(scope="module")
-def clip() -> transformers.CLIPModel:
-    torch.manual_seed(0)
+def published_clip():
+    import transformers
+
     text = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     return transformers.CLIPModel(
@@ -42,8 +44,37 @@ def clip() -> transformers.CLIPModel:
     )
 
 
-def as_numpy(state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    return {name: tensor.detach().numpy() for name, tensor in state.items()}
+@dataclass(frozen=True)
+class Published:
+    """Weights by the published names, and the config.json that is published with them."""
+
+    weights: dict[str, np.ndarray]
+    config: Path
+
+    def save_pretrained(self, folder: Path, file: str = "diffusion_pytorch_model.safetensors") -> None:
+        """Leave both as a published folder holds them."""
+        save_file(self.weights, folder / file, metadata={"format": "pt"})
+        (folder / "config.json").write_text(self.config.read_text())
+
+
+def published(name: str, build: Callable[[], Any], folder: Path) -> Published:
+    def write(path: Path) -> None:
+        build().save_pretrained(folder / name)
+        path.write_text((folder / name / "config.json").read_text())
+
+    shapes = peers.shapes(f"{name}-shapes", lambda: build().state_dict())
+    weights = peers.weights({key: shape for key, shape in shapes.items() if shape}, seed=0)
+    return Published(weights, peers.file(f"{name}-config.json", folder, write))
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory) -> Published:
+    return published("convert-vae", published_vae, tmp_path_factory.mktemp("vae"))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Published:
+    return published("convert-clip", published_clip, tmp_path_factory.mktemp("clip"))
 
 
 def same(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> bool:
@@ -76,21 +107,22 @@ def test_latte_round_trip_is_equal_to_the_bit(tmp_path, name, capsys):
     assert f"{to_ckpt.counts['parameters']:,}" in printed
 
 
+@pytest.mark.peers
 def test_every_kind_goes_round_to_the_bit(tmp_path, vae, clip):
     """.pt -> .ckpt -> .safetensors -> arrays by the names of the .pt, which for the autoencoder are the old ones."""
-    text = {n: t for n, t in clip.state_dict().items() if n.startswith("text_model.")}
-    i3d = {n: torch.from_numpy(array) for n, array in architectures.random_i3d(3).items()}
+    text = {n: t for n, t in clip.weights.items() if n.startswith("text_model.")}
+    i3d = architectures.random_i3d(3)
     heads = {"num_attention_heads": 2}
     groups = {"norm_num_groups": 16}
-    for kind, state, model in (("vae", vae.state_dict(), groups), ("clip", text, heads), ("i3d", i3d, {})):
+    for kind, state, model in (("vae", vae.weights, groups), ("clip", text, heads), ("i3d", i3d, {})):
         old_name = names.to_old_vae if kind == "vae" else str
-        torch.save({old_name(name): tensor for name, tensor in state.items()}, tmp_path / "a.pt")
+        torch_files.save({old_name(name): array for name, array in state.items()}, tmp_path / "a.pt")
         for source, target in (("a.pt", "b.ckpt"), ("b.ckpt", "c.safetensors")):
             paths = {"source": str(tmp_path / source), "target": str(tmp_path / target)}
             run(ConvertConfig(kind=kind, model=model, **paths))
         back = {old_name(name): array for name, array in checkpoints.read(str(tmp_path / "c.safetensors")).items()}
         assert same(back, checkpoints.read(str(tmp_path / "a.pt"))), kind
-        assert same(back, as_numpy({old_name(name): tensor for name, tensor in state.items()})), kind
+        assert same(back, {old_name(name): array for name, array in state.items()}), kind
 
 
 def test_mindspore_reads_what_is_written(tmp_path):
@@ -159,19 +191,20 @@ def test_large_tensors_are_written_in_pieces(tmp_path, monkeypatch):
     assert same({name: parameter.asnumpy() for name, parameter in theirs.items()}, tensors)
 
 
+@pytest.mark.peers
 def test_old_and_new_vae_names(tmp_path, vae):
-    new = as_numpy(vae.state_dict())
+    new = vae.weights
     old = {}
     for name, array in new.items():
         old_name = names.to_old_vae(name)
         # Some old files keep the attention's weights as 1x1 convolutions.
         is_conv = old_name != name and name.endswith("weight") and name.startswith("encoder")
-        old[old_name] = torch.from_numpy(array[..., None, None] if is_conv else array)
+        old[old_name] = array[..., None, None] if is_conv else array
     assert "decoder.mid_block.attentions.0.proj_attn.bias" in old
     (tmp_path / "new").mkdir()
     (tmp_path / "old").mkdir()
     vae.save_pretrained(tmp_path / "new")
-    torch.save(old, tmp_path / "old" / "vae.bin")
+    torch_files.save(old, tmp_path / "old" / "vae.bin")
     (tmp_path / "old" / "config.json").write_text((tmp_path / "new" / "config.json").read_text())
     sources = [tmp_path / "new" / "diffusion_pytorch_model.safetensors", tmp_path / "old" / "vae.bin"]
     for i, source in enumerate(sources):
@@ -183,6 +216,7 @@ def test_old_and_new_vae_names(tmp_path, vae):
         assert made.config["model"]["scaling_factor"] == 0.18215
 
 
+@pytest.mark.peers
 def test_vae_config_of_another_network_is_refused(tmp_path, vae):
     vae.save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text())
@@ -198,11 +232,12 @@ def test_vae_config_of_another_network_is_refused(tmp_path, vae):
     assert not (tmp_path / "o.ckpt").exists()
 
 
+@pytest.mark.peers
 def test_text_encoder_of_a_whole_clip(tmp_path, clip, capsys):
-    clip.save_pretrained(tmp_path)
+    clip.save_pretrained(tmp_path, "model.safetensors")
     target = tmp_path / "text.safetensors"
     made = run(ConvertConfig(kind="clip", source=str(tmp_path / "model.safetensors"), target=str(target)))
-    expected = {name: array for name, array in as_numpy(clip.state_dict()).items() if name.startswith("text_model.")}
+    expected = {name: array for name, array in clip.weights.items() if name.startswith("text_model.")}
     assert same(checkpoints.read(str(target)), expected)
     assert made.config["model"]["num_attention_heads"] == 2  # config.json wins over what 64 channels suggest
     assert "left out: not part of the text encoder" in capsys.readouterr().out
@@ -235,18 +270,18 @@ def test_random_i3d_is_the_golden_one(tmp_path):
     other = run(ConvertConfig(kind="i3d", source="random", seed=22, root=tmp_path.as_uri(), name="i3d"))
     assert other.uri != made.uri
 
-    state = {name: torch.from_numpy(array.copy()) for name, array in weights.items()}
-    counters = {name: torch.tensor(7) for name in published if name.endswith("num_batches_tracked")}
+    state = dict(weights)
+    counters = {name: np.array(7) for name in published if name.endswith("num_batches_tracked")}
     state |= counters
-    torch.save(state, tmp_path / "i3d.pt")
+    torch_files.save(state, tmp_path / "i3d.pt")
     from_file = run(ConvertConfig(kind="i3d", source=str(tmp_path / "i3d.pt"), root=tmp_path.as_uri(), name="i3d"))
     assert same(checkpoints.read(from_file.shard("model.safetensors").uri), weights)
     assert from_file.config["random"] is False
     assert {why for _, why in from_file.config["left_out"]} == {"a counter of training steps"}
 
     # Under that name, but not the counter of any layer, or no counter.
-    for name, tensor in (("x.num_batches_tracked", torch.tensor(7)), (next(iter(counters)), torch.ones(2))):
-        torch.save({**state, name: tensor}, tmp_path / "wrong.pt")
+    for name, array in (("x.num_batches_tracked", np.array(7)), (next(iter(counters)), np.ones(2, np.float32))):
+        torch_files.save({**state, name: array}, tmp_path / "wrong.pt")
         with pytest.raises(UserError, match=f"tensor '{name}' is not part of the network"):
             run(ConvertConfig(kind="i3d", source=str(tmp_path / "wrong.pt"), target=str(tmp_path / "o.ckpt")))
 
@@ -291,15 +326,17 @@ def test_weights_that_are_there_are_not_written_again_for_want_of_a_manifest(tmp
 
 
 def test_half_precision_is_widened_exactly(tmp_path):
-    tensors = {
-        name: torch.from_numpy(array.copy()) for name, array in checkpoints.read(str(DATA / "uncond.pt")).items()
-    }
-    for narrow in (torch.float16, torch.bfloat16):
-        state = {name: tensor.to(narrow) for name, tensor in tensors.items()}
-        torch.save(state, tmp_path / "narrow.pt")
+    tensors = checkpoints.read(str(DATA / "uncond.pt"))
+    halves = {name: array.astype(np.float16) for name, array in tensors.items()}
+    brains = {name: (array.view(np.uint32) & 0xFFFF0000).view(np.float32) for name, array in tensors.items()}
+    for state, wide in (
+        (halves, {name: array.astype(np.float32) for name, array in halves.items()}),
+        ({name: torch_files.BFloat16(array) for name, array in tensors.items()}, brains),
+    ):
+        torch_files.save(state, tmp_path / "narrow.pt")
         target = tmp_path / "wide.safetensors"
         run(ConvertConfig(kind="latte", source=str(tmp_path / "narrow.pt"), target=str(target), model={"num_heads": 4}))
-        assert same(checkpoints.read(str(target)), as_numpy({name: t.float() for name, t in state.items()}))
+        assert same(checkpoints.read(str(target)), wide)
 
 
 def test_settings_that_the_config_json_contradicts(tmp_path, vae):
@@ -381,8 +418,8 @@ def test_every_preset_is_a_sound_config():
 def test_a_preset_converts(tmp_path):
     """A file of the shape that a preset describes passes; one of another shape is named."""
     shapes = architectures.i3d_shapes()
-    state = {name: torch.zeros(shape) for name, shape in shapes.items()}
-    torch.save(state, tmp_path / "i3d.pt")
+    state = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    torch_files.save(state, tmp_path / "i3d.pt")
     preset = ROOT / "configs" / "models" / "i3d-kinetics400.yaml"
     files = [f"source={tmp_path}/i3d.pt", f"target={tmp_path}/i3d.ckpt"]
     done = click.testing.CliRunner().invoke(cli, ["convert", "-c", str(preset), *files])

@@ -70,6 +70,12 @@ def serve(folder: Path, port: int | None = None) -> Iterator[Store]:
         StorageError: the server ended or did not answer in time; its log is named. Or its disk is full, or it would
             answer anybody.
     """
+    program = _program()
+    if program is None:
+        raise UserError(
+            "no SeaweedFS for this machine (`weed` not found): name a store with --root s3://bucket/prefix and "
+            "AWS_ENDPOINT_URL_S3, or use --root file:///dir"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     ports = _free_ports(port)
@@ -82,7 +88,7 @@ def serve(folder: Path, port: int | None = None) -> Iterator[Store]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "WEED_"))}
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            _command(folder, ports),
+            _command(program, folder, ports),
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -112,13 +118,7 @@ def _program() -> str | None:
     return shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
 
 
-def _command(folder: Path, ports: dict[str, int]) -> list[str]:
-    program = _program()
-    if program is None:
-        raise UserError(
-            "no SeaweedFS for this machine (`weed` not found): name a store with --root s3://bucket/prefix and "
-            "AWS_ENDPOINT_URL_S3, or use --root file:///dir"
-        )
+def _command(program: str, folder: Path, ports: dict[str, int]) -> list[str]:
     return [
         program, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", "-s3", f"-s3.port={ports['s3']}",
         "-s3.config=s3.json", f"-master.port={ports['master']}", f"-volume.port={ports['volume']}",

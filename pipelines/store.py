@@ -24,7 +24,7 @@ STOP_WITHIN_S = 3.0
 FULL_BELOW_BYTES = 8 << 20
 _PORTS = ("s3", "master", "volume", "filer")
 # SeaweedFS leaves these behind when it is killed, and no setting names another folder.
-_SOCKETS = "seaweedfs-*-grpc-*.sock"
+_SOCKETS = "seaweedfs-*.sock"
 _SOCKETS_FOLDER = Path("/tmp")  # noqa: S108
 # A younger one may belong to a server that is about to listen.
 _SOCKET_AGE_S = 60.0

@@ -19,8 +19,8 @@ REPOSITORY = Path(__file__).parents[2]
 LOCKS = sorted((REPOSITORY / "requirements").glob("*.lock"))
 # Published as source only, in Python; the second is a peer that only tests and benchmarks compare with.
 SOURCES = ("kfp-server-api", "cd-fvd")
-# Kunpeng's openEuler 22.03 has glibc 2.34, Debian 12 has 2.36.
-PLATFORMS = ("aarch64-manylinux_2_34", "x86_64-manylinux_2_34")
+# The oldest glibc that the wheels ask for; openEuler 22.03, on Kunpeng, has 2.34, Debian 12 has 2.36.
+PLATFORMS = ("aarch64-manylinux_2_28", "x86_64-manylinux_2_28")
 
 
 def resolve(lock: Path, platform: str) -> subprocess.CompletedProcess[str]:

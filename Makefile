@@ -1,6 +1,7 @@
 # make demo    the whole pipeline on real video, on this machine (VIDEOS=dir for your own)
 # make test    all tests; the other targets are below
 PYTHON ?= python3.11
+PYTHON_VERSION := 3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
@@ -22,7 +23,11 @@ IMAGE_ARGS := BASE_IMAGE CANN_IMAGE PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_TRUSTE
 comma := ,
 IMAGE_CA := $(if $(PIP_CERT),--secret id=ca$(comma)src=$(PIP_CERT) --build-arg PIP_CERT=/run/secrets/ca)
 
-.PHONY: setup setup-dev demo test test-peers record-peers test-containers images lint bench soak lock clean
+# Empty where there is no such program.
+version_of = $(shell $(1) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+wrong_python = $(error $(1); MindSpore needs Python $(PYTHON_VERSION): $(2))
+
+.PHONY: python setup setup-dev demo test test-peers record-peers test-containers images lint bench soak lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -36,10 +41,21 @@ help:
 	@echo "make soak               the long kill, fault and fuzz tests in full"
 	@echo "make setup              only install, into .venv"
 
+# Looked at by every target that uses the environment, before anything is installed; and whenever a Python is named.
+python:
+	$(eval found := $(call version_of,$(PYTHON)))
+	$(if $(found),,$(call wrong_python,$(PYTHON) does not run,name one with make PYTHON=...))
+	$(if $(filter $(PYTHON_VERSION),$(found)),,$(call wrong_python,$(PYTHON) is Python $(found),make PYTHON=python$(PYTHON_VERSION)))
+	$(eval found := $(if $(wildcard $(BIN)/python),$(call version_of,$(BIN)/python),$(PYTHON_VERSION)))
+	$(if $(filter $(PYTHON_VERSION),$(found)),,$(call wrong_python,$(VENV) was made with $(if $(found),Python $(found),a Python that is gone),rm -r $(VENV)))
+
+ifneq ($(origin PYTHON),file)
+help: python
+endif
+
 setup: $(VENV)/.run
 
-$(VENV)/.run: requirements/run.lock requirements/hashed.lock pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; name a Python 3.11 with make PYTHON=..." >&2; exit 2; }
+$(VENV)/.run: requirements/run.lock requirements/hashed.lock pyproject.toml | python
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --no-deps --require-hashes -r requirements/hashed.lock
 	$(PIP) install --quiet --no-deps -r requirements/run.lock

@@ -55,8 +55,9 @@ def run(
 ) -> None:
     """Run a pipeline on this machine, through the same components and DAG as on a cluster.
 
-    Without --root a SeaweedFS S3 server is started on loopback for the time of the run; its data stays in the run's
-    folder. With --root s3://… your own store is used (AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY).
+    Without --root a SeaweedFS S3 server is started on loopback for the time of the run, closed to other users; its data
+    stays in the run's folder, which is the store itself where there is no SeaweedFS for the machine. With --root s3://…
+    your own store is used (AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY).
     Running the same command again does only what is missing.
 
     With --runner docker each step is a container of `make images`' image (or of --image), not as root and with a

@@ -62,7 +62,8 @@ def run(
     Args:
         config: checked settings; their class says which pipeline.
         run_dir: the run's folder: log, KFP's small artifacts, report.html, and the store's data if it is the run's own.
-        root: where the heavy data goes; None starts SeaweedFS inside `run_dir`, unless AWS_ENDPOINT_URL_S3 is set.
+        root: where the heavy data goes; None starts SeaweedFS inside `run_dir`, unless AWS_ENDPOINT_URL_S3 is set, or
+            takes a folder inside `run_dir` where there is no SeaweedFS for this machine.
         port: port of that SeaweedFS; a free one when None.
         terminal: where one line a task and the newest progress go; standard error when None.
         in_containers: run the steps in containers of `components.image.IMAGE`.
@@ -83,7 +84,7 @@ def run(
         _single_run(run_dir),
         processes.tied_to_this_process(run_dir, in_containers),
         _signals_end_the_run(run_dir, in_containers),
-        _root(run_dir, root, config.prefix, port) as place,
+        _root(run_dir, root, config.prefix, port, terminal or sys.stderr) as place,
     ):
         storage.check_root(place)
         return _run_pipeline(config, run_dir, place, terminal or sys.stderr, image)
@@ -208,9 +209,16 @@ def _single_run(run_dir: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _root(run_dir: Path, root: str | None, prefix: str, port: int | None) -> Iterator[str]:
+def _root(
+    run_dir: Path, root: str | None, prefix: str, port: int | None, terminal: TextIO | io.TextIOBase
+) -> Iterator[str]:
     if root is not None:
         yield root
+        return
+    if port is None and not store.available():
+        folder = run_dir / "root" / prefix
+        print(f"no SeaweedFS for this machine (`weed` not found): the folder {folder} is the store", file=terminal)
+        yield folder.as_uri()
         return
     with store.serve(run_dir / "store", port) as served, _environment(served.environment):
         yield f"s3://{store.BUCKET}/{prefix}"

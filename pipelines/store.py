@@ -7,6 +7,7 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -15,12 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latte.errors import LatteError, StorageError, UserError
+from pipelines import store_security
 
 BUCKET = "latte"
 READY_WITHIN_S = 60.0
 STOP_WITHIN_S = 3.0
 FULL_BELOW_BYTES = 8 << 20
 _PORTS = ("s3", "master", "volume", "filer")
+# SeaweedFS leaves these behind when it is killed, and no setting names another folder.
+_SOCKETS = "seaweedfs-*.sock"
+_SOCKETS_FOLDER = Path("/tmp")  # noqa: S108
+# A younger one may belong to a server that is about to listen.
+_SOCKET_AGE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -43,38 +50,57 @@ class Store:
         }
 
 
+def available() -> bool:
+    """Whether there is a SeaweedFS for this machine: x86-64 and aarch64 have a wheel, others may have a `weed`."""
+    return _program() is not None
+
+
 @contextlib.contextmanager
 def serve(folder: Path, port: int | None = None) -> Iterator[Store]:
     """Run SeaweedFS while a `with` block lasts; the bucket `latte` is there, data of earlier times is kept.
 
+    Only who has this start's credentials gets at the data: the folder is closed to other users, and so is every port.
+
     Args:
-        folder: where data, log and the credentials' file (readable by the owner only) are kept.
+        folder: where data, log and the files with credentials are kept.
         port: port of the S3 endpoint; a free one when None.
 
     Raises:
         UserError: `weed` is not installed (no wheel for this machine), or the port is taken.
-        StorageError: the server ended or did not answer in time; its log is named. Or its disk is full.
+        StorageError: the server ended or did not answer in time; its log is named. Or its disk is full, or it would
+            answer anybody.
     """
+    program = _program()
+    if program is None:
+        raise UserError(
+            "no SeaweedFS for this machine (`weed` not found): name a store with --root s3://bucket/prefix and "
+            "AWS_ENDPOINT_URL_S3, or use --root file:///dir"
+        )
     folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
     ports = _free_ports(port)
     access_key, secret_key = secrets.token_hex(10), secrets.token_hex(20)
-    _write_credentials(folder / "s3.json", access_key, secret_key)
+    store_security.write_private(folder / "s3.json", _identities(access_key, secret_key))
+    store_security.write(folder)
+    _clear_earlier_starts(folder)
     log_path = folder / "weed.log"
-    # SeaweedFS makes an administrator of whatever AWS credentials it finds in its environment.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
+    # SeaweedFS makes an administrator of whatever AWS credentials it finds in its environment; WEED_… overrides files.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "WEED_"))}
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            _command(folder, ports),
+            _command(program, folder, ports),
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
+            umask=0o077,
         )
     store = Store(f"http://127.0.0.1:{ports['s3']}", access_key, secret_key, process.pid)
     try:
         _wait_until_ready(store, process, log_path)
+        store_security.require_tls(ports)
         yield store
     except LatteError as error:
         # SeaweedFS only says that it is unwell.
@@ -83,23 +109,23 @@ def serve(folder: Path, port: int | None = None) -> Iterator[Store]:
         raise
     finally:
         _stop(process)
+        for name, number in ports.items():
+            (_SOCKETS_FOLDER / f"seaweedfs-{name}-grpc-{number + 10000}.sock").unlink(missing_ok=True)
 
 
-def _command(folder: Path, ports: dict[str, int]) -> list[str]:
+def _program() -> str | None:
     # The wheel puts `weed` beside this interpreter; a `weed` on the PATH serves where there is no wheel.
-    program = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
-    if program is None:
-        raise UserError(
-            "no SeaweedFS for this machine (`weed` not found): name a store with --root s3://bucket/prefix and "
-            "AWS_ENDPOINT_URL_S3, or use --root file:///dir"
-        )
+    return shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
+
+
+def _command(program: str, folder: Path, ports: dict[str, int]) -> list[str]:
     return [
         program, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", "-s3", f"-s3.port={ports['s3']}",
         "-s3.config=s3.json", f"-master.port={ports['master']}", f"-volume.port={ports['volume']}",
         f"-filer.port={ports['filer']}", "-master.telemetry=false", "-master.peers=none", "-volume.max=2000",
         "-master.volumeSizeLimitMB=256", "-s3.autoCreateBucket=false", "-s3.allowDeleteBucketNotEmpty=false",
-        "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.localSocket=./s3.sock", "-volume.preStopSeconds=0",
-        "-master.electionTimeout=1s",
+        "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.localSocket=./s3.sock", "-filer.localSocket=./filer.sock",
+        "-volume.preStopSeconds=0", "-master.electionTimeout=1s",
     ]  # fmt: skip
 
 
@@ -120,16 +146,30 @@ def _free_ports(s3_port: int | None) -> dict[str, int]:
     return ports
 
 
-def _write_credentials(path: Path, access_key: str, secret_key: str) -> None:
-    path.unlink(missing_ok=True)
+def _identities(access_key: str, secret_key: str) -> bytes:
     identity = {
         "name": "latte",
         "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump({"identities": [identity]}, file)
+    return json.dumps({"identities": [identity]}).encode()
+
+
+def _clear_earlier_starts(folder: Path) -> None:
+    """Remove what belonged to the ports of earlier starts: sockets that a killed run left, the master's folders."""
+    for path in _SOCKETS_FOLDER.glob(_SOCKETS):
+        with contextlib.suppress(FileNotFoundError):
+            found = path.lstat()
+            ours = stat.S_ISSOCK(found.st_mode) and found.st_uid == os.getuid()
+            if ours and time.time() - found.st_mtime > _SOCKET_AGE_S and not _answers(path):
+                path.unlink()
+    for path in folder.glob("m[0-9]*"):
+        shutil.rmtree(path)
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
 
 
 def _wait_until_ready(store: Store, process: subprocess.Popen[bytes], log_path: Path) -> None:

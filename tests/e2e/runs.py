@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,10 +77,11 @@ def start(
     settings: dict | None = None,
     env: dict | None = None,
     config: str = "configs/demo/pipeline.yaml",
+    program: Sequence[str | Path] = (BIN / "latte-pipeline",),
 ) -> Run:
     """Start `latte-pipeline run` on the demo's settings with overrides, beside a PyTorch that does not load."""
     overrides = [f"{key}={json.dumps(value)}" for key, value in (settings or {}).items()]
-    command = [BIN / "latte-pipeline", "run", "-c", config, "--run-dir", run_dir]
+    command = [*program, "run", "-c", config, "--run-dir", run_dir]
     path = os.pathsep.join([str(BROKEN), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
         [str(part) for part in (*command, *arguments, *overrides)],

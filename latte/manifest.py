@@ -19,6 +19,9 @@ from latte import __version__, storage
 from latte.config import Config
 from latte.errors import UserError
 
+NAME = "manifest.json"
+# Of converted weights that lie in a file of the user's, under no root.
+BESIDE_SUFFIX = ".manifest.json"
 RECORD_SUFFIX = ".record.json"
 SHARD_ENDING = ".safetensors"
 _READ_THREADS = 8
@@ -70,6 +73,13 @@ class Manifest(Config):
     seconds: float = 0.0
     code_version: str = __version__
 
+    @property
+    def file(self) -> str:
+        """URI of the manifest in its place; weights that are a file of the user's have theirs beside that file."""
+        if self.kind == "weights" and not self.uri.endswith(f"/{self.fingerprint[:16]}"):
+            return self.weights_file().uri + BESIDE_SUFFIX
+        return storage.join(self.uri, NAME)
+
     def shard(self, ending: str) -> Shard:
         """The one shard whose URI ends so.
 
@@ -117,16 +127,44 @@ def reject_rows(rejects: Sequence[Reject], limit: int = 20) -> list[str]:
     return [*rows, f"  and {left_out} other reasons; see the manifest"] if left_out else rows
 
 
-def write(manifest: Manifest, uri: str | Path) -> None:
-    """Write a manifest to a URI or a local path; equal manifests are equal bytes."""
-    storage.write_json(str(uri), manifest.model_dump())
+def write(manifest: Manifest, uri: str | Path, root: str | None = None) -> None:
+    """Write a manifest to a URI or a local path; equal manifests are equal bytes.
+
+    Args:
+        manifest: what is written.
+        uri: where to.
+        root: that `uri` lies under; None writes absolute URIs, so that the file is of use wherever it goes.
+    """
+    storage.write_json(str(uri), manifest.model_dump(), root)
+
+
+def located(place: str | Path, key: str | None = None) -> str:
+    """The URI of the manifest that a person means: by its URI or path, or by those of the folder that it lies in.
+
+    Args:
+        place: the manifest or its folder.
+        key: the setting that names it, for the error.
+
+    Raises:
+        UserError: a folder that holds no manifest, or a path that cannot be.
+    """
+    uri = storage.from_path(place).rstrip("/")
+    if uri.endswith(".json"):
+        return uri
+    inside = storage.join(uri, NAME)
+    if storage.is_s3(uri):
+        return uri if storage.exists(uri) else inside
+    if storage.exists(inside) or not storage.local_path(uri).is_dir():
+        return inside if storage.exists(inside) else uri
+    name = f"{key} {place}" if key else place
+    raise UserError(f"{name}: no {NAME} in this folder; name a manifest, or the folder of what a step has made")
 
 
 def read(uri: str | Path, kind: str | None = None, key: str | None = None) -> Manifest:
-    """Read a manifest from a URI or a local path.
+    """Read a manifest.
 
     Args:
-        uri: the manifest.
+        uri: the manifest or the folder that holds it, as a URI or a local path; see `located`.
         kind: what it has to be of.
         key: the setting that names it, for the error.
 
@@ -134,8 +172,9 @@ def read(uri: str | Path, kind: str | None = None, key: str | None = None) -> Ma
         UserError: there is none, it is not a manifest, or it is of another kind than asked for.
     """
     name = f"{key} {uri}" if key else str(uri)
+    place = located(uri, key)
     try:
-        manifest = Manifest.model_validate(storage.read_json(str(uri)))
+        manifest = Manifest.model_validate(storage.read_json(place))
     except pydantic.ValidationError as error:
         raise UserError(f"{name}: not a manifest: {error.errors()[0]['msg']}") from None
     except UserError as error:
@@ -147,16 +186,21 @@ def read(uri: str | Path, kind: str | None = None, key: str | None = None) -> Ma
 
 def find(uri: str, kind: str) -> Manifest | None:
     """The manifest of a finished place (`<uri>/manifest.json`), or None if it is missing or an object of it is gone."""
-    place = storage.join(uri, "manifest.json")
+    place = storage.join(uri, NAME)
     if not storage.exists(place):
         return None
     manifest = read(place, kind)
     return manifest if all(is_whole(shard) for shard in manifest.shards) else None
 
 
-def finish(manifest: Manifest) -> Manifest:
-    """Write `<uri>/manifest.json`: from now on the place counts as done."""
-    write(manifest, storage.join(manifest.uri, "manifest.json"))
+def finish(manifest: Manifest, root: str | None = None) -> Manifest:
+    """Write `<uri>/manifest.json`: from now on the place counts as done.
+
+    Args:
+        manifest: of the place.
+        root: that the place lies under; None where the manifest names nothing that lies beside the place.
+    """
+    write(manifest, storage.join(manifest.uri, NAME), root or manifest.uri)
     return manifest
 
 
@@ -173,8 +217,14 @@ def publish_shard(source: str | Path | bytes, uri: str, items: int = 1, **facts:
         storage.delete(uri + RECORD_SUFFIX)
     ref = storage.write_bytes(uri, source) if isinstance(source, bytes) else storage.upload(source, uri)
     shard = Shard(uri=uri, bytes=ref.bytes, sha256=ref.sha256, items=items)
-    storage.write_json(uri + RECORD_SUFFIX, {"shard": shard.model_dump(), **facts})
+    write_record(shard, **facts)
     return shard
+
+
+def write_record(shard: Shard, **facts: Any) -> None:
+    """Write the record of a published object; `facts` go into it, and what lies beside the object moves with it."""
+    record = {"shard": shard.model_dump(), **facts}
+    storage.write_json(shard.uri + RECORD_SUFFIX, record, shard.uri.rpartition("/")[0])
 
 
 def read_record(uri: str) -> dict[str, Any] | None:

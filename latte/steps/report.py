@@ -73,7 +73,7 @@ def run(config: ReportConfig) -> manifest.Manifest:
     fingerprint = manifest.fingerprint(
         "report",
         config.model_dump(include=_IN_FINGERPRINT),
-        [[source.fingerprint, source.metrics, source.counts] for source in sources],
+        [[source.fingerprint, _numbers(source), source.counts] for source in sources],
         storage.sha256_file(TEMPLATE),
         __version__,
     )
@@ -137,11 +137,24 @@ def _make(
             shards=[shard],
             counts={"clips": sum(len(row["cells"]) for group in grid["groups"] for row in group["rows"])},
             inputs={"latents": latents.fingerprint, "vae": vae.fingerprint, "checkpoint": checkpoint.fingerprint},
-            config=config.model_dump(exclude={"root", "output"}),
+            config={
+                **config.model_dump(include={*_IN_FINGERPRINT, "timings"}),
+                "latents": latents.file,
+                "vae": vae.file,
+                "checkpoint": checkpoint.file,
+                "video_sets": [videos.file for videos in sets],
+                "scores": [score.file for score, _ in pairs],
+            },
             metrics={**metrics, "verdict": verdict["headline"]},
             seconds=time.monotonic() - started,
-        )
+        ),
+        config.root,
     )
+
+
+def _numbers(source: manifest.Manifest) -> dict[str, Any]:
+    """Its metrics but for the places that they name, which change with the root."""
+    return {key: value for key, value in source.metrics.items() if not key.endswith("_uri")}
 
 
 def render(context: Mapping[str, Any]) -> bytes:
@@ -177,7 +190,7 @@ def pair_scores(
 
 
 def _names_of(source: manifest.Manifest) -> set[str]:
-    return {source.fingerprint, source.uri, storage.join(source.uri, "manifest.json")}
+    return {source.fingerprint, source.uri, source.file}
 
 
 def score_boards(pairs: Sequence[tuple[manifest.Manifest, int]], labels: Sequence[str]) -> list[dict[str, Any]]:

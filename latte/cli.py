@@ -186,6 +186,33 @@ def _compare(first: str, second: str) -> None:
     click.echo(guarded(lambda: compare(first, second)))
 
 
+@cli.command()
+@click.argument("root")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def ls(root: str, as_json: bool) -> None:
+    """List what lies under ROOT: runs, sets, scores, reports, weights, datasets and what is promoted.
+
+    ROOT is s3://bucket/prefix, file:///dir or the path of a folder. The store that a run of `latte-pipeline run` keeps
+    for itself is looked into by `latte-pipeline ls`.
+    """
+    from latte import inventory, inventory_tables
+
+    guarded(lambda: inventory_tables.show_items(inventory.listing(root), as_json))
+
+
+@cli.command()
+@click.argument("what", metavar="ROOT-OR-URI")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(what: str, as_json: bool) -> None:
+    """Show what one place holds and what it was made from; of a root, what lies under it.
+
+    A place is named by its manifest or its folder, as a URI or a path; <root>/registry/<model> shows its promotions.
+    """
+    from latte import inventory_tables
+
+    guarded(lambda: inventory_tables.show(what, as_json))
+
+
 # step: commands of its own
 COMMANDS: dict[str, dict[str, click.Command]] = {"score": {"compare": _compare}}
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from latte import storage
 from latte.cli import guarded
 from latte.errors import LatteError, UserError
 from pipelines.compiled import PIPELINES
@@ -58,7 +59,7 @@ def _parameters(pipeline: str, path: Path, root: str | None, overrides: tuple[st
     place = root or checked.root
     if place is None:
         raise UserError(f"{path}: no root; a cluster needs --root s3://bucket/prefix")
-    return {**checked.model_dump(exclude_unset=True), "root": place}
+    return {**checked.model_dump(exclude_unset=True), "root": storage.root_uri(place)}
 
 
 @click.command()

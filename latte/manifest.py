@@ -49,7 +49,7 @@ class Manifest(Config):
     Attributes:
         kind: "weights", "latents", "checkpoint", "video_set", "score" or "report".
         name: the user's name for it.
-        uri: the folder under the root that holds it.
+        uri: the folder under the root that holds it; of weights in a file of the user's, that file.
         fingerprint: SHA-256 over what made it (inputs' digests and the settings that change the output).
         shards: the published objects, in order.
         counts: how many of what, for example videos, frames.
@@ -138,12 +138,11 @@ def write(manifest: Manifest, uri: str | Path, root: str | None = None) -> None:
     storage.write_json(str(uri), manifest.model_dump(), root)
 
 
-def located(place: str | Path, key: str | None = None) -> str:
-    """The URI of the manifest that a person means: by its URI or path, or by those of the folder that it lies in.
+def located(place: str | Path) -> str:
+    """The URI of the manifest that a person means, by its URI or path, or by those of what it is of.
 
     Args:
-        place: the manifest or its folder.
-        key: the setting that names it, for the error.
+        place: the manifest, the folder that holds it, or a file of weights that it lies beside.
 
     Raises:
         UserError: a folder that holds no manifest, or a path that cannot be.
@@ -152,19 +151,23 @@ def located(place: str | Path, key: str | None = None) -> str:
     if uri.endswith(".json"):
         return uri
     inside = storage.join(uri, NAME)
+    # The convert step prints where it wrote the weights.
+    beside = [storage.join(uri.rpartition("/")[0], NAME)] if uri.endswith("/model.safetensors") else []
+    for candidate in (inside, uri + BESIDE_SUFFIX, *beside):
+        if storage.exists(candidate):
+            return candidate
     if storage.is_s3(uri):
         return uri if storage.exists(uri) else inside
-    if storage.exists(inside) or not storage.local_path(uri).is_dir():
-        return inside if storage.exists(inside) else uri
-    name = f"{key} {place}" if key else place
-    raise UserError(f"{name}: no {NAME} in this folder; name a manifest, or the folder of what a step has made")
+    if storage.local_path(uri).is_dir():
+        raise UserError(f"{place}: no {NAME} in this folder; name a manifest, or the folder of what a step has made")
+    return uri
 
 
 def read(uri: str | Path, kind: str | None = None, key: str | None = None) -> Manifest:
     """Read a manifest.
 
     Args:
-        uri: the manifest or the folder that holds it, as a URI or a local path; see `located`.
+        uri: the manifest, or what it is of, as a URI or a local path; see `located`.
         kind: what it has to be of.
         key: the setting that names it, for the error.
 
@@ -172,9 +175,8 @@ def read(uri: str | Path, kind: str | None = None, key: str | None = None) -> Ma
         UserError: there is none, it is not a manifest, or it is of another kind than asked for.
     """
     name = f"{key} {uri}" if key else str(uri)
-    place = located(uri, key)
     try:
-        manifest = Manifest.model_validate(storage.read_json(place))
+        manifest = Manifest.model_validate(storage.read_json(located(uri)))
     except pydantic.ValidationError as error:
         raise UserError(f"{name}: not a manifest: {error.errors()[0]['msg']}") from None
     except UserError as error:

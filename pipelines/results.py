@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import fnmatch
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,15 @@ from pipelines import local
 
 RUNS = Path("runs")
 RESULTS = "results"
+# What a copy is said to hold.
+_TOLD = {
+    "*.html": "report",
+    "*/contact-sheet.png": "contact sheet",
+    "*.mp4": "clips (MP4)",
+    "*.mkv": "clips (lossless)",
+    "*/ema.safetensors": "checkpoints",
+    "*tfevents*": "TensorBoard files",
+}
 # What a person opens of a run; weights and latents are fetched by their names.
 _OF_A_RUN = ("run", "set", "score", "report")
 
@@ -207,10 +217,8 @@ def _where(target: Path, items: Sequence[Item], files: Sequence[str]) -> list[st
     lines = []
     for item in items:
         own = [name for name in files if name.startswith(item.place + "/")]
-        endings = [("report.html", "report"), ("contact-sheet.png", "contact sheet"), (".mp4", "clips (MP4)")]
-        endings += [(".mkv", "clips (lossless)"), ("ema.safetensors", "checkpoints"), ("tfevents", "TensorBoard files")]
-        counts = [(what, sum(ending in name for name in own)) for ending, what in endings]
-        said = ", ".join(f"{count} {what}" for what, count in counts if count) or f"{len(own)} files"
+        counts = [(what, len(fnmatch.filter(own, pattern))) for pattern, what in _TOLD.items()]
+        said = ", ".join(f"{count} {what}" for what, count in counts if count) or ", ".join(Path(n).name for n in own)
         lines.append(f"{item.kind} {item.name}: {target / item.place} ({said})")
     return lines
 

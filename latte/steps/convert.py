@@ -256,9 +256,9 @@ def _write(
     if config.target is not None:
         target = storage.from_path(config.target)
         shard = _save(tensors, target)
-        folder, _, file = target.rpartition("/")
+        name = config.name or target.rpartition("/")[2].rpartition(".")[0]
         _, fingerprint = _place(config, beside, digest.result())
-        result = describe(folder, config.name or file.rpartition(".")[0], fingerprint, shard)
+        result = describe(target, name, fingerprint, shard)
         with _deleting_on_failure(target):
             manifest.write(result, target + manifest.BESIDE_SUFFIX)
     if config.root is not None:

@@ -166,7 +166,10 @@ def _resolve_start(init_from: str | None, latents: manifest.Manifest) -> tuple[s
     """The weights file that `init_from` means, its SHA-256, and the place that it was found by."""
     if init_from is None:
         return None, None, None
-    place = manifest.located(init_from, "init_from")
+    try:
+        place = manifest.located(init_from)
+    except UserError as error:
+        raise type(error)(f"init_from {error}") from None
     if not place.endswith(".json"):
         with storage.as_local_file(place) as path:
             return place, storage.sha256_file(path), place

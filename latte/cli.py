@@ -59,8 +59,9 @@ def cli() -> None:
     """Video diffusion with Latte on MindSpore, step by step.
 
     Each step reads a YAML config (-c), takes overrides as key=value, writes under its `root`
-    (s3://bucket/prefix or file:///dir) and prints the manifest of what it wrote. Running a step
-    again does only what is missing. S3 credentials come from the environment
+    (s3://bucket/prefix or the path of a folder) and prints the manifest of what it wrote. Where a step
+    wants a manifest it takes the uri that another has printed, the manifest's own URI, or a path. Running
+    a step again does only what is missing. S3 credentials come from the environment
     (AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY).
 
     `latte STEP --help` lists the keys of a step.

@@ -195,6 +195,8 @@ def _why_nothing(root: str, uris: list[str]) -> str:
         return f"{root}: no such folder"
     if not uris:
         return f"{root}: nothing is there yet"
+    if any(uri.endswith("/store/weed.log") for uri in uris) and not storage.is_s3(root):
+        return f"{root}: the folder of a run with a store of its own; latte-pipeline ls looks into it"
     for uri in uris:
         names = uri.removeprefix(root + "/").split("/")
         inner = next((number for number, name in enumerate(names[:-2]) if name in FOLDERS), 0)

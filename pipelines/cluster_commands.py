@@ -163,7 +163,8 @@ def doctor(host: str | None, namespace: str | None, root: str | None) -> None:
     from pipelines import doctor as doctors
 
     def go() -> None:
-        findings = doctors.examine(host, namespace, None, root)
+        place = storage.root_uri(root) if root is not None else None
+        findings = doctors.examine(host, namespace, None, place)
         for finding in findings:
             mark = {True: "ok", False: "PROBLEM", None: "-"}[finding.fine]
             click.echo(f"{mark:>8}  {finding.what}: {finding.line}")

@@ -157,8 +157,8 @@ def test_a_merge_that_was_killed_leaves_no_state_without_its_manifest(
     state = storage.join(encode.plan(settings).uri, encode.STATE_MANIFEST)
     write = manifest.write
 
-    def killed(made: manifest.Manifest, uri: str) -> None:
-        write(made, uri)
+    def killed(made: manifest.Manifest, uri: str, root: str) -> None:
+        write(made, uri, root)
         if made.kind == "latents" and uri == storage.join(made.uri, "manifest.json"):
             raise KeyboardInterrupt
 

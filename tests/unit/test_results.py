@@ -16,7 +16,7 @@ from tests.unit.test_inventory import clip_set
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with runs/demo and runs/older, as `latte-pipeline run` leaves them; their roots are folders beside it."""
+    """A folder with runs/demo and runs/older, as `latte-pipeline run` leaves them; their roots lie beside it."""
     for age, name in enumerate(("demo", "older")):
         root = (tmp_path / f"root of {name}").as_uri()
         promotions.make(root, name, 2.0)

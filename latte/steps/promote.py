@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pydantic import Field, model_validator
 
-from latte import manifest, registry, score_sides, storage
+from latte import manifest, registry, score_sides, storage, uris
 from latte.config import Config, Root
 from latte.errors import StorageError, UserError
 from latte.registry import Entry
@@ -223,9 +223,10 @@ def _decision(
     config: PromoteConfig, current: Entry | None, candidate: Entry, verdict: Verdict, started: float
 ) -> manifest.Manifest:
     number = current.number if current is not None else 0
-    fingerprint = manifest.fingerprint(
-        "promotion", config.model_dump(include={"margin", "tolerance", "rollback"}), candidate.score, number
-    )
+    place = storage.join(registry.place(config.root, config.name), "decisions")
+    settings = config.model_dump(include={"margin", "tolerance", "rollback"})
+    score = uris.relative(candidate.score, place, config.root)  # the same decision when the root has moved
+    fingerprint = manifest.fingerprint("promotion", settings, score, number)
     metrics = {"promoted": int(verdict.passes), "number": number, "value": candidate.value, "reason": verdict.reason}
     for key in ("promoted_value", "limit"):
         if (value := getattr(verdict, key)) is not None:
@@ -234,11 +235,11 @@ def _decision(
         manifest.Manifest(
             kind="promotion",
             name=config.name,
-            uri=storage.join(registry.place(config.root, config.name), "decisions", fingerprint[:16]),
+            uri=storage.join(place, fingerprint[:16]),
             fingerprint=fingerprint,
             inputs={"weights": candidate.weights_sha256, "score": candidate.score},
             config={
-                **config.model_dump(include={"margin", "tolerance", "rollback"}),
+                **settings,
                 "metric": candidate.metric,
                 "current": current.model_dump() if current is not None else {},
             },

@@ -132,6 +132,12 @@ def resolve(value: Any, document: str) -> Any:
     return _mapped(value, absolute)
 
 
+def seen_from(root: str, value: Any) -> Any:
+    """JSON values for a person: URIs below a root become names as seen from it, videos/a/9b40."""
+    prefixes = spellings(root)
+    return _mapped(value, lambda text: "/".join(_below(text, prefixes) or []) or text)
+
+
 def spellings(root: str) -> list[str]:
     """How URIs below a root may begin: a file's URI may be written with or without percent signs."""
     plain = root.rstrip("/")

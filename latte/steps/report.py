@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from latte import __version__, manifest, storage
+from latte import __version__, manifest, storage, uris
 from latte.config import Config, Root
 from latte.errors import UserError
 from latte.steps import report_words as words
@@ -120,11 +120,12 @@ def _make(
         "run": _facts_of_run(checkpoint, latents, sets),
         "times": _times(latents, vae, checkpoint, sets, pairs, labels),
         "timings": words.bars_of_seconds(list(config.timings.items())),
-        "sources": [_source(source) for source in sources],
+        "sources": [_source(source, config.root) for source in sources],
         "fingerprint": fingerprint,
         "uri": uri,
     }
-    page = render(context)
+    # A page that names no place of the root stays true when that is moved.
+    page = render(uris.seen_from(config.root, context))
     shard = manifest.publish_shard(page, storage.join(uri, "report.html"))
     board = boards[0] if boards else None
     metrics = {f"{board['metric']} {bar['label']}": bar["value"] for bar in board["bars"]} if board else {}
@@ -369,7 +370,7 @@ def _times(
     return words.bars_of_seconds(rows)
 
 
-def _source(source: manifest.Manifest) -> dict[str, Any]:
+def _source(source: manifest.Manifest, root: str) -> dict[str, Any]:
     return {
         "kind": source.kind.replace("_", " "),
         "name": source.name,
@@ -379,7 +380,7 @@ def _source(source: manifest.Manifest) -> dict[str, Any]:
         "bytes": words.size(sum(shard.bytes for shard in source.shards)),
         "inputs": source.inputs,
         "json": json.dumps(
-            source.model_dump(include={"config", "counts", "metrics", "inputs"}),
+            uris.seen_from(root, source.model_dump(include={"config", "counts", "metrics", "inputs"})),
             indent=2,
             sort_keys=True,
             ensure_ascii=False,

@@ -84,7 +84,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     vae = small_vae.publish(folder.as_uri())
     made = Run(str(folder), str(videos)).all()
     made["inside"] = encode.run(inside(folder.as_uri(), vae))
-    for path in folder.rglob("*.json"):
+    for path in [*folder.rglob("*.json"), *folder.rglob("*.html")]:
         text = path.read_text()
         assert folder.name not in text and folder.as_uri() not in text, f"{path} names the place of its root"
     moved = base / "second" / "place"

@@ -79,6 +79,12 @@ def test_a_way_is_short_and_a_neighbour_with_a_longer_name_is_not_below_the_root
     ]  # fmt: skip
 
 
+def test_a_person_sees_places_from_the_root() -> None:
+    value = {"a": ["s3://b/out/videos/a/2", "s3://b/out", "s3://other/x", 3], "b": ("file:///x",)}
+    seen = {"a": ["videos/a/2", "s3://b/out", "s3://other/x", 3], "b": ["file:///x"]}
+    assert uris.seen_from("s3://b/out", value) == seen
+
+
 def test_without_a_root_nothing_becomes_relative(root: str) -> None:
     uri = storage.join(root, "a", "m.json")
     value = {"uri": storage.join(root, "a"), "caption": "here://said"}

@@ -1,4 +1,7 @@
-"""What runs have made, found by name: `latte-pipeline ls | show | get`, over a run's own store or any other."""
+"""What runs have made, found by name: `latte-pipeline ls | show | get`, over a run's own store or any other.
+
+`pipelines.local` brings the components, whose image the other commands choose first: it is imported where it is needed.
+"""
 
 import contextlib
 import difflib
@@ -14,7 +17,6 @@ from latte import copying, inventory, inventory_tables, storage
 from latte.cli import guarded
 from latte.errors import UserError
 from latte.inventory import Item
-from pipelines import local
 
 RUNS = Path("runs")
 RESULTS = "results"
@@ -56,6 +58,8 @@ def opened(run_dir: Path | None, root: str | None) -> Iterator[Opened]:
             raise UserError("--run-dir and --root: give one of them")
         yield Opened(storage.root_uri(root), None)
         return
+    from pipelines import local
+
     folder = run_dir or _newest_run()
     with local.reopened(folder) as place:
         yield Opened(place, folder)
@@ -170,6 +174,8 @@ def _newest_of_each(items: Sequence[Item]) -> list[Item]:
 
 def _run_of(name: str, strict: bool = True) -> Path | None:
     """The folder of a run by its path or its name in runs/."""
+    from pipelines import local
+
     for folder in (Path(name), RUNS / name):
         if "://" not in name and local.is_run(folder):
             return folder
@@ -181,6 +187,8 @@ def _run_of(name: str, strict: bool = True) -> Path | None:
 
 
 def _runs() -> list[str]:
+    from pipelines import local
+
     folders = [path for path in RUNS.iterdir() if local.is_run(path)] if RUNS.is_dir() else []
     return [path.name for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)]
 
@@ -194,6 +202,8 @@ def _newest_run() -> Path:
 
 def _holder(uri: str) -> tuple[Path | None, str | None]:
     """Who has a URI that a step has printed: a run of ours that wrote to that root, or the store that it names."""
+    from pipelines import local
+
     for name in _runs():
         recorded = RUNS / name / local.PLACE
         known = storage.read_json(str(recorded))["root"] if recorded.exists() else None

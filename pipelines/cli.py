@@ -1,4 +1,4 @@
-"""`latte-pipeline run | ls | show | get | compile | submit | schedule | status | logs | doctor | demo-clips`."""
+"""`latte-pipeline run | compile | submit | schedule | status | logs | doctor | demo-clips`."""
 
 import os
 from pathlib import Path

@@ -237,7 +237,7 @@ def test_several_captions_of_a_video_are_no_rejected_videos(vae: str, videos: Pa
 @pytest.mark.parametrize(
     "settings",
     [
-        {"root": "rel/root"},
+        {"root": "s3:/bucket"},
         {"root": "https://host/x"},
         {"shard_mb": float("inf")},
         {"image_size": 1_000_000},

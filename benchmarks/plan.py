@@ -78,7 +78,7 @@ def _measure(videos: int) -> dict[str, Any]:
         lap("digest")
         plan = encode_plan.make(catalog, encode_plan.Published({}, {}), _SHARD_BYTES, 32)
         lap("make")
-        shard = encode_plan.write(plan, uri)
+        shard = encode_plan.write(plan, uri, Path(folder).as_uri())
         lap("write")
         again = encode_plan.read(uri)
         lap("read")
@@ -92,7 +92,7 @@ def _measure(videos: int) -> dict[str, Any]:
         done = encode_plan.Published({"shard": Shard(uri="file:///shard.safetensors", bytes=1, sha256="")}, known)
         began = time.perf_counter()
         merged = encode_plan.merge(catalog, done, 1)
-        encode_plan.write_index(merged, folder, Path(folder).as_uri(), (2, 4, 32, 32), "float16")
+        encode_plan.write_index(merged, folder, Path(folder).as_uri(), (2, 4, 32, 32), "float16", Path(folder).as_uri())
         lap("merge")
         if work != videos or len(merged.videos) != videos or not Path(folder, INDEX).exists():
             raise SystemExit(f"planned {work} and merged {len(merged.videos)} of {videos} videos")

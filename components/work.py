@@ -3,7 +3,6 @@
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from latte import manifest, storage
@@ -70,8 +69,8 @@ class Work:
         )
 
     def write(self, uri: str) -> None:
-        """Store it as JSON."""
-        storage.write_json(uri, asdict(self))
+        """Store it as JSON, under `launched/` of its root."""
+        storage.write_json(uri, asdict(self), root_of(uri))
 
 
 def read(uri: str) -> Work:
@@ -87,6 +86,11 @@ def read(uri: str) -> Work:
         raise UserError(
             f"{uri}: no work of this version; the image and the pipeline are of different versions"
         ) from None
+
+
+def root_of(uri: str) -> str | None:
+    """The root of a run by the URI of what a launched step keeps there, `<root>/launched/…`."""
+    return uri.rpartition("/launched/")[0] or None
 
 
 def share(task: str) -> dict[str, int | None]:
@@ -122,7 +126,7 @@ def _published(value: Any, folder: str) -> Any:
     # KFP hands manifests over as files of the pod; whatever else is wired is a name, a number or a URI.
     if not isinstance(value, str) or not value.startswith("/"):
         return value
-    data = Path(value).read_bytes()
-    uri = storage.join(folder, "inputs", f"{manifest.fingerprint(data.hex())[:16]}.json")
-    storage.write_bytes(uri, data)
+    content = storage.read_json(value)
+    uri = storage.join(folder, "inputs", f"{manifest.fingerprint(content)[:16]}.json")
+    storage.write_json(uri, content, root_of(folder))
     return uri

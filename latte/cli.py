@@ -59,8 +59,9 @@ def cli() -> None:
     """Video diffusion with Latte on MindSpore, step by step.
 
     Each step reads a YAML config (-c), takes overrides as key=value, writes under its `root`
-    (s3://bucket/prefix or file:///dir) and prints the manifest of what it wrote. Running a step
-    again does only what is missing. S3 credentials come from the environment
+    (s3://bucket/prefix or the path of a folder) and prints the manifest of what it wrote. Where a step
+    wants a manifest it takes the uri that another has printed, the manifest's own URI, or a path. Running
+    a step again does only what is missing. S3 credentials come from the environment
     (AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY).
 
     `latte STEP --help` lists the keys of a step.
@@ -184,6 +185,33 @@ def _compare(first: str, second: str) -> None:
     from latte.comparison import compare
 
     click.echo(guarded(lambda: compare(first, second)))
+
+
+@cli.command()
+@click.argument("root")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def ls(root: str, as_json: bool) -> None:
+    """List what lies under ROOT: runs, sets, scores, reports, weights, datasets and what is promoted.
+
+    ROOT is s3://bucket/prefix, file:///dir or the path of a folder. The store that a run of `latte-pipeline run` keeps
+    for itself is looked into by `latte-pipeline ls`.
+    """
+    from latte import inventory, inventory_tables
+
+    guarded(lambda: inventory_tables.show_items(inventory.listing(root), as_json))
+
+
+@cli.command()
+@click.argument("what", metavar="ROOT-OR-URI")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(what: str, as_json: bool) -> None:
+    """Show what one place holds and what it was made from; of a root, what lies under it.
+
+    A place is named by its manifest or its folder, as a URI or a path; <root>/registry/<model> shows its promotions.
+    """
+    from latte import inventory_tables
+
+    guarded(lambda: inventory_tables.show(what, as_json))
 
 
 # step: commands of its own

@@ -27,12 +27,12 @@ def compare(first: str, second: str) -> str:
     found = differences(*scores)
     if found:
         raise UserError(f"{first} and {second} cannot be compared: " + "; ".join(found))
-    name, value1 = _distance(scores[0])
-    value2 = _distance(scores[1])[1]
+    name, value1 = distance(scores[0])
+    value2 = distance(scores[1])[1]
     lines = [f"{'':<6}{name:>20}  {'interval':<26}{'at endless N':<16}name"]
     for title, score in zip("AB", scores, strict=True):
         low, high, endless = (f"{score.metrics[key]:.5g}" for key in _BESIDE[:3])
-        lines.append(f"{title:<6}{_distance(score)[1]:>20.5g}  {f'{low} to {high}':<26}{endless:<16}{score.name}")
+        lines.append(f"{title:<6}{distance(score)[1]:>20.5g}  {f'{low} to {high}':<26}{endless:<16}{score.name}")
     apart = max(s.metrics["interval_low"] for s in scores) > min(s.metrics["interval_high"] for s in scores)
     lines.append(
         f"{'A - B':<6}{value1 - value2:>20.5g}  " + ("the intervals are apart" if apart else "the intervals overlap")
@@ -54,13 +54,13 @@ def differences(first: manifest.Manifest, second: manifest.Manifest) -> list[str
         found.append(f"detector {_pair(first.inputs, second.inputs, 'detector')}")
     if first.inputs["real"] != second.inputs["real"]:
         found.append(f"real side {_pair(first.inputs, second.inputs, 'real')}")
-    names = [_distance(score)[0] for score in (first, second)]
+    names = [distance(score)[0] for score in (first, second)]
     if not found and names[0] != names[1]:
         found.append(f"metric {names[0]} and {names[1]}")
     return found
 
 
-def _distance(score: manifest.Manifest) -> tuple[str, float]:
+def distance(score: manifest.Manifest) -> tuple[str, float]:
     """Name and value of the score's distance."""
     found = [(key, float(value)) for key, value in score.metrics.items() if key not in _BESIDE]
     if len(found) != 1 or not math.isfinite(found[0][1]):

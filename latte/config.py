@@ -14,16 +14,17 @@ C = TypeVar("C", bound="Config")
 
 
 def _checked_root(root: str) -> str:
-    if problem := storage.root_problem(root):
-        raise ValueError(problem)
-    return root
+    try:
+        return storage.root_uri(root)
+    except UserError as error:
+        raise ValueError(str(error).partition(": ")[2]) from None
 
 
 def _takes_switches(annotation: Any) -> bool:
     return annotation in (bool, Any) or any(map(_takes_switches, get_args(annotation)))
 
 
-# Where everything is kept.
+# Where everything is kept: a URI, or the path of a folder, which becomes one.
 Root = Annotated[str, pydantic.AfterValidator(_checked_root)]
 
 

@@ -8,7 +8,6 @@ is a content of its own; the captions' embeddings lie beside the shards (`latte.
 """
 
 import itertools
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
@@ -123,8 +122,8 @@ def make(catalog: Catalog, done: Published, shard_bytes: int, num_tasks: int, mi
     return Plan(catalog, shards)
 
 
-def write(plan: Plan, uri: str) -> manifest.Shard:
-    """Publish a plan as one object."""
+def write(plan: Plan, uri: str, root: str) -> manifest.Shard:
+    """Publish a plan as one object under a root."""
     numbers = {entry.id: number for number, entry in enumerate(plan.catalog.entries)}
 
     def number_of(entry: Entry) -> int:
@@ -140,7 +139,7 @@ def write(plan: Plan, uri: str) -> manifest.Shard:
         "left_out": plan.catalog.left_out,
         "captions": [[shard.name, [captioned[caption] for caption in shard.captions]] for shard in plan.captions],
     }
-    ref = _write_compact(uri, value)
+    ref = storage.write_json(uri, value, root, compact=True)
     return manifest.Shard(uri=uri, bytes=ref.bytes, sha256=ref.sha256, items=len(plan.shards))
 
 
@@ -288,7 +287,9 @@ def _problem(known: Known, copy: Known | None, min_frames: int) -> str | None:
     return None if copy.num_frames == known.num_frames else f"its content changed while it was encoded{RUN_AGAIN}"
 
 
-def write_index(merged: Merged, place: str, uri: str, row_shape: Sequence[int], dtype: str) -> manifest.Shard:
+def write_index(
+    merged: Merged, place: str, uri: str, row_shape: Sequence[int], dtype: str, root: str
+) -> manifest.Shard:
     """Publish what `latte.latents.LatentClips` reads: every video and where its frames and its caption's embedding lie.
 
     Args:
@@ -297,6 +298,7 @@ def write_index(merged: Merged, place: str, uri: str, row_shape: Sequence[int], 
         uri: folder that the index goes to.
         row_shape: (2, C, h, w), of one frame's mean and log-variance.
         dtype: of latents and embeddings.
+        root: that all of it lies under.
     """
     always = [known.name for known in fields(EncodedVideo) if known.default is MISSING]
     others = [known.name for known in fields(EncodedVideo) if known.default is not MISSING]
@@ -312,11 +314,5 @@ def write_index(merged: Merged, place: str, uri: str, row_shape: Sequence[int], 
     }
     if merged.null_text is not None:
         value["text"] = {"shape": captions.EMBEDDING_SHAPE, "null": merged.null_text}
-    ref = _write_compact(storage.join(uri, INDEX), value)
+    ref = storage.write_json(storage.join(uri, INDEX), value, root, compact=True)
     return manifest.Shard(uri=ref.uri, bytes=ref.bytes, sha256=ref.sha256, items=len(merged.videos))
-
-
-def _write_compact(uri: str, value: dict[str, Any]) -> storage.Ref:
-    """Put JSON without layout: laying out a million entries takes six times longer than encoding them."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return storage.keep_bytes(uri, text.encode())

@@ -85,7 +85,7 @@ class LatentClips:
         data = storage.read_bytes(ref.uri)
         if storage.sha256_bytes(data) != ref.sha256:
             raise StorageError(f"{ref.uri}: damaged: its content does not have the recorded SHA-256 {ref.sha256[:12]}…")
-        index = json.loads(data)
+        index = storage.parse_json(data, ref.uri)
         self.videos = [EncodedVideo(**video) for video in index["videos"]]
         self.scaling_factor = float(latents.config["scaling_factor"])
         self.image_size = int(latents.config["image_size"])

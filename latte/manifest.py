@@ -19,6 +19,9 @@ from latte import __version__, storage
 from latte.config import Config
 from latte.errors import UserError
 
+NAME = "manifest.json"
+# Of converted weights that lie in a file of the user's, under no root.
+BESIDE_SUFFIX = ".manifest.json"
 RECORD_SUFFIX = ".record.json"
 SHARD_ENDING = ".safetensors"
 _READ_THREADS = 8
@@ -46,7 +49,7 @@ class Manifest(Config):
     Attributes:
         kind: "weights", "latents", "checkpoint", "video_set", "score" or "report".
         name: the user's name for it.
-        uri: the folder under the root that holds it.
+        uri: the folder under the root that holds it; of weights in a file of the user's, that file.
         fingerprint: SHA-256 over what made it (inputs' digests and the settings that change the output).
         shards: the published objects, in order.
         counts: how many of what, for example videos, frames.
@@ -69,6 +72,13 @@ class Manifest(Config):
     metrics: dict[str, Any] = {}
     seconds: float = 0.0
     code_version: str = __version__
+
+    @property
+    def file(self) -> str:
+        """URI of the manifest in its place; weights that are a file of the user's have theirs beside that file."""
+        if self.kind == "weights" and not self.uri.endswith(f"/{self.fingerprint[:16]}"):
+            return self.weights_file().uri + BESIDE_SUFFIX
+        return storage.join(self.uri, NAME)
 
     def shard(self, ending: str) -> Shard:
         """The one shard whose URI ends so.
@@ -117,16 +127,47 @@ def reject_rows(rejects: Sequence[Reject], limit: int = 20) -> list[str]:
     return [*rows, f"  and {left_out} other reasons; see the manifest"] if left_out else rows
 
 
-def write(manifest: Manifest, uri: str | Path) -> None:
-    """Write a manifest to a URI or a local path; equal manifests are equal bytes."""
-    storage.write_json(str(uri), manifest.model_dump())
+def write(manifest: Manifest, uri: str | Path, root: str | None = None) -> None:
+    """Write a manifest to a URI or a local path; equal manifests are equal bytes.
+
+    Args:
+        manifest: what is written.
+        uri: where to.
+        root: that `uri` lies under; None writes absolute URIs, so that the file is of use wherever it goes.
+    """
+    storage.write_json(str(uri), manifest.model_dump(), root)
+
+
+def located(place: str | Path) -> str:
+    """The URI of the manifest that a person means, by its URI or path, or by those of what it is of.
+
+    Args:
+        place: the manifest, the folder that holds it, or a file of weights that it lies beside.
+
+    Raises:
+        UserError: a folder that holds no manifest, or a path that cannot be.
+    """
+    uri = storage.from_path(place).rstrip("/")
+    if uri.endswith(".json"):
+        return uri
+    inside = storage.join(uri, NAME)
+    # The convert step prints where it wrote the weights.
+    beside = [storage.join(uri.rpartition("/")[0], NAME)] if uri.endswith("/model.safetensors") else []
+    for candidate in (inside, uri + BESIDE_SUFFIX, *beside):
+        if storage.exists(candidate):
+            return candidate
+    if storage.is_s3(uri):
+        return uri if storage.exists(uri) else inside
+    if storage.local_path(uri).is_dir():
+        raise UserError(f"{place}: no {NAME} in this folder; name a manifest, or the folder of what a step has made")
+    return uri
 
 
 def read(uri: str | Path, kind: str | None = None, key: str | None = None) -> Manifest:
-    """Read a manifest from a URI or a local path.
+    """Read a manifest.
 
     Args:
-        uri: the manifest.
+        uri: the manifest, or what it is of, as a URI or a local path; see `located`.
         kind: what it has to be of.
         key: the setting that names it, for the error.
 
@@ -135,7 +176,7 @@ def read(uri: str | Path, kind: str | None = None, key: str | None = None) -> Ma
     """
     name = f"{key} {uri}" if key else str(uri)
     try:
-        manifest = Manifest.model_validate(storage.read_json(str(uri)))
+        manifest = Manifest.model_validate(storage.read_json(located(uri)))
     except pydantic.ValidationError as error:
         raise UserError(f"{name}: not a manifest: {error.errors()[0]['msg']}") from None
     except UserError as error:
@@ -147,16 +188,21 @@ def read(uri: str | Path, kind: str | None = None, key: str | None = None) -> Ma
 
 def find(uri: str, kind: str) -> Manifest | None:
     """The manifest of a finished place (`<uri>/manifest.json`), or None if it is missing or an object of it is gone."""
-    place = storage.join(uri, "manifest.json")
+    place = storage.join(uri, NAME)
     if not storage.exists(place):
         return None
     manifest = read(place, kind)
     return manifest if all(is_whole(shard) for shard in manifest.shards) else None
 
 
-def finish(manifest: Manifest) -> Manifest:
-    """Write `<uri>/manifest.json`: from now on the place counts as done."""
-    write(manifest, storage.join(manifest.uri, "manifest.json"))
+def finish(manifest: Manifest, root: str | None = None) -> Manifest:
+    """Write `<uri>/manifest.json`: from now on the place counts as done.
+
+    Args:
+        manifest: of the place.
+        root: that the place lies under; None where the manifest names nothing that lies beside the place.
+    """
+    write(manifest, storage.join(manifest.uri, NAME), root or manifest.uri)
     return manifest
 
 
@@ -173,8 +219,14 @@ def publish_shard(source: str | Path | bytes, uri: str, items: int = 1, **facts:
         storage.delete(uri + RECORD_SUFFIX)
     ref = storage.write_bytes(uri, source) if isinstance(source, bytes) else storage.upload(source, uri)
     shard = Shard(uri=uri, bytes=ref.bytes, sha256=ref.sha256, items=items)
-    storage.write_json(uri + RECORD_SUFFIX, {"shard": shard.model_dump(), **facts})
+    write_record(shard, **facts)
     return shard
+
+
+def write_record(shard: Shard, **facts: Any) -> None:
+    """Write the record of a published object; `facts` go into it, and what lies beside the object moves with it."""
+    record = {"shard": shard.model_dump(), **facts}
+    storage.write_json(shard.uri + RECORD_SUFFIX, record, shard.uri.rpartition("/")[0])
 
 
 def read_record(uri: str) -> dict[str, Any] | None:

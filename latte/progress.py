@@ -18,10 +18,11 @@ def progress(
     desc: str = "",
     unit: str = "it",
     disable: bool = False,
+    scaled: bool = False,
 ) -> tqdm:
     """A tqdm bar on standard error; where that is not a terminal (a pod's log) it prints a line about every 10 seconds.
 
-    `LATTE_PROGRESS_INTERVAL_S` changes those 10 seconds.
+    `LATTE_PROGRESS_INTERVAL_S` changes those 10 seconds; `scaled` says thousands and millions of the unit as kB and MB.
     """
     interval_s = 0.1 if sys.stderr.isatty() else _interval_s()
     return tqdm(
@@ -31,6 +32,7 @@ def progress(
         total=total,
         desc=desc,
         unit=unit,
+        unit_scale=scaled,
         dynamic_ncols=sys.stderr.isatty(),
         mininterval=interval_s,
         miniters=1,

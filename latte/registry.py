@@ -109,11 +109,12 @@ def replace(root: str, entry: Entry, current: Entry | None, etag: str | None) ->
     if current is not None:
         number = current.number + 1
         # Whoever writes this writes the same bytes: the current entry as it was read.
-        storage.write_json(storage.join(folder, "history", f"{current.number:08d}.json"), current.model_dump())
+        uri = storage.join(folder, "history", f"{current.number:08d}.json")
+        storage.write_json(uri, current.model_dump(), root)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     stamped = entry.model_copy(update={"number": number, "promoted_at": now})
-    data = stamped.model_dump_json(indent=2).encode() + b"\n"
-    return stamped if storage.swap(storage.join(folder, "current.json"), data, etag) else None
+    uri = storage.join(folder, "current.json")
+    return stamped if storage.swap(uri, storage.json_bytes(uri, stamped.model_dump(), root), etag) else None
 
 
 def check_conditional_writes(root: str, model: str) -> None:
@@ -170,7 +171,8 @@ def keep_checkpoint(root: str, model: str, checkpoint: manifest.Manifest, weight
             inputs={**checkpoint.inputs, "checkpoint": checkpoint.fingerprint},
             config=checkpoint.config,
             metrics={**checkpoint.metrics, "step": step},
-        )
+        ),
+        root,
     )
 
 

@@ -19,6 +19,7 @@ class Source:
     """What a set's videos are generated with.
 
     Attributes:
+        checkpoint: manifest that the weights are of.
         step: training step of the weights; None where they were published without one.
         weights: of the Latte.
         vae: weights of the autoencoder.
@@ -27,6 +28,7 @@ class Source:
         facts: config of the Latte's manifest.
     """
 
+    checkpoint: manifest.Manifest
     step: int | None
     weights: manifest.Shard
     vae: manifest.Shard
@@ -64,6 +66,7 @@ def resolve(checkpoint_uri: str, vae_uri: str, step: int | None, role: str) -> S
             f"vae {vae_uri}: the model was trained on latents of another autoencoder ({facts['vae'][:12]}…)"
         )
     return Source(
+        checkpoint=checkpoint,
         step=found,
         weights=weights,
         vae=vae,

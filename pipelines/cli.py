@@ -7,7 +7,7 @@ import click
 
 from latte import __version__
 from latte.cli import guarded
-from pipelines import cluster_commands, operate_commands
+from pipelines import cluster_commands, operate_commands, results
 from pipelines.compiled import PIPELINES
 
 _PIPELINE = click.option(
@@ -79,6 +79,7 @@ def run(
                 click.echo(f"{kind.replace('_', ' ')}: {done.summaries(kind)[-1]['uri']}")
         else:
             click.echo(f"report: {done.report}")
+        click.echo(results.told(done.root, folder))
 
     guarded(go)
 
@@ -150,7 +151,7 @@ def demo_clips(folder: Path) -> None:
     guarded(lambda: click.echo(f"{cut_demo_clips(folder)} clips in {folder}"))
 
 
-for _command in (*cluster_commands.COMMANDS, *operate_commands.COMMANDS):
+for _command in (*results.COMMANDS, *cluster_commands.COMMANDS, *operate_commands.COMMANDS):
     cli.add_command(_command)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from latte import storage
 from latte.cli import guarded
 from latte.errors import UserError
 from pipelines.compiled import PIPELINES
@@ -56,7 +57,7 @@ def _parameters(pipeline: str, path: Path, root: str | None, overrides: tuple[st
     place = root or checked.root
     if place is None:
         raise UserError(f"{path}: no root; a cluster needs --root s3://bucket/prefix")
-    return {**checked.model_dump(exclude_unset=True), "root": place}
+    return {**checked.model_dump(exclude_unset=True), "root": storage.root_uri(place)}
 
 
 @click.command()
@@ -120,7 +121,8 @@ def doctor(host: str | None, namespace: str | None, root: str | None) -> None:
     from pipelines import doctor as doctors
 
     def go() -> None:
-        findings = doctors.examine(host, namespace, None, root)
+        place = storage.root_uri(root) if root is not None else None
+        findings = doctors.examine(host, namespace, None, place)
         for finding in findings:
             mark = {True: "ok", False: "PROBLEM", None: "-"}[finding.fine]
             click.echo(f"{mark:>8}  {finding.what}: {finding.line}")

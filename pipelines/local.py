@@ -24,6 +24,8 @@ from latte import signals, storage
 from latte.errors import LatteError, UserError
 from pipelines import compiled, console, containers, processes, settings, store
 
+# In the run's folder: where its data is.
+PLACE = "root.json"
 PROGRESS_INTERVAL_S = "2"
 POLITE_S = 20.0
 
@@ -73,6 +75,7 @@ def run(
         LatteError: a step failed; the error's exit code is the step's.
     """
     run_dir = run_dir.absolute()
+    root = storage.root_uri(root) if root is not None else None
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -87,7 +90,47 @@ def run(
         _root(run_dir, root, config.prefix, port, terminal or sys.stderr) as place,
     ):
         storage.check_root(place)
+        storage.write_json(str(run_dir / PLACE), {"root": place, "own_store": root is None})
         return _run_pipeline(config, run_dir, place, terminal or sys.stderr, image)
+
+
+@contextlib.contextmanager
+def reopened(run_dir: Path) -> Iterator[str]:
+    """The root of an earlier run, while a `with` block lasts; the run's own store is started for that time.
+
+    Raises:
+        UserError: no folder of a run, or the run is at work.
+        StorageError: the store does not start.
+    """
+    run_dir = run_dir.absolute()
+    if not is_run(run_dir):
+        raise UserError(f"{run_dir}: not the folder of a run")
+    recorded = run_dir / PLACE
+    place: dict[str, Any] = storage.read_json(str(recorded)) if recorded.exists() else {"own_store": True}
+    if not place["own_store"]:
+        yield str(place["root"])
+        return
+    with (
+        _single_run(run_dir),
+        processes.tied_to_this_process(run_dir),
+        store.serve(run_dir / "store") as served,
+        _environment(served.environment),
+    ):
+        yield str(place.get("root") or _only_root(run_dir))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run."""
+    return (folder / PLACE).is_file() or (folder / "store" / "weed.log").is_file()
+
+
+def _only_root(run_dir: Path) -> str:
+    """What the store of a run holds that has not written down its root."""
+    bucket = f"s3://{store.BUCKET}"
+    found = sorted({uri.split("/")[3] for uri in storage.list_uris(bucket)})
+    if len(found) != 1:
+        raise UserError(f"{run_dir}: its store holds {', '.join(found) or 'nothing'}; run the pipeline there again")
+    return storage.join(bucket, found[0])
 
 
 def _run_pipeline(

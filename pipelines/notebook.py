@@ -120,7 +120,7 @@ def parameters(pipeline: str, path: str | Path, root: str, changes: Mapping[str,
     """
     overrides = [f"{key}={json.dumps(value)}" for key, value in (changes or {}).items()]
     config = settings.load_remote(path, overrides, pipeline)
-    return {**config.model_dump(), "root": storage.from_path(root)}
+    return {**config.model_dump(), "root": storage.root_uri(root)}
 
 
 def run(pipeline: str, params: Mapping[str, Any], where: Client | None = None, run_dir: Path | None = None) -> Run:
@@ -143,7 +143,7 @@ def run(pipeline: str, params: Mapping[str, Any], where: Client | None = None, r
     ended = [event for event in done.events if event["event"] == "finished"]
     tasks = tuple(Task(event["task"], SUCCEEDED, event["seconds"]) for event in ended)
     places = [summary["uri"] for kind in _FOLDERS for summary in done.summaries(kind)]
-    return Run(config.name, tasks, tuple(manifest.read(storage.join(uri, "manifest.json")) for uri in places))
+    return Run(config.name, tasks, tuple(manifest.read(uri) for uri in places))
 
 
 def _run_there(pipeline: str, params: Mapping[str, Any], client: Client) -> Run:
@@ -194,7 +194,7 @@ def scores(*runs: Run) -> Html:
         name = metric_of(score)
         value, low, high = (f"{score.metrics[key]:.1f}" for key in (name, "interval_low", "interval_high"))
         clips, protocol = str(score.metrics["clips"]), score.config["protocol_digest"][:8]
-        step = manifest.read(storage.join(score.config["videos"], "manifest.json")).config["step"]
+        step = manifest.read(score.config["videos"]).config["step"]
         trained = "converted weights" if step is None else str(step)
         rows.append((score.name, trained, name, value, f"{low} … {high}", clips, protocol))
     heads = ("set", "training step", "score", "value (lower is better)", "interval", "clips", "protocol")

@@ -36,7 +36,7 @@ class _Common(config.Config):
     """What every pipeline takes; each section holds the keys of one step's config."""
 
     name: str = Field(description="name of the run, and of what it makes")
-    root: str | None = Field(
+    root: config.Root | None = Field(
         default=None, description="s3://bucket/prefix or file:///dir; None: a store of the run's own"
     )
     vae: dict[str, Any] = Field(description="ConvertConfig of the autoencoder")

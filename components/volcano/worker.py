@@ -74,7 +74,7 @@ def main() -> None:
             _join(work, index, hosts)
         result = work.run(index, len(hosts))
         if work.shared or index == 0:
-            manifest.write(result, result_uri(uri.rsplit("/", 1)[0], index))
+            manifest.write(result, result_uri(uri.rsplit("/", 1)[0], index), works.root_of(uri))
     except LatteError as error:
         print(f"error: {task}: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)

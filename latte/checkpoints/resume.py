@@ -44,7 +44,7 @@ def publish(
             shards[role] = manifest.Shard(uri=ref.uri, bytes=ref.bytes, sha256=ref.sha256, items=len(tensors))
             path.unlink()
     record = {"step": step, "shards": {role: shard.model_dump() for role, shard in shards.items()}, "state": state}
-    storage.write_json(storage.join(uri, COMMIT), record)
+    storage.write_json(storage.join(uri, COMMIT), record, root=uri)
     return Checkpoint(step, uri, shards, state)
 
 

@@ -28,7 +28,6 @@ from latte.models.configs import ClipTextConfig
 RANDOM = "random"
 _HASH_BYTES = 8 << 20
 _PIXELS_PER_LATENT = 8
-_MANIFEST_ENDING = ".manifest.json"
 
 
 def _digits(sha256: str) -> str:
@@ -184,7 +183,7 @@ def _check_target(config: ConvertConfig, sources: list[str]) -> None:
     if config.target is None:
         return
     target = storage.from_path(config.target)
-    for uri in (target, target + _MANIFEST_ENDING):
+    for uri in (target, target + manifest.BESIDE_SUFFIX):
         if any(_is_same(uri, storage.from_path(source)) for source in sources):
             raise UserError(f"{config.target}: the target would overwrite the source; choose another")
         if not storage.is_s3(uri) and os.path.isdir(storage.local_path(uri)):
@@ -257,15 +256,15 @@ def _write(
     if config.target is not None:
         target = storage.from_path(config.target)
         shard = _save(tensors, target)
-        folder, _, file = target.rpartition("/")
+        name = config.name or target.rpartition("/")[2].rpartition(".")[0]
         _, fingerprint = _place(config, beside, digest.result())
-        result = describe(folder, config.name or file.rpartition(".")[0], fingerprint, shard)
+        result = describe(target, name, fingerprint, shard)
         with _deleting_on_failure(target):
-            manifest.write(result, target + _MANIFEST_ENDING)
+            manifest.write(result, target + manifest.BESIDE_SUFFIX)
     if config.root is not None:
         uri, fingerprint = _place(config, beside, digest.result())
         shard = _publish(tensors, storage.join(uri, "model.safetensors"))
-        result = manifest.finish(describe(uri, str(config.name), fingerprint, shard))
+        result = manifest.finish(describe(uri, str(config.name), fingerprint, shard), config.root)
     if result is None:
         raise UserError("give target=FILE, or root and name")
     _print_table(source, tensors, facts, result)
@@ -294,7 +293,7 @@ def _publish(tensors: dict[str, store.Tensor], uri: str) -> manifest.Shard:
     if shard is not None:
         return shard
     shard = _save(tensors, uri)
-    storage.write_json(uri + manifest.RECORD_SUFFIX, {"shard": shard.model_dump()})
+    manifest.write_record(shard)
     return shard
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from latte import captions, encode_plan, manifest, storage
+from latte import captions, encode_plan, manifest, storage, uris
 from latte.catalog import SECOND_ROW, Catalog, DatasetConfig, Entry, scan
 from latte.config import Config, Root, build
 from latte.decoders import Limits
@@ -111,7 +111,7 @@ def plan(config: EncodeConfig, sections: demands.Sections | None = None) -> mani
         source_bytes = _source_bytes(config, list(filter(done.lacks, contents)), row_shape)
         planned = encode_plan.make(catalog, done, source_bytes, config.num_tasks, config.mirrored)
         planned = replace(planned, captions=captions.plan(new_captions, config.num_tasks))
-    shard = encode_plan.write(planned, uri)
+    shard = encode_plan.write(planned, uri, config.root)
     # What is stored depends on the plan alone; what is left to do changes from run to run and is only handed on.
     stored = manifest.finish(
         manifest.Manifest(
@@ -123,7 +123,8 @@ def plan(config: EncodeConfig, sections: demands.Sections | None = None) -> mani
             counts={"videos": len(catalog.entries), "planned_shards": len(planned.shards) + len(planned.captions)},
             rejects=catalog.rejects,
             inputs=inputs,
-        )
+        ),
+        config.root,
     )
     waiting = sum(name not in done.shards or any(map(done.lacks, entries)) for name, entries in planned.shards)
     if texts is not None:
@@ -185,7 +186,7 @@ def encode_shards(config: EncodeConfig, plan_uri: str, task: int, num_tasks: int
         inputs=plan_manifest.inputs,
         seconds=time.monotonic() - started,
     )
-    return manifest.finish(part) if todo or new_captions else part
+    return manifest.finish(part, config.root) if todo or new_captions else part
 
 
 def listed(catalog: Catalog) -> demands.Dataset:
@@ -218,7 +219,7 @@ def merge(config: EncodeConfig, plan_uri: str, sections: demands.Sections | None
     frames = [video.num_frames for video in merged.videos]
     demands.check(replace(listed(catalog), num_videos=len(frames), frames=frames), sections or {})
     row_shape = _row_shape(config, vae)
-    index = encode_plan.write_index(merged, place, plan_manifest.uri, row_shape, config.dtype)
+    index = encode_plan.write_index(merged, place, plan_manifest.uri, row_shape, config.dtype, config.root)
     shards = [*merged.shards, index]
     fingerprint = _final_fingerprint(config, plan_manifest, merged.rejects)
     found = manifest.find(place, "latents")
@@ -255,16 +256,16 @@ def merge(config: EncodeConfig, plan_uri: str, sections: demands.Sections | None
         seconds=sum(part.seconds for part in parts) + time.monotonic() - started,
     )
     # The place's own manifest comes last: it says that all is done. It is of the newest state (split, captions, ...).
-    manifest.write(made.model_copy(update={"seconds": 0.0}), storage.join(plan_manifest.uri, STATE_MANIFEST))
-    return manifest.finish(made)
+    state = storage.join(plan_manifest.uri, STATE_MANIFEST)
+    manifest.write(made.model_copy(update={"seconds": 0.0}), state, config.root)
+    return manifest.finish(made, config.root)
 
 
 def run(config: EncodeConfig) -> manifest.Manifest:
     """Plan, encode every shard here, merge; see `plan`, `encode_shards` and `merge`."""
     planned = plan(config)
-    uri = storage.join(planned.uri, "manifest.json")
-    encode_shards(config, uri, 0, 1)
-    return merge(config, uri)
+    encode_shards(config, planned.file, 0, 1)
+    return merge(config, planned.file)
 
 
 def _limits(config: EncodeConfig) -> Limits:
@@ -279,8 +280,11 @@ def _place(config: EncodeConfig, vae: manifest.Manifest) -> tuple[str, str]:
 
 
 def _folder(config: EncodeConfig, place: str, inputs: dict[str, str]) -> str:
-    """Where the plan and the index of one state of the dataset lie; other locations have other URIs in them."""
-    videos = storage.from_path(config.dataset.videos)
+    """Where the plan and the index of one state of the dataset lie; other locations have other URIs in them.
+
+    Videos below the root are in the same location when the root is moved.
+    """
+    videos = uris.relative(storage.from_path(config.dataset.videos), storage.join(place, manifest.NAME), config.root)
     state = manifest.fingerprint("state", inputs, videos, config.min_frames, config.mirrored)
     return storage.join(place, "catalogs", state[:16])
 
@@ -350,7 +354,7 @@ def _row_shape(config: EncodeConfig, vae: manifest.Manifest) -> tuple[int, int, 
 
 
 def _model(vae: manifest.Manifest) -> AutoencoderKLConfig:
-    return build(AutoencoderKLConfig, vae.config.get("model", {}), storage.join(vae.uri, "manifest.json"))
+    return build(AutoencoderKLConfig, vae.config.get("model", {}), vae.file)
 
 
 def _read_plan(config: EncodeConfig, vae: manifest.Manifest, uri: str) -> tuple[manifest.Manifest, str]:

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from latte import manifest, registry, storage
+from latte import manifest, registry, storage, uris
 from latte.config import Config, Root
 from latte.errors import UserError
 from latte.sources import read_checkpoint
@@ -25,11 +25,13 @@ def look_up(config: PromotedConfig) -> manifest.Manifest:
         UserError: the pointer's content is not an entry of the registry.
     """
     current, _ = registry.read_current(config.root, config.name)
+    uri = registry.place(config.root, config.name)
+    pointer = uris.relative(current.model_dump() if current is not None else None, uri, config.root)
     return manifest.Manifest(
         kind="promoted",
         name=config.name,
-        uri=registry.place(config.root, config.name),
-        fingerprint=manifest.fingerprint("promoted", current),
+        uri=uri,
+        fingerprint=manifest.fingerprint("promoted", pointer),
         metrics={
             "number": current.number if current is not None else 0,
             "checkpoint": current.checkpoint if current is not None else "",

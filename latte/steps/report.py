@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from latte import __version__, manifest, storage
+from latte import __version__, manifest, storage, uris
 from latte.config import Config, Root
 from latte.errors import UserError
 from latte.steps import report_words as words
@@ -73,7 +73,7 @@ def run(config: ReportConfig) -> manifest.Manifest:
     fingerprint = manifest.fingerprint(
         "report",
         config.model_dump(include=_IN_FINGERPRINT),
-        [[source.fingerprint, source.metrics, source.counts] for source in sources],
+        [[source.fingerprint, _numbers(source), source.counts] for source in sources],
         storage.sha256_file(TEMPLATE),
         __version__,
     )
@@ -120,11 +120,12 @@ def _make(
         "run": _facts_of_run(checkpoint, latents, sets),
         "times": _times(latents, vae, checkpoint, sets, pairs, labels),
         "timings": words.bars_of_seconds(list(config.timings.items())),
-        "sources": [_source(source) for source in sources],
+        "sources": [_source(source, config.root) for source in sources],
         "fingerprint": fingerprint,
         "uri": uri,
     }
-    page = render(context)
+    # A page that names no place of the root stays true when that is moved.
+    page = render(uris.seen_from(config.root, context))
     shard = manifest.publish_shard(page, storage.join(uri, "report.html"))
     board = boards[0] if boards else None
     metrics = {f"{board['metric']} {bar['label']}": bar["value"] for bar in board["bars"]} if board else {}
@@ -137,11 +138,24 @@ def _make(
             shards=[shard],
             counts={"clips": sum(len(row["cells"]) for group in grid["groups"] for row in group["rows"])},
             inputs={"latents": latents.fingerprint, "vae": vae.fingerprint, "checkpoint": checkpoint.fingerprint},
-            config=config.model_dump(exclude={"root", "output"}),
+            config={
+                **config.model_dump(include={*_IN_FINGERPRINT, "timings"}),
+                "latents": latents.file,
+                "vae": vae.file,
+                "checkpoint": checkpoint.file,
+                "video_sets": [videos.file for videos in sets],
+                "scores": [score.file for score, _ in pairs],
+            },
             metrics={**metrics, "verdict": verdict["headline"]},
             seconds=time.monotonic() - started,
-        )
+        ),
+        config.root,
     )
+
+
+def _numbers(source: manifest.Manifest) -> dict[str, Any]:
+    """Its metrics but for the places that they name, which change with the root."""
+    return {key: value for key, value in source.metrics.items() if not key.endswith("_uri")}
 
 
 def render(context: Mapping[str, Any]) -> bytes:
@@ -177,7 +191,7 @@ def pair_scores(
 
 
 def _names_of(source: manifest.Manifest) -> set[str]:
-    return {source.fingerprint, source.uri, storage.join(source.uri, "manifest.json")}
+    return {source.fingerprint, source.uri, source.file}
 
 
 def score_boards(pairs: Sequence[tuple[manifest.Manifest, int]], labels: Sequence[str]) -> list[dict[str, Any]]:
@@ -357,7 +371,7 @@ def _times(
     return words.bars_of_seconds(rows)
 
 
-def _source(source: manifest.Manifest) -> dict[str, Any]:
+def _source(source: manifest.Manifest, root: str) -> dict[str, Any]:
     return {
         "kind": source.kind.replace("_", " "),
         "name": source.name,
@@ -367,7 +381,7 @@ def _source(source: manifest.Manifest) -> dict[str, Any]:
         "bytes": words.size(sum(shard.bytes for shard in source.shards)),
         "inputs": source.inputs,
         "json": json.dumps(
-            source.model_dump(include={"config", "counts", "metrics", "inputs"}),
+            uris.seen_from(root, source.model_dump(include={"config", "counts", "metrics", "inputs"})),
             indent=2,
             sort_keys=True,
             ensure_ascii=False,

@@ -119,9 +119,8 @@ def run(config: SampleConfig) -> manifest.Manifest:
         StorageError: object storage stayed away for too long, or stored data is damaged.
     """
     planned = plan(config)
-    plan_uri = storage.join(planned.uri, "manifest.json")
-    sample_shards(config, plan_uri, 0, 1)
-    return merge(config, plan_uri)
+    sample_shards(config, planned.file, 0, 1)
+    return merge(config, planned.file)
 
 
 def plan(config: SampleConfig) -> manifest.Manifest:
@@ -141,7 +140,8 @@ def plan(config: SampleConfig) -> manifest.Manifest:
             counts={"videos": config.num_videos},
             config={"notes": list(made.notes)},
             metrics={"num_tasks": min(config.num_tasks, batches, MAX_TASKS), "batches": batches},
-        )
+        ),
+        config.root,
     )
 
 
@@ -194,7 +194,7 @@ def merge(config: SampleConfig, plan_uri: str) -> manifest.Manifest:
         seconds += float(record["seconds"])
     for ref in (
         _publish_contact_sheet(made, items),
-        storage.write_json(storage.join(made.uri, "items.json"), items),
+        storage.write_json(storage.join(made.uri, "items.json"), items, root=made.uri),
     ):
         shards.append(manifest.Shard(uri=ref.uri, bytes=ref.bytes, sha256=ref.sha256, items=len(items)))
     return manifest.finish(
@@ -207,7 +207,7 @@ def merge(config: SampleConfig, plan_uri: str) -> manifest.Manifest:
             counts={"videos": len(items)},
             inputs={"weights": source.weights.sha256, "vae": source.vae.sha256},
             config={
-                "checkpoint": config.checkpoint,
+                "checkpoint": source.checkpoint.file,
                 "step": source.step,
                 "vae_known_by": source.vae_known_by,
                 "classes": source.facts["classes"],
@@ -219,7 +219,8 @@ def merge(config: SampleConfig, plan_uri: str) -> manifest.Manifest:
             },
             metrics={} if source.step is None else {"step": source.step},
             seconds=seconds,
-        )
+        ),
+        config.root,
     )
 
 

@@ -126,7 +126,8 @@ def run(config: ScoreConfig) -> manifest.Manifest:
             },
             metrics=values,
             seconds=time.monotonic() - started,
-        )
+        ),
+        config.root,
     )
 
 
@@ -274,7 +275,8 @@ def _collect(
             inputs={"detector": detect.sha256},
             config=place.settings,
             seconds=time.monotonic() - started,
-        )
+        ),
+        config.root,
     )
 
 

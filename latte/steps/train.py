@@ -96,7 +96,7 @@ def run(config: TrainConfig) -> manifest.Manifest:
         StorageError: object storage stayed away for too long, or stored data is damaged.
     """
     latents = manifest.read(config.latents, "latents", "latents")
-    start, start_digest = _resolve_start(config.init_from, latents)
+    start, start_digest, init_from = _resolve_start(config.init_from, latents)
     vae = _resolve_vae(config, latents)
     settings = config.model_dump(exclude=_NOT_IN_FINGERPRINT)
     if config.lr_schedule == "constant":
@@ -114,12 +114,14 @@ def run(config: TrainConfig) -> manifest.Manifest:
         _check_shards(latents)
         if config.workers > 1:
             workers.launch(config.model_dump(mode="json"), config.workers)
-            return manifest.read(storage.join(uri, "manifest.json"), "checkpoint")
+            return manifest.read(uri, "checkpoint")
     from latte.training_loop import train
 
     metrics, shards, facts = train(config, latents, uri, start, vae)
     if config.preview_every:
         metrics["previews_uri"] = storage.join(uri, "previews")
+    # What it was made from, by places that the next run finds too; a pipeline hands over files of its own run.
+    places = {"latents": latents.file, "vae": vae.file if vae is not None else None, "init_from": init_from}
     result = manifest.Manifest(
         kind="checkpoint",
         name=config.name,
@@ -128,12 +130,12 @@ def run(config: TrainConfig) -> manifest.Manifest:
         shards=shards,
         counts={"steps": config.steps, "parameters": facts.pop("parameters")},
         inputs={"latents": latents.fingerprint, "init_from": start_digest or ""},
-        config={**facts, "train": config.model_dump(exclude={"root", "cache_dir", "cache_gb"})},
+        config={**facts, "train": {**config.model_dump(exclude={"root", "cache_dir", "cache_gb"}), **places}},
         metrics={**metrics, "metrics_uri": storage.join(uri, "metrics.jsonl")},
         seconds=time.monotonic() - started,
     )
     if workers.leads():
-        manifest.finish(result)
+        manifest.finish(result, config.root)
     if workers.inside():
         # Whoever waits for this node's workers finds the manifest, on every node.
         from latte import device
@@ -160,14 +162,18 @@ def _check_shards(latents: manifest.Manifest) -> None:
         raise UserError(f"latents {latents.uri}: shard {missing[0]} ({len(missing)} in all) is missing or cut off")
 
 
-def _resolve_start(init_from: str | None, latents: manifest.Manifest) -> tuple[str | None, str | None]:
-    """The weights file that `init_from` means, and its SHA-256."""
+def _resolve_start(init_from: str | None, latents: manifest.Manifest) -> tuple[str | None, str | None, str | None]:
+    """The weights file that `init_from` means, its SHA-256, and the place that it was found by."""
     if init_from is None:
-        return None, None
-    if not init_from.endswith(".json"):
-        with storage.as_local_file(init_from) as path:
-            return init_from, storage.sha256_file(path)
-    source = manifest.read(init_from, key="init_from")
+        return None, None, None
+    try:
+        place = manifest.located(init_from)
+    except UserError as error:
+        raise type(error)(f"init_from {error}") from None
+    if not place.endswith(".json"):
+        with storage.as_local_file(place) as path:
+            return place, storage.sha256_file(path), place
+    source = manifest.read(place, key="init_from")
     if source.kind == "checkpoint":
         if source.config["vae"] != latents.inputs["vae"]:
             raise UserError(
@@ -179,4 +185,4 @@ def _resolve_start(init_from: str | None, latents: manifest.Manifest) -> tuple[s
         shard = source.weights_file()
     else:
         raise UserError(f"init_from {init_from}: a manifest of {source.kind}, expected checkpoint or weights")
-    return shard.uri, shard.sha256
+    return shard.uri, shard.sha256, source.file

@@ -1,12 +1,16 @@
 """The whole DAG on real video over a real S3 server: killed in every step, run again unchanged, run with one more."""
 
+import json
+import os
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from latte import manifest, storage
+from pipelines import store as stores
 from pipelines.demo.data import cut_demo_clips
 from pipelines.store import BUCKET, Store
 from tests.e2e import runs
@@ -23,6 +27,8 @@ KILLS = {
     "score trained": 5.0,
     "report": 1.5,
 }
+# What a run makes, and how many.
+KINDS = {"weights": 2, "latents": 1, "checkpoint": 1, "video_set": 2, "score": 2, "report": 1}
 
 
 @pytest.fixture(scope="module")
@@ -88,14 +94,7 @@ def find(root: str, kind: str) -> list[manifest.Manifest]:
 
 def test_a_run_killed_in_every_step_completes(finished: tuple[Path, str, dict]) -> None:
     run_dir, root, _ = finished
-    for kind, count in (
-        ("weights", 2),
-        ("latents", 1),
-        ("checkpoint", 1),
-        ("video_set", 2),
-        ("score", 2),
-        ("report", 1),
-    ):
+    for kind, count in KINDS.items():
         found = find(root, kind)
         assert len(found) == count, kind
         for made in found:
@@ -122,6 +121,89 @@ def test_only_manifests_metrics_and_the_page_went_through_kfp(finished: tuple[Pa
         if path.is_file() and path.name != "page":
             assert path.stat().st_size < 200_000, path
             assert path.name in ("executor_output.json",) or path.read_text().lstrip().startswith("{"), path
+
+
+@pytest.fixture(scope="module")
+def own(finished: tuple[Path, str, dict], tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
+    """A run with a store of its own, into which the finished run's root was copied under another name."""
+    _, root, settings = finished
+    run_dir = tmp_path_factory.mktemp("own") / "runs" / "demo"
+    contents = {uri.removeprefix(root): storage.read_bytes(uri) for uri in storage.list_uris(root)}
+    with stores.serve(run_dir / "store") as store, pytest.MonkeyPatch.context() as patched:
+        for key, value in store.environment.items():
+            patched.setenv(key, value)
+        for name, data in contents.items():
+            storage.write_bytes(f"s3://{BUCKET}/demo{name}", data)
+    run = runs.start(run_dir, settings=settings, env={"AWS_ENDPOINT_URL_S3": ""})
+    assert run.finish() == 0, run.output
+    return run
+
+
+def pipeline_command(run_dir: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`latte-pipeline` as a person calls it from the folder that holds runs/."""
+    command = [str(part) for part in (runs.BIN / "latte-pipeline", *words)]
+    environment = {**os.environ, "AWS_ENDPOINT_URL_S3": ""}
+    return subprocess.run(command, cwd=run_dir.parents[1], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_root_that_moved_to_the_runs_own_store_is_found_done(finished: tuple[Path, str, dict], own: runs.Run) -> None:
+    old = {made.kind + made.name: made for kind in KINDS for made in find(finished[1], kind)}
+    summaries = [event["summary"] for event in own.read_events() if event["event"] == "finished"]
+    for summary in summaries:
+        if summary["kind"] in KINDS:
+            made = old[summary["kind"] + summary["name"]]
+            assert summary["fingerprint"] == made.fingerprint[:16]
+            assert summary["uri"] == made.uri.replace(finished[1], f"s3://{BUCKET}/demo")
+            assert summary.get("loss") == made.metrics.get("loss")
+    for key in ("generated", "encoded_shards"):
+        assert {summary[key] for summary in summaries if key in summary} == {0}
+    for path in (own.run_dir / "kfp").rglob("*"):
+        assert not path.is_file() or finished[1] not in path.read_text(errors="replace"), path
+
+
+def test_what_a_run_has_made_is_listed_and_copied_out_of_its_own_store(
+    finished: tuple[Path, str, dict], own: runs.Run
+) -> None:
+    run_dir, results = own.run_dir, own.run_dir / "results"
+    said = own.output.splitlines()[-1]
+    assert said == f"clips, checkpoints, TensorBoard files: latte-pipeline get {run_dir} copies them to {results}"
+    listed = pipeline_command(run_dir, "ls", "--json")
+    assert listed.returncode == 0, listed.stderr
+    items = json.loads(listed.stdout)
+    assert {item["kind"] for item in items} == {"run", "set", "score", "report", "weights", "dataset"}
+
+    got = pipeline_command(run_dir, "get", "demo")
+    assert got.returncode == 0, got.stderr
+    assert "B/s" in got.stderr
+    videos = next(made for made in find(finished[1], "video_set") if made.name == "trained")
+    copied = manifest.find(videos.uri.replace(finished[1], results.as_uri()), "video_set")
+    assert copied is not None
+    assert [shard.sha256 for shard in copied.shards] == [shard.sha256 for shard in videos.shards]
+    for shard in copied.shards:
+        assert storage.sha256_file(storage.local_path(shard.uri)) == shard.sha256
+    for pattern, least in (
+        ("videos/trained/*/clip-*.mp4", 4), ("videos/untrained/*/clip-*.mkv", 4), ("videos/*/*/contact-sheet.png", 2),
+        ("runs/demo/*/checkpoints/step-*/ema.safetensors", 1), ("runs/demo/*/tensorboard/*tfevents*", 1),
+        ("reports/demo/*/report.html", 1), ("scores/*/*/manifest.json", 2),
+    ):  # fmt: skip
+        assert len(list(results.glob(pattern))) >= least, pattern
+    assert not (results / "datasets").exists()
+    assert "0 of them new" in pipeline_command(run_dir, "get", "demo").stdout
+    slip = pipeline_command(run_dir, "show", "traned")
+    assert (slip.returncode, len(slip.stderr.splitlines())) == (2, 1)
+    assert "nothing of this name under s3://latte/demo; there are trained, untrained" in slip.stderr
+
+    # What a run prints is what another command takes.
+    uri = next(item["uri"] for item in items if item["place"].startswith("videos/trained/"))
+    only = pipeline_command(run_dir, "get", uri, "few", "--only", "*.mp4")
+    assert only.returncode == 0, only.stderr
+    assert len(list((run_dir.parents[1] / "few").rglob("*.mp4"))) == 4
+    places = [str(path.parent) for path in sorted(results.glob("scores/*/*/manifest.json"))]
+    compared = subprocess.run(
+        [runs.BIN / "latte", "score", "compare", *places], capture_output=True, text=True, check=False
+    )
+    assert compared.returncode == 0, compared.stderr
+    assert "4 clips" in compared.stdout
 
 
 def test_running_again_does_nothing_and_one_more_video_encodes_that_one_only(

@@ -157,8 +157,8 @@ def test_a_merge_that_was_killed_leaves_no_state_without_its_manifest(
     state = storage.join(encode.plan(settings).uri, encode.STATE_MANIFEST)
     write = manifest.write
 
-    def killed(made: manifest.Manifest, uri: str) -> None:
-        write(made, uri)
+    def killed(made: manifest.Manifest, uri: str, root: str) -> None:
+        write(made, uri, root)
         if made.kind == "latents" and uri == storage.join(made.uri, "manifest.json"):
             raise KeyboardInterrupt
 
@@ -237,7 +237,7 @@ def test_several_captions_of_a_video_are_no_rejected_videos(vae: str, videos: Pa
 @pytest.mark.parametrize(
     "settings",
     [
-        {"root": "rel/root"},
+        {"root": "s3:/bucket"},
         {"root": "https://host/x"},
         {"shard_mb": float("inf")},
         {"image_size": 1_000_000},

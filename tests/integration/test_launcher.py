@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from components import work as works
 from components.placement import LAUNCH_ENV, Launch, Pod, Volcano
 from components.volcano import api, job, launcher, worker
 from components.work import Work
@@ -365,3 +366,26 @@ def test_files_of_the_pod_go_along_and_names_do_not_change(tmp_path: Path) -> No
     }
     assert moved.settings == {"videos": "/data/videos"}
     assert moved.shared
+
+
+def test_what_a_job_is_to_do_moves_with_its_root(tmp_path: Path) -> None:
+    root = (tmp_path / "root").as_uri()
+    place = storage.join(root, "videos", "v", "f")
+    (tmp_path / "videos").write_text(json.dumps({"uri": place, "checkpoint": "s3://elsewhere/x"}))
+    wired = {
+        "root": root,
+        "name": "m",
+        "videos": str(tmp_path / "videos"),
+        "checkpoint": storage.join(root, "runs", "x"),
+    }
+    work = Work("t", "m", "C", {}, wired).portable(storage.join(root, "launched", "x"))
+    uri = storage.join(root, "launched", "x", "y", "work.json")
+    work.write(uri)
+    assert works.read(uri) == work
+    (tmp_path / "root").rename(tmp_path / "moved")
+    assert not [path for path in (tmp_path / "moved").rglob("*.json") if root in path.read_text()]
+    moved = works.read(uri.replace(root, (tmp_path / "moved").as_uri()))
+    assert moved.wired["root"] == (tmp_path / "moved").as_uri()
+    assert moved.wired["checkpoint"] == storage.join(moved.wired["root"], "runs", "x")
+    content = storage.read_json(moved.wired["videos"])
+    assert content == {"uri": storage.join(moved.wired["root"], "videos", "v", "f"), "checkpoint": "s3://elsewhere/x"}

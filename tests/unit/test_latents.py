@@ -76,7 +76,7 @@ def dataset(root: str, dtype: str = "float16") -> manifest.Manifest:
     write_shard(place, 1, "ab", dtype=dtype)
     write_shard(place, 2, "cd", dtype=dtype)
     merged = merge(Catalog([entry(n) for n in FRAMES], ["one"], []), published(place, Limits()), min_frames=1)
-    index = write_index(merged, place, storage.join(place, "catalogs", "0"), ROW_SHAPE, dtype)
+    index = write_index(merged, place, storage.join(place, "catalogs", "0"), ROW_SHAPE, dtype, place)
     return manifest.Manifest(
         kind="latents", name="x", uri=place, fingerprint="f", shards=[*merged.shards, index],
         config={"scaling_factor": 0.5, "image_size": 16},
@@ -293,7 +293,7 @@ def test_plans_hold_mirrored_copies_as_contents_of_their_own(tmp_path: Path) -> 
         "digest-c", "digest-a-mirrored", "digest-c-mirrored"
     ]  # fmt: skip
     uri = (tmp_path / "plan.json").as_uri()
-    write(plan, uri)
+    write(plan, uri, tmp_path.as_uri())
     assert read(uri) == plan
     (shard,) = task_shards(read(uri), tmp_path.as_uri(), 0, 1, by_etag=False)
     assert [(v.id, v.content, v.mirrored) for v in shard.videos] == [
@@ -350,7 +350,7 @@ def test_training_draws_either_copy_and_changes_nothing_else(tmp_path: Path) -> 
     batches = []
     for both in (False, True):
         merged = merge(Catalog([entry("c")], ["one"], []), published(place, Limits()), min_frames=1, mirrored=both)
-        index = write_index(merged, place, storage.join(place, "catalogs", str(both)), ROW_SHAPE, "float16")
+        index = write_index(merged, place, storage.join(place, "catalogs", str(both)), ROW_SHAPE, "float16", place)
         facts = {"scaling_factor": 1.0, "image_size": 16}
         latents = manifest.Manifest(
             kind="latents", name="x", uri=place, fingerprint="f", shards=[*merged.shards, index], config=facts

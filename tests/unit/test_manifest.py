@@ -1,5 +1,6 @@
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,37 @@ def test_reading_something_else_is_a_user_error(root: str) -> None:
     storage.write_json(uri, {"kind": "latents"})
     with pytest.raises(UserError, match="not a manifest"):
         manifest.read(uri)
+
+
+def test_a_manifest_is_meant_by_its_uri_its_folder_and_their_paths(
+    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = manifest.finish(published(root))
+    named = [made.uri, f"{made.uri}/", f"{made.uri}/manifest.json"]
+    if not storage.is_s3(root):
+        monkeypatch.chdir(tmp_path)
+        named += [str(storage.local_path(each)) for each in named] + ["root/place", "root/../root/place/manifest.json"]
+        with pytest.raises(UserError, match=r"^real root: no manifest\.json in this folder; name a manifest"):
+            manifest.read("root", key="real")
+    for each in named:
+        assert manifest.read(each) == made
+    with pytest.raises(UserError, match=r"^real .*/nothing.*: no such object$"):
+        manifest.read(f"{made.uri}/nothing", key="real")
+
+
+def test_weights_are_meant_by_the_file_that_the_convert_step_says_it_wrote(root: str) -> None:
+    uri = storage.join(root, "weights", "vae", "f" * 16)
+    shard = manifest.publish_shard(b"weights", storage.join(uri, "model.safetensors"))
+    made = manifest.Manifest(kind="weights", name="vae", uri=uri, fingerprint="f" * 64, shards=[shard])
+    manifest.finish(made, root)
+    assert made.file == storage.join(uri, "manifest.json")
+    assert manifest.read(shard.uri) == made
+    target = storage.join(root, "mine", "vae.safetensors")
+    shard = manifest.publish_shard(b"weights", target)
+    mine = made.model_copy(update={"uri": target, "shards": [shard]})
+    assert mine.file == f"{target}.manifest.json"
+    manifest.write(mine, mine.file)
+    assert manifest.read(target) == manifest.read(mine.summary()["uri"]) == mine
 
 
 def test_one_shard_by_its_ending(root: str) -> None:

@@ -160,7 +160,18 @@ def test_what_is_no_place_is_a_user_error(uri: str, tmp_path: Path, monkeypatch:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("root", ["ftp://x/y", "relative/dir", "s3://"])
+@pytest.mark.parametrize("root", ["ftp://x/y", "s3://", "s3:/bucket", "file:dir", "file://host/x", ""])
 def test_unknown_roots_are_user_errors(root: str) -> None:
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=r"^root .*: expected s3://bucket/prefix, file:///dir or a folder's path$"):
         storage.check_root(root)
+
+
+def test_a_path_is_taken_as_the_root_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    out = (tmp_path / "my out").as_uri()
+    for text in (str(tmp_path / "my out"), "../my out", out):
+        assert storage.root_uri(text) == out
+        storage.check_root(text)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "my out"]
+    assert storage.root_uri("s3://bucket/prefix") == "s3://bucket/prefix"

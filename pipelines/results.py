@@ -1,0 +1,236 @@
+"""What runs have made, found by name: `latte-pipeline ls | show | get`, over a run's own store or any other.
+
+`pipelines.local` brings the components, whose image the other commands choose first: it is imported where it is needed.
+"""
+
+import contextlib
+import difflib
+import fnmatch
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from latte import copying, inventory, inventory_tables, storage
+from latte.cli import guarded
+from latte.errors import UserError
+from latte.inventory import Item
+
+RUNS = Path("runs")
+RESULTS = "results"
+# What a copy is said to hold.
+_TOLD = {
+    "*.html": "report",
+    "*/contact-sheet.png": "contact sheet",
+    "*.mp4": "clips (MP4)",
+    "*.mkv": "clips (lossless)",
+    "*/ema.safetensors": "checkpoints",
+    "*tfevents*": "TensorBoard files",
+}
+# What a person opens of a run; weights and latents are fetched by their names.
+_OF_A_RUN = ("run", "set", "score", "report")
+
+_RUN_DIR = click.option(
+    "--run-dir", type=click.Path(path_type=Path), help="Folder of the run [default: the newest in runs/]."
+)
+_ROOT = click.option("--root", help="Another store than a run's own: s3://bucket/prefix, file:///dir or a folder.")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A root that can be read, and the folder of the run that it belongs to, if it is known."""
+
+    root: str
+    run_dir: Path | None
+
+
+@contextlib.contextmanager
+def opened(run_dir: Path | None, root: str | None) -> Iterator[Opened]:
+    """What `--run-dir` and `--root` mean; a run's own store is there while a `with` block lasts.
+
+    Raises:
+        UserError: both or neither of them lead anywhere.
+    """
+    if root is not None:
+        if run_dir is not None:
+            raise UserError("--run-dir and --root: give one of them")
+        yield Opened(storage.root_uri(root), None)
+        return
+    from pipelines import local
+
+    folder = run_dir or _newest_run()
+    with local.reopened(folder) as place:
+        yield Opened(place, folder)
+
+
+@click.command()
+@_ROOT
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.argument("run", type=click.Path(path_type=Path), required=False)
+def ls(root: str | None, as_json: bool, run: Path | None) -> None:
+    """List what a run has made: checkpoints, sets, scores, the report, weights, latents.
+
+    RUN is the name of a run in runs/ or the folder of one [default: the newest in runs/]. The store that it keeps for
+    itself is started for as long as this takes.
+    """
+
+    def go() -> None:
+        with opened(_run_of(str(run)) if run is not None else None, root) as place:
+            inventory_tables.show_items(inventory.listing(place.root), as_json)
+
+    guarded(go)
+
+
+@click.command()
+@_RUN_DIR
+@_ROOT
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.argument("name")
+def show(run_dir: Path | None, root: str | None, as_json: bool, name: str) -> None:
+    """Show what a run, a set, a score or weights hold and what they were made from.
+
+    NAME is as `latte-pipeline ls` prints it (trained, videos/trained), a URI that a step has printed, or a run.
+    """
+
+    def go() -> None:
+        with _meant(name, run_dir, root) as (_, items):
+            if len(items) > 1:
+                inventory_tables.show_items(items, as_json)
+            else:
+                inventory_tables.show(items[0].uri, as_json)
+
+    guarded(go)
+
+
+@click.command()
+@_RUN_DIR
+@_ROOT
+@click.option("--only", metavar="PATTERN", help='Only files of this name, for example "*.mp4".')
+@click.argument("name")
+@click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path), required=False)
+def get(run_dir: Path | None, root: str | None, only: str | None, name: str, folder: Path | None) -> None:
+    r"""Copy what a run has made into a folder where it can be opened.
+
+    NAME is a run (its name in runs/ or its folder): the report, clips (MP4 and lossless), contact sheets, scores,
+    checkpoints and TensorBoard files. Or it is one of what `latte-pipeline ls` lists (trained, videos/trained,
+    weights/vae), or a URI that a step has printed.
+
+    DIR is laid out as the root is, and can be used as one: `latte score videos=DIR/videos/trained/… …`. [default:
+    results/ in the run's folder, or here]
+
+    \b
+    Examples:
+      latte-pipeline get demo
+      latte-pipeline get trained ~/clips --only "*.mp4"
+      latte-pipeline get videos/trained --root s3://bucket/prefix
+    """
+
+    def go() -> None:
+        with _meant(name, run_dir, root) as (place, items):
+            target = folder or (place.run_dir or Path()) / RESULTS
+            done = copying.copy(place.root, [item.place for item in items], target.expanduser().absolute(), only)
+            click.echo(
+                f"{len(done.files)} files, {done.fetched} of them new, {done.checked} checked against their SHA-256"
+            )
+            for line in _where(target, items, done.files):
+                click.echo(line)
+
+    guarded(go)
+
+
+@contextlib.contextmanager
+def _meant(name: str, run_dir: Path | None, root: str | None) -> Iterator[tuple[Opened, list[Item]]]:
+    """The root and the places that a name means: a run, something in a run's root, or a URI.
+
+    Raises:
+        UserError: nothing is of this name.
+    """
+    whole = _run_of(name, strict=False) if root is None and run_dir is None else None
+    if whole is not None:
+        with opened(whole, None) as place:
+            items = inventory.listing(place.root)
+            yield place, _newest_of_each([item for item in items if item.kind in _OF_A_RUN]) or items
+        return
+    if "://" in name and root is None and run_dir is None:
+        run_dir, root = _holder(name)
+    with opened(run_dir, root) as place:
+        items = inventory.listing(place.root)
+        asked = name.removeprefix(place.root.rstrip("/") + "/")
+        if storage.from_path(name).rstrip("/") == place.root.rstrip("/"):
+            yield place, items
+        else:
+            yield place, inventory.find(items, asked, place.root)
+
+
+def _newest_of_each(items: Sequence[Item]) -> list[Item]:
+    """Of several with one name, the one that was made last; unfinished ones only where there is no other."""
+    newest: dict[tuple[str, str], Item] = {}
+    for item in sorted(items, key=lambda item: (item.finished, item.modified_s)):
+        newest[item.kind, item.name] = item
+    return [item for item in items if item in newest.values()]
+
+
+def _run_of(name: str, strict: bool = True) -> Path | None:
+    """The folder of a run by its path or its name in runs/."""
+    from pipelines import local
+
+    for folder in (Path(name), RUNS / name):
+        if "://" not in name and local.is_run(folder):
+            return folder
+    if not strict:
+        return None
+    near = difflib.get_close_matches(name, _runs(), n=3) or _runs()
+    known = f"runs/ has {', '.join(near)}" if near else "runs/ has none; name another store with --root"
+    raise UserError(f"{name}: no run of this name and no folder of one; {known}")
+
+
+def _runs() -> list[str]:
+    from pipelines import local
+
+    folders = [path for path in RUNS.iterdir() if local.is_run(path)] if RUNS.is_dir() else []
+    return [path.name for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)]
+
+
+def _newest_run() -> Path:
+    found = _runs()
+    if not found:
+        raise UserError("no run in runs/; name its folder with --run-dir, or another store with --root")
+    return RUNS / found[0]
+
+
+def _holder(uri: str) -> tuple[Path | None, str | None]:
+    """Who has a URI that a step has printed: a run of ours that wrote to that root, or the store that it names."""
+    from pipelines import local
+
+    for name in _runs():
+        recorded = RUNS / name / local.PLACE
+        known = storage.read_json(str(recorded))["root"] if recorded.exists() else None
+        if known is not None and (uri == known or uri.startswith(f"{known.rstrip('/')}/")):
+            return RUNS / name, None
+    names = uri.rstrip("/").removesuffix("/manifest.json").split("/")
+    inner = [number for number, part in enumerate(names) if part in inventory.FOLDERS]
+    return None, "/".join(names[: inner[-1]]) if inner and inner[-1] > 2 else uri
+
+
+def told(root: str, run_dir: Path) -> str:
+    """The line at the end of a run that says how its results are opened."""
+    if not storage.is_s3(root):
+        return f"clips, checkpoints, TensorBoard files: {storage.local_path(root)} (latte ls {root} lists them)"
+    run = run_dir.name if run_dir == RUNS / run_dir.name else shlex.quote(str(run_dir))
+    return f"clips, checkpoints, TensorBoard files: latte-pipeline get {run} copies them to {run_dir / RESULTS}"
+
+
+def _where(target: Path, items: Sequence[Item], files: Sequence[str]) -> list[str]:
+    """Where a person finds what was copied, one line a place."""
+    lines = []
+    for item in items:
+        own = [name for name in files if name.startswith(item.place + "/")]
+        counts = [(what, len(fnmatch.filter(own, pattern))) for pattern, what in _TOLD.items()]
+        said = ", ".join(f"{count} {what}" for what, count in counts if count) or ", ".join(Path(n).name for n in own)
+        lines.append(f"{item.kind} {item.name}: {target / item.place} ({said})")
+    return lines
+
+
+COMMANDS = (ls, show, get)

@@ -178,7 +178,7 @@ def _notes(features: list[np.ndarray], values: dict[str, Any], detector: manifes
             f"without it, it would be near {max(0.0, values['unbiased_estimate']):.4g}"
         )
     if detector.config.get("random", True):
-        notes.append("the detector has random weights: the value ranks sets under this protocol and is no FVD")
+        notes.append("the detector has random weights: the value tells noise from video, is no FVD and ranks no models")
     return notes
 
 

@@ -30,9 +30,10 @@ def imported() -> set[str]:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Iterator[Path]:
-    """A fresh virtual environment with what the lock files name; nothing of this machine's pip but its certificates."""
-    variables = {key: value for key, value in os.environ.items() if key not in ("PIP_FIND_LINKS", "PYTHONPATH")}
-    variables["PIP_CONFIG_FILE"] = os.devnull
+    """A fresh virtual environment with what the lock files name, from the index alone: no folder of wheels counts."""
+    (tmp_path / "no wheels").mkdir()
+    variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    variables["PIP_FIND_LINKS"] = str(tmp_path / "no wheels")  # goes before what pip's configuration says
     folder = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     locks = REPOSITORY / "requirements"

@@ -18,6 +18,10 @@ _EXAMPLE = """\b
 Example:
   latte-pipeline run -c configs/demo/pipeline.yaml encode.dataset.videos=my/videos train.steps=1000
 """
+_CHECK_EXAMPLE = """\b
+Example:
+  latte-pipeline check -c mine.yaml encode.dataset.videos=my/videos score.protocol=ucf101
+"""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -84,22 +88,18 @@ def run(
     guarded(go)
 
 
-@cli.command()
+@cli.command(epilog=_CHECK_EXAMPLE)
 @_PIPELINE
 @click.option(
     "-c", "--config", "path", required=True, type=click.Path(path_type=Path), help="YAML settings of the run."
 )
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
 def check(pipeline: str, path: Path, overrides: tuple[str, ...]) -> None:
-    r"""Check the settings of a run and start nothing.
+    """Check the settings of a run and start nothing.
 
     Every section, the sections against each other, the files and folders that they name, and the dataset as far as its
     listing tells: `run` checks the same before its first minute of work. Exit code 2 and one line where something is
     wrong.
-
-    \b
-    Example:
-      latte-pipeline check -c mine.yaml encode.dataset.videos=my/videos score.protocol=ucf101
     """
     from pipelines import settings
 

@@ -32,6 +32,13 @@ _TOLD = {
 # What a person opens of a run; weights and latents are fetched by their names.
 _OF_A_RUN = ("run", "set", "score", "report")
 
+# After \b click keeps the lines as they are.
+_GET_EXAMPLES = """\b
+Examples:
+  latte-pipeline get demo
+  latte-pipeline get trained ~/clips --only "*.mp4"
+  latte-pipeline get videos/trained --root s3://bucket/prefix
+"""
 _RUN_DIR = click.option(
     "--run-dir", type=click.Path(path_type=Path), help="Folder of the run [default: the newest in runs/]."
 )
@@ -104,14 +111,14 @@ def show(run_dir: Path | None, root: str | None, as_json: bool, name: str) -> No
     guarded(go)
 
 
-@click.command()
+@click.command(epilog=_GET_EXAMPLES)
 @_RUN_DIR
 @_ROOT
 @click.option("--only", metavar="PATTERN", help='Only files of this name, for example "*.mp4".')
 @click.argument("name")
 @click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path), required=False)
 def get(run_dir: Path | None, root: str | None, only: str | None, name: str, folder: Path | None) -> None:
-    r"""Copy what a run has made into a folder where it can be opened.
+    """Copy what a run has made into a folder where it can be opened.
 
     NAME is a run (its name in runs/ or its folder): the report, clips (MP4 and lossless), contact sheets, scores,
     checkpoints and TensorBoard files. Or it is one of what `latte-pipeline ls` lists (trained, videos/trained,
@@ -119,12 +126,6 @@ def get(run_dir: Path | None, root: str | None, only: str | None, name: str, fol
 
     DIR is laid out as the root is, and can be used as one: `latte score videos=DIR/videos/trained/… …`. [default:
     results/ in the run's folder, or here]
-
-    \b
-    Examples:
-      latte-pipeline get demo
-      latte-pipeline get trained ~/clips --only "*.mp4"
-      latte-pipeline get videos/trained --root s3://bucket/prefix
     """
 
     def go() -> None:

@@ -89,7 +89,7 @@ def test_a_killed_step_that_kfp_takes_for_a_success(tmp_path: Path, clips: Path)
     for pid in members:
         with contextlib.suppress(ProcessLookupError):  # it ended with the one before it
             os.kill(pid, signal.SIGKILL)
-    check(run, 1, "encode: shards", "ended without a result", str(run.run_dir / "run.log"))
+    check(run, 1, "encode: shards", "ended without a word, as one does that is killed", str(run.run_dir / "run.log"))
 
 
 @pytest.mark.parametrize("key", ["train.stepz", "speed", "encode.dataset.video", "train.model.dept"])

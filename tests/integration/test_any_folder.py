@@ -93,7 +93,8 @@ def two_thousand_short(folder: Path) -> None:
 
 
 def four_k_and_portrait(folder: Path) -> None:
-    write(folder / "4k.mp4", 0, height=2160, width=3840)
+    frames = video_files.moving(16, 90, 160).repeat(24, 1).repeat(24, 2)  # (16, 2160, 3840, 3)
+    video_files.write(folder / "4k.mp4", frames, options={"preset": "ultrafast"})
     write(folder / "portrait.mp4", 1, height=64, width=36)
 
 

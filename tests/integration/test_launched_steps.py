@@ -49,8 +49,9 @@ def artifact(path: Path | str) -> Any:
 
 
 def copied(uri: str, path: Path) -> Any:
-    """A manifest as KFP hands it over: a file of this pod."""
-    return artifact(storage.download(uri, path))
+    """A manifest as KFP hands it over: a file of this pod, which a component has written and which lies under no root."""
+    manifest.write(manifest.read(uri), path)
+    return artifact(path)
 
 
 def objects(uri: str) -> dict[str, str]:

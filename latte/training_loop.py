@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,11 +25,15 @@ from latte.progress import progress
 from latte.training_log import Clock, TrainingLog
 
 if TYPE_CHECKING:
-    from latte.steps.train import TrainConfig
+    from latte.steps.train import Start, TrainConfig
 
 
 def train(
-    config: "TrainConfig", latents: manifest.Manifest, uri: str, start: str | None, vae: manifest.Manifest | None = None
+    config: "TrainConfig",
+    latents: manifest.Manifest,
+    uri: str,
+    start: "Start | None",
+    vae: manifest.Manifest | None = None,
 ) -> tuple[dict[str, Any], list[manifest.Shard], dict[str, Any]]:
     """Run to `config.steps` under `uri`; see `latte.steps.train.run`. Alone or as one of several workers.
 
@@ -46,7 +51,9 @@ def train(
     if config.recompute:
         for block in net.blocks:
             block.recompute()
-    reinitialised = training_start.load(net, start) if start else []
+    reinitialised = training_start.load(net, start, model_config, latents.config["classes"]) if start else []
+    if reinitialised and group.leads:
+        print(f"train {config.name}: not taken from init_from, fresh: {'; '.join(reinitialised)}", file=sys.stderr)
     state = optim.make_state(net, group.rank, group.size if config.shard_optimizer else 1)
     facts = {
         "parameters": int(sum(param.size for param in state.params)),

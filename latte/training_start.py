@@ -1,22 +1,28 @@
 """What a training run starts from: the network that its settings and its latents ask for, and given weights."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from latte import checkpoints, manifest
+from latte import checkpoints, manifest, storage
 from latte.config import build
 from latte.errors import UserError
 from latte.latents import LatentClips
 from latte.models.configs import LatteConfig
 
+if TYPE_CHECKING:
+    from latte.steps.train import Start
+
 # What a preset decides; the rest follows from the latents or from the user.
 _SIZE_KEYS = {"hidden_size", "depth", "num_heads", "patch_size"}
 # Tensors whose shape follows from the classes, the frames or the latents' size, not from the architecture.
 _MAY_DIFFER = ("y_embedder.", "text_embedding_projection.", "temp_embed", "pos_embed")
+# Of these, what a model of another condition has no use for.
+_OF_CONDITIONS = ("y_embedder.", "text_embedding_projection.")
+_LABELS = "y_embedder.embedding_table.weight"
 
 
 def resolve_model(given: dict[str, Any], latents: manifest.Manifest) -> LatteConfig:
@@ -51,28 +57,62 @@ def resolve_model(given: dict[str, Any], latents: manifest.Manifest) -> LatteCon
     return model
 
 
-def load(net: nn.Cell, start: str) -> list[str]:
+def load(net: nn.Cell, start: "Start", model: LatteConfig, classes: Sequence[str]) -> list[str]:
     """Load weights of the same architecture; return the names of what was left at its fresh value.
 
+    Args:
+        net: takes the weights.
+        start: the weights, whose SHA-256 is verified.
+        model: what `net` was built from.
+        classes: names of the classes that the training data has, in the order of their numbers.
+
+    Returns:
+        Names of tensors, and of classes whose rows of the label table are fresh, as `tensor: class, class`.
+
     Raises:
-        UserError: a tensor is of another architecture. Only what follows from the number of classes, the number of
-            frames and the latents' size may differ or be missing.
+        UserError: a tensor is of another architecture. Only what follows from the condition, the number of classes, the
+            number of frames and the latents' size may differ or be missing.
+        StorageError: the weights are missing, or do not have their SHA-256.
     """
-    given = checkpoints.read(start)
+    with storage.as_local_file(start.uri, start.sha256) as path:
+        given = checkpoints.read(str(path))
     own = {param.name: param for param in net.get_parameters()}
-    unknown = sorted(set(given) - set(own))
+    unknown = sorted(name for name in set(given) - set(own) if not name.startswith(_OF_CONDITIONS))
     if unknown:
-        raise UserError(f"init_from {start}: tensor {unknown[0]} ({len(unknown)} in all) is not in this model")
+        raise UserError(f"init_from {start.uri}: tensor {unknown[0]} ({len(unknown)} in all) is not in this model")
     fresh = []
     for name, param in own.items():
-        if name in given and given[name].shape == tuple(param.shape):
+        if name == _LABELS and name in given and start.classes is not None:
+            rows, others = _label_rows(param.asnumpy(), given[name], start, model, classes)
+            param.set_data(ms.Tensor(rows))
+            fresh += [f"{name}: {', '.join(others)}"] if others else []
+        elif name in given and given[name].shape == tuple(param.shape):
             param.set_data(ms.Tensor(np.array(given[name], np.float32)))
         elif name.startswith(_MAY_DIFFER):
             fresh.append(name)
         else:
             found = f"has shape {given[name].shape}" if name in given else "is missing"
-            raise UserError(f"init_from {start}: tensor {name} {found}, this model has {tuple(param.shape)}")
+            raise UserError(f"init_from {start.uri}: tensor {name} {found}, this model has {tuple(param.shape)}")
     return fresh
+
+
+def _label_rows(
+    own: np.ndarray, given: np.ndarray, start: "Start", model: LatteConfig, classes: Sequence[str]
+) -> tuple[np.ndarray, list[str]]:
+    """The label table (rows, D) with the given rows of the classes that both know, and the classes that are fresh."""
+    rows = np.array(own, np.float32)  # (num_classes + null, D)
+    if given.shape[1:] != rows.shape[1:]:
+        raise UserError(f"init_from {start.uri}: tensor {_LABELS} has shape {given.shape}, this model has {rows.shape}")
+    known = {name: row for row, name in enumerate(start.classes or ())}
+    others = []
+    for row, name in enumerate(classes):
+        if name in known:
+            rows[row] = given[known[name]]
+        else:
+            others.append(name)
+    if start.has_null and model.class_dropout_prob > 0:
+        rows[-1] = given[-1]
+    return rows, others
 
 
 def preview_conditions(

@@ -1,6 +1,6 @@
 """The DAG of every night: encode what is new, train on from the promoted model, promote if the score is better.
 
-    promoted ───────────────────────────────────────────┐
+    convert pretrained ─► promoted ─────────────────────┐
     convert vae, i3d ─► encode: plan ─► shards … ─► merge ─► train ─┬─► sample after ──► score ─┬─► report ─► promote
                                                                     └─► sample before ─► score ─┘             (gate)
 
@@ -26,6 +26,7 @@ def nightly_retrain(
     name: str,
     vae: dict,
     detector: dict,
+    pretrained: dict,
     encode: dict,
     train: dict,
     sample: dict,
@@ -40,14 +41,16 @@ def nightly_retrain(
         name: Name of the dataset, the training run, the videos, the scores, the report and the model in the registry.
         vae: Keys of ConvertConfig for the autoencoder.
         detector: Keys of ConvertConfig for the I3D that scores.
+        pretrained: Keys of ConvertConfig for the Latte that training starts from; empty: fresh weights.
         encode: Keys of EncodeConfig.
-        train: Keys of TrainConfig; its init_from counts only before the first promotion.
+        train: Keys of TrainConfig; its init_from counts only before the first promotion, without pretrained.
         sample: Keys of SampleConfig.
         score: Keys of ScoreConfig.
         promote: Keys of PromoteConfig: margin or tolerance.
         report: Keys of ReportConfig.
     """
-    start = parts.named(promote_start(root=root, name=name), "promoted")
+    given = parts.pretrained_weights(root, pretrained)
+    start = parts.named(promote_start(root=root, name=name, pretrained=given), "promoted")
     weights, i3d = parts.weights(root, vae, detector)
     latents = parts.encode_dataset(root, name, encode, weights, train, sample, score)
     training = train_step(root=root, name=name, settings=train, latents=latents, vae=weights, init_from=start.output)

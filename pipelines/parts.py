@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from kfp import dsl
+from kfp.dsl.pipeline_channel import PipelineChannel
 
-from components.convert.component import convert
+from components.convert.component import convert, convert_pretrained
 from components.encode.component import encode_merge, encode_plan, encode_shards
 from components.sample.component import sample_merge, sample_plan, sample_shards
 from components.score.component import score as score_step
@@ -48,6 +49,11 @@ def weights(root: str, vae: dict, detector: dict) -> tuple[dsl.Model, dsl.Model]
     converted = named(convert(root=root, name="vae", settings=vae), "convert vae").outputs["weights"]
     i3d = named(convert(root=root, name="i3d", settings=detector), "convert i3d").outputs["weights"]
     return converted, i3d
+
+
+def pretrained_weights(root: str, settings: dict) -> PipelineChannel:
+    """Convert the Latte weights that training starts from; returns their manifest's URI, empty without settings."""
+    return named(convert_pretrained(root=root, settings=settings), "convert pretrained").output
 
 
 def encode_dataset(

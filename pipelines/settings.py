@@ -21,6 +21,7 @@ from pipelines.cluster import Cluster, check_workers
 SECTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "vae": ("convert", "ConvertConfig", ()),
     "detector": ("convert", "ConvertConfig", ()),
+    "pretrained": ("convert", "ConvertConfig", ()),
     "encode": ("encode", "EncodeConfig", ("vae",)),
     "train": ("train", "TrainConfig", ("latents", "vae")),
     "sample": ("sample", "SampleConfig", ("checkpoint", "vae")),
@@ -28,6 +29,8 @@ SECTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "promote": ("promote", "PromoteConfig", ("checkpoint", "score", "real", "detector")),
     "report": ("report", "ReportConfig", ("vae", "latents", "checkpoint")),
 }
+# Sections that may be left out, and whose step then does nothing.
+_OPTIONAL = ("pretrained",)
 # Sections in which the pipeline fills in lists of manifests.
 _WIRED_LISTS = {"report": ("video_sets", "scores")}
 
@@ -56,6 +59,9 @@ class PipelineConfig(_Common):
     """Parameters of `train_and_evaluate`; `name` names the dataset, the training run and the report."""
 
     pipeline: ClassVar[str] = "train_and_evaluate"
+    pretrained: dict[str, Any] = Field(
+        default_factory=dict, description="ConvertConfig of the Latte to finetune; leave it out to train a fresh one"
+    )
     train: dict[str, Any] = Field(default_factory=dict, description="TrainConfig")
     report: dict[str, Any] = Field(default_factory=dict, description="ReportConfig")
 
@@ -135,6 +141,8 @@ def _steps(settings: AnyConfig, source: str) -> dict[str, config.Config]:
         if section not in type(settings).model_fields:
             continue
         given = getattr(settings, section)
+        if section in _OPTIONAL and not given:
+            continue
         filled: dict[str, Any] = {"root": settings.root or "file:///unset", "name": settings.name}
         filled |= dict.fromkeys(wired, "file:///later")
         filled |= {key: ["file:///later"] for key in _WIRED_LISTS.get(section, ())}

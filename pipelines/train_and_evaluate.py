@@ -1,8 +1,11 @@
 """The DAG: convert, encode, train, sample, score, report.
 
+    convert pretrained ────────────────────────────────────┐
     convert vae ────┬─► encode: plan ─► shards … ─► merge ─► train ─┬─► sample trained ───► score ─┬─► report
     convert i3d ─┐  │                                               └─► sample untrained ─► score ─┘
                  └──┴──────────────────────────────────────────────────────────────────────► score
+
+"Untrained" is the model before the first update: fresh weights, or the pretrained ones where there are some.
 
 What KFP carries between the steps are small manifests; latents, checkpoints and videos go straight to the root.
 """
@@ -23,6 +26,7 @@ def train_and_evaluate(
     name: str,
     vae: dict,
     detector: dict,
+    pretrained: dict,
     encode: dict,
     train: dict,
     sample: dict,
@@ -36,6 +40,7 @@ def train_and_evaluate(
         name: Name of the dataset, the training run, the scores and the report.
         vae: Keys of ConvertConfig for the autoencoder.
         detector: Keys of ConvertConfig for the I3D that scores.
+        pretrained: Keys of ConvertConfig for the Latte that training starts from; empty: fresh weights.
         encode: Keys of EncodeConfig.
         train: Keys of TrainConfig.
         sample: Keys of SampleConfig.
@@ -44,7 +49,8 @@ def train_and_evaluate(
     """
     weights, i3d = parts.weights(root, vae, detector)
     latents = parts.encode_dataset(root, name, encode, weights, train, sample, score)
-    training = train_step(root=root, name=name, settings=train, latents=latents, vae=weights)
+    start = parts.pretrained_weights(root, pretrained)
+    training = train_step(root=root, name=name, settings=train, latents=latents, vae=weights, init_from=start)
     trained = parts.named(training, "train", "train")
     checkpoint = trained.outputs["checkpoint"]
 

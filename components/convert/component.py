@@ -18,3 +18,22 @@ def convert(root: str, name: str, settings: dict, weights: dsl.Output[dsl.Model]
     from components.runtime import run_step
 
     run_step(f"convert {name}", "convert", "ConvertConfig", settings, {"root": root, "name": name}, output=weights)
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def convert_pretrained(root: str, settings: dict) -> str:
+    """Convert the Latte weights that training starts from.
+
+    Args:
+        root: Where everything is kept, s3://bucket/prefix or file:///dir.
+        settings: Keys of latte.steps.convert.ConvertConfig; empty where training starts from fresh weights.
+
+    Returns:
+        URI of the weights' manifest, or nothing where there are no settings.
+    """
+    from components.runtime import run_step
+
+    if not settings:
+        return ""
+    wired = {"root": root, "name": "pretrained"}
+    return run_step("convert pretrained", "convert", "ConvertConfig", settings, wired).file

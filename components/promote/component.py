@@ -44,21 +44,22 @@ def promote(
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def promote_start(root: str, name: str) -> str:
+def promote_start(root: str, name: str, pretrained: str) -> str:
     """Look up where training goes on from.
 
     Args:
         root: Where everything is kept, s3://bucket/prefix or file:///dir.
         name: Name of the model in the registry.
+        pretrained: Where it starts before the first promotion: the URI of a manifest, or nothing.
 
     Returns:
-        URI of the promoted checkpoint's manifest, or nothing before the first promotion.
+        URI of the promoted checkpoint's manifest, or `pretrained` before the first promotion.
     """
     from components.runtime import run_step
 
     wired = {"root": root, "name": name}
     found = run_step("promoted", "promoted", "PromotedConfig", {}, wired, function="look_up")
-    return str(found.metrics["checkpoint"])
+    return str(found.metrics["checkpoint"]) or pretrained
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

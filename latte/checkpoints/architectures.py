@@ -12,24 +12,9 @@ import numpy as np
 
 from latte.checkpoints.stored import Refusal, show
 from latte.config import build
-from latte.models.configs import LATTE_SIZES, AutoencoderKLConfig, ClipTextConfig, LatteConfig
+from latte.models.configs import LATTE_SIZES, AutoencoderKLConfig, ClipTextConfig, I3DConfig, LatteConfig, concatenated
 
 Shapes = dict[str, tuple[int, ...]]
-
-# Inception I3D (Carreira & Zisserman 2017). name: channels in, and of the convolutions b0 | b1a, b1b | b2a, b2b | b3b
-_I3D_MIXED = {
-    "3b": (192, (64, 96, 128, 16, 32, 32)),
-    "3c": (256, (128, 128, 192, 32, 96, 64)),
-    "4b": (480, (192, 96, 208, 16, 48, 64)),
-    "4c": (512, (160, 112, 224, 24, 64, 64)),
-    "4d": (512, (128, 128, 256, 24, 64, 64)),
-    "4e": (512, (112, 144, 288, 32, 64, 64)),
-    "4f": (528, (256, 160, 320, 32, 128, 128)),
-    "5b": (832, (256, 160, 320, 32, 128, 128)),
-    "5c": (832, (384, 192, 384, 48, 128, 128)),
-}
-_I3D_CLASSES = 400
-
 
 _TEXT_CHANNELS = 77 * 768  # tokens and channels of CLIP's text embedding
 _TIMESTEP_CHANNELS = 256
@@ -62,9 +47,10 @@ def describe(kind: str, found: Shapes, given: Mapping[str, Any], source: str) ->
         _check_agreement(told, given)
         clip = build(ClipTextConfig, {"num_attention_heads": heads, **told, **given}, source)
         return clip.model_dump(mode="json"), clip_shapes(clip)
-    if given:
-        raise Refusal(f"model: I3D has no settings, found {', '.join(map(str, given))}")
-    return {}, i3d_shapes()
+    told = _tell_i3d(found)
+    _check_agreement(told, given)
+    i3d = build(I3DConfig, {**told, **given}, source)
+    return i3d.model_dump(mode="json"), i3d_shapes(i3d)
 
 
 def _axis(found: Shapes, name: str, axes: int, axis: int) -> int:
@@ -198,6 +184,13 @@ def _tell_clip(found: Shapes) -> dict[str, Any]:
     }
 
 
+def _tell_i3d(found: Shapes) -> dict[str, Any]:
+    return {
+        "num_classes": _axis(found, "logits.conv3d.weight", 5, 0),
+        "width": _axis(found, "Conv3d_1a_7x7.conv3d.weight", 5, 0) / I3DConfig().stem_channels[0],
+    }
+
+
 def vae_shapes(config: AutoencoderKLConfig) -> Shapes:
     """Tensors of diffusers' AutoencoderKL (Rombach et al. 2022)."""
     shapes: Shapes = {}
@@ -272,8 +265,9 @@ def clip_shapes(config: ClipTextConfig) -> Shapes:
     return shapes
 
 
-def i3d_shapes() -> Shapes:
-    """Tensors of Inception I3D with 400 classes, as the PyTorch port that FVD scorers use names them."""
+def i3d_shapes(config: I3DConfig | None = None) -> Shapes:
+    """Tensors of Inception I3D, as the PyTorch port that FVD scorers use names them; the published one by default."""
+    config = config or I3DConfig()
     shapes: Shapes = {}
 
     def unit(name: str, width_in: int, width_out: int, kernel: int) -> None:
@@ -281,21 +275,21 @@ def i3d_shapes() -> Shapes:
         for part in ("weight", "bias", "running_mean", "running_var"):
             shapes[f"{name}.bn.{part}"] = (width_out,)
 
-    unit("Conv3d_1a_7x7", 3, 64, 7)
-    unit("Conv3d_2b_1x1", 64, 64, 1)
-    unit("Conv3d_2c_3x3", 64, 192, 3)
-    width = 0
-    for name, (width_in, (b0, b1a, b1b, b2a, b2b, b3b)) in _I3D_MIXED.items():
-        mixed = f"Mixed_{name}"
-        unit(f"{mixed}.b0", width_in, b0, 1)
-        unit(f"{mixed}.b1a", width_in, b1a, 1)
+    first, width = config.stem_channels
+    unit("Conv3d_1a_7x7", 3, first, 7)
+    unit("Conv3d_2b_1x1", first, first, 1)
+    unit("Conv3d_2c_3x3", first, width, 3)
+    for mixed, channels in config.mixed_channels.items():
+        b0, b1a, b1b, b2a, b2b, b3b = channels
+        unit(f"{mixed}.b0", width, b0, 1)
+        unit(f"{mixed}.b1a", width, b1a, 1)
         unit(f"{mixed}.b1b", b1a, b1b, 3)
-        unit(f"{mixed}.b2a", width_in, b2a, 1)
+        unit(f"{mixed}.b2a", width, b2a, 1)
         unit(f"{mixed}.b2b", b2a, b2b, 3)
-        unit(f"{mixed}.b3b", width_in, b3b, 1)
-        width = b0 + b1b + b2b + b3b
-    shapes["logits.conv3d.weight"] = (_I3D_CLASSES, width, 1, 1, 1)
-    shapes["logits.conv3d.bias"] = (_I3D_CLASSES,)
+        unit(f"{mixed}.b3b", width, b3b, 1)
+        width = concatenated(channels)
+    shapes["logits.conv3d.weight"] = (config.num_classes, width, 1, 1, 1)
+    shapes["logits.conv3d.bias"] = (config.num_classes,)
     return shapes
 
 

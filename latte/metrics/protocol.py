@@ -37,12 +37,14 @@ class Protocol(Config):
         default="random", description="where a real clip starts: drawn from `seed`, or the video's first frame"
     )
     seed: int = Field(default=0, ge=0, description="which real videos are taken and where their clips start")
-    resolution: Literal[224] = Field(default=224, description="side of the square that the detector sees, pixels")
+    resolution: int = Field(
+        default=224, ge=32, description="side of the square that the detector sees, pixels; published: 224"
+    )
     resize: Literal["bilinear"] = Field(
         default="bilinear", description="bilinear, half-pixel centres, no antialiasing: torch's F.interpolate"
     )
     features: Literal["logits", "pool"] = Field(
-        default="logits", description="the detector's 400 class scores (published) or its 1024 pooled channels"
+        default="logits", description="the detector's class scores (published: 400) or its pooled channels (1024)"
     )
     covariance_divisor: Literal["n", "n-1"] = Field(default="n", description="what covariance sums are divided by")
     confidence: float = Field(default=0.95, gt=0, lt=1, description="of the interval around the value")

@@ -28,6 +28,19 @@ _FIXED_KEYS: dict[str, Any] = {
 _IGNORED_KEYS = {"_diffusers_version", "_name_or_path", "_commit_hash", "force_upcast", "_use_default_values"}
 _BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 
+# Inception I3D (Carreira & Zisserman 2017). name: channels of the convolutions b0 | b1a, b1b | b2a, b2b | b3b
+_I3D_MIXED = {
+    "Mixed_3b": (64, 96, 128, 16, 32, 32),
+    "Mixed_3c": (128, 128, 192, 32, 96, 64),
+    "Mixed_4b": (192, 96, 208, 16, 48, 64),
+    "Mixed_4c": (160, 112, 224, 24, 64, 64),
+    "Mixed_4d": (128, 128, 256, 24, 64, 64),
+    "Mixed_4e": (112, 144, 288, 32, 64, 64),
+    "Mixed_4f": (256, 160, 320, 32, 128, 128),
+    "Mixed_5b": (256, 160, 320, 32, 128, 128),
+    "Mixed_5c": (384, 192, 384, 48, 128, 128),
+}
+
 
 class LatteConfig(Config):
     """What a Latte is built from; names and defaults are those of the published code."""
@@ -190,3 +203,40 @@ class ClipTextConfig(Config):
                 f"hidden_size {self.hidden_size} cannot be split into num_attention_heads {self.num_attention_heads}"
             )
         return self
+
+
+class I3DConfig(Config):
+    """Sizes of an Inception I3D; the defaults are the published ones, which alone make an FVD."""
+
+    num_classes: int = Field(default=400, gt=0, description="class scores that come out")
+    width: float = Field(default=1.0, gt=0, le=1, description="share of the published channels in every layer")
+    image_size: int = Field(default=224, ge=32, description="side of the frames that the weights were trained on")
+
+    @property
+    def is_published(self) -> bool:
+        """Whether this is the network of the published scores."""
+        return self == I3DConfig()
+
+    @property
+    def stem_channels(self) -> tuple[int, int]:
+        """Channels of the first two layers, and of the third."""
+        return self._scaled(64), self._scaled(192)
+
+    @property
+    def mixed_channels(self) -> dict[str, tuple[int, ...]]:
+        """Channels of each mixed layer's convolutions, in the order b0, b1a, b1b, b2a, b2b, b3b."""
+        return {name: tuple(map(self._scaled, channels)) for name, channels in _I3D_MIXED.items()}
+
+    @property
+    def feature_channels(self) -> int:
+        """Channels before the classifier."""
+        return concatenated(self.mixed_channels["Mixed_5c"])
+
+    def _scaled(self, channels: int) -> int:
+        return max(1, round(channels * self.width))
+
+
+def concatenated(channels: tuple[int, ...]) -> int:
+    """Channels that come out of a mixed layer of I3D: those of its four branches' ends."""
+    b0, _, b1b, _, b2b, b3b = channels
+    return b0 + b1b + b2b + b3b

@@ -12,6 +12,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
+from latte.models.configs import I3DConfig, concatenated
 from latte.models.layers import parameter
 from latte.models.toom import Mixing, toom
 
@@ -198,31 +199,27 @@ class _Logits(nn.Cell):
 
 
 class I3D(nn.Cell):
-    """The RGB stream of Inception I3D for the 400 classes of Kinetics; evaluation only.
+    """The RGB stream of Inception I3D, by default for the 400 classes of Kinetics; evaluation only.
 
     The names of the attributes are those of the published state dict.
+
+    Args:
+        config: its sizes; None: the published ones.
     """
 
-    NUM_CLASSES = 400
-    FEATURE_CHANNELS = 1024
-    IMAGE_SIZE = 224
     MIN_FRAMES = 16
 
-    def __init__(self) -> None:
+    def __init__(self, config: I3DConfig | None = None) -> None:
         super().__init__()
-        self.Conv3d_1a_7x7 = _Unit(3, 64, 7, stride=2)
-        self.Conv3d_2b_1x1 = _Unit(64, 64, 1)
-        self.Conv3d_2c_3x3 = _Unit(64, 192, 3)
-        self.Mixed_3b = _Mixed(192, (64, 96, 128, 16, 32, 32))
-        self.Mixed_3c = _Mixed(256, (128, 128, 192, 32, 96, 64))
-        self.Mixed_4b = _Mixed(480, (192, 96, 208, 16, 48, 64))
-        self.Mixed_4c = _Mixed(512, (160, 112, 224, 24, 64, 64))
-        self.Mixed_4d = _Mixed(512, (128, 128, 256, 24, 64, 64))
-        self.Mixed_4e = _Mixed(512, (112, 144, 288, 32, 64, 64))
-        self.Mixed_4f = _Mixed(528, (256, 160, 320, 32, 128, 128))
-        self.Mixed_5b = _Mixed(832, (256, 160, 320, 32, 128, 128))
-        self.Mixed_5c = _Mixed(832, (384, 192, 384, 48, 128, 128))
-        self.logits = _Logits(self.FEATURE_CHANNELS, self.NUM_CLASSES)
+        self.config = config or I3DConfig()
+        first, width = self.config.stem_channels
+        self.Conv3d_1a_7x7 = _Unit(3, first, 7, stride=2)
+        self.Conv3d_2b_1x1 = _Unit(first, first, 1)
+        self.Conv3d_2c_3x3 = _Unit(first, width, 3)
+        for name, channels in self.config.mixed_channels.items():
+            setattr(self, name, _Mixed(width, channels))
+            width = concatenated(channels)
+        self.logits = _Logits(width, self.config.num_classes)
         self._pool_2a = _MaxPool((1, 3), (1, 2))
         self._pool_3a = _MaxPool((1, 3), (1, 2))
         self._pool_4a = _MaxPool((3, 3), (2, 2))
@@ -232,10 +229,10 @@ class I3D(nn.Cell):
         """Class scores before the softmax, averaged over time: what the published FVD takes as features.
 
         Args:
-            x: clips (N, 3, T, 224, 224), float32 in [-1, 1], T at least 16.
+            x: clips (N, 3, T, S, S), float32 in [-1, 1], T at least 16, S the config's image_size (224 published).
 
         Returns:
-            (N, 400) float32.
+            (N, num_classes) float32.
 
         Raises:
             ValueError: the shape is another one.
@@ -246,15 +243,15 @@ class I3D(nn.Cell):
         """The layer before the classifier: averages over 2 time steps and all positions.
 
         Args:
-            x: clips (N, 3, T, 224, 224), float32 in [-1, 1], T at least 16.
+            x: clips (N, 3, T, S, S), as above.
 
         Returns:
-            (N, 1024, T', 1, 1) float32 with T' = ceil(T / 8) - 1.
+            (N, 1024 x width, T', 1, 1) float32 with T' = ceil(T / 8) - 1.
 
         Raises:
             ValueError: the shape is another one.
         """
-        size = self.IMAGE_SIZE
+        size = self.config.image_size
         if x.ndim != 5 or x.shape[1] != 3 or x.shape[2] < self.MIN_FRAMES or tuple(x.shape[3:]) != (size, size):
             raise ValueError(f"I3D takes (N, 3, T >= {self.MIN_FRAMES}, {size}, {size}), not {tuple(x.shape)}")
         return self._features(x)

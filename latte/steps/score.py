@@ -19,11 +19,13 @@ from latte.config import Config, Root
 from latte.errors import StorageError, UserError
 from latte.metrics import protocol as protocols
 from latte.metrics.protocol import Protocol
+from latte.models.configs import I3DConfig
 from latte.progress import progress
 from latte.score_sides import Side
 
 PUBLISHED_METRIC = "fvd"
 RANDOM_METRIC = "frechet_random_i3d"
+SMALL_METRIC = "frechet_small_i3d"
 _detectors: dict[str, Any] = {}
 
 
@@ -70,6 +72,12 @@ def run(config: ScoreConfig) -> manifest.Manifest:
     detector = manifest.read(config.detector, "weights", "detector")
     if detector.config.get("kind") != "i3d":
         raise UserError(f"detector {config.detector}: weights of {detector.config.get('kind')}, expected i3d")
+    network = I3DConfig(**detector.config["model"])
+    if network.image_size != protocol.resolution:
+        raise UserError(
+            f"protocol.resolution={protocol.resolution}: the detector {config.detector} is for clips of "
+            f"{network.image_size} pixels; protocol.resolution={network.image_size} works"
+        )
     weights = detector.weights_file()
     real_digest = score_sides.real_digest(real)
     fingerprint = manifest.fingerprint("score", videos.fingerprint, real_digest, weights.sha256, protocol)
@@ -85,7 +93,7 @@ def run(config: ScoreConfig) -> manifest.Manifest:
         score_sides.real(config.real, real, protocol),
     )
     features, moments, digests = [], [], []
-    detect = _Detector(weights, protocol)
+    detect = _Detector(weights, network, protocol)
     places = [_Place.of(side, detect, config, protocol) for side in sides]
     for side, place in zip(sides, places, strict=True):
         if place.found is None:
@@ -149,6 +157,8 @@ def metric_name(detector: manifest.Manifest, protocol: Protocol) -> str:
     """What the distance may be called: "fvd" is kept for the published features of published weights."""
     if detector.config.get("random", True):
         return RANDOM_METRIC
+    if not I3DConfig(**detector.config["model"]).is_published:
+        return SMALL_METRIC
     return PUBLISHED_METRIC if protocol.features == "logits" else "frechet_i3d_pool"
 
 
@@ -193,28 +203,29 @@ def _check_same_picture(config: ScoreConfig, videos: manifest.Manifest, real: ma
 class _Detector:
     """I3D, loaded and compiled at the first clip: a score whose features are all there never starts MindSpore."""
 
-    def __init__(self, weights: manifest.Shard, protocol: Protocol) -> None:
+    def __init__(self, weights: manifest.Shard, network: I3DConfig, protocol: Protocol) -> None:
         self.sha256 = weights.sha256
         self._weights = weights
+        self._network = network
         self._pooled = protocol.features == "pool"
 
     def __call__(self, clips: np.ndarray) -> np.ndarray:
-        """Clips (N, 3, F, 224, 224) float32 in [-1, 1] -> features (N, D) float32."""
+        """Clips (N, 3, F, S, S) float32 in [-1, 1] -> features (N, D) float32."""
         import mindspore as ms
 
-        net = _loaded(self._weights)
+        net = _loaded(self._weights, self._network)
         out = (net.features if self._pooled else net)(ms.Tensor(clips)).asnumpy()
         return np.ascontiguousarray(out.mean(axis=(2, 3, 4)) if self._pooled else out)
 
 
-def _loaded(weights: manifest.Shard) -> Any:
+def _loaded(weights: manifest.Shard, network: I3DConfig) -> Any:
     """The network with these weights, kept for the next score of this process: compiling it takes seconds."""
     if weights.sha256 not in _detectors:
         from latte import checkpoints, device
         from latte.models.i3d import I3D
 
         device.setup()
-        net = I3D()
+        net = I3D(network)
         with storage.as_local_file(weights.uri, weights.sha256) as path:
             checkpoints.load(net, str(path))
         net.set_train(False)
@@ -297,7 +308,7 @@ def _batches(
         ready = [future.result() for future in waiting]
         waiting = [pool.submit(prepared, index) for index in following]
         ready += [ready[-1]] * (batch_size - len(group))
-        yield np.stack(ready), len(group)  # (N, 3, F, 224, 224)
+        yield np.stack(ready), len(group)  # (N, 3, F, S, S)
 
 
 def _publish(features: np.ndarray, uri: str) -> manifest.Shard:

@@ -5,13 +5,16 @@ Where the weights come from, first rule that applies:
 1. The newest committed checkpoint of this very run (same name, same fingerprint): the run goes on as if it had never
    stopped, optimizer, EMA, loss log and data order included.
 2. `init_from`: weights (EMA) of another run's checkpoint manifest or of a converted file; step, optimizer and data
-   order start anew. Tensors whose shape differs (other num_classes, other num_frames) are re-initialised and named.
+   order start anew. Rows of the label table are taken by the names of their classes; rows of other classes, and tensors
+   whose shape differs (other num_frames), are re-initialised and named.
 3. Fresh weights from `seed`.
 4. Whatever the start was, it is published as step 0 before the first update, so that a run can be compared with it.
 """
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -80,6 +83,25 @@ class TrainConfig(Config):
         return self
 
 
+@dataclass(frozen=True)
+class Start:
+    """Weights that training starts from.
+
+    Attributes:
+        uri: the weights.
+        sha256: what they must have.
+        place: where they were found: the manifest, or the weights themselves.
+        classes: names of the classes that they know, in the order of their rows; None where nobody says.
+        has_null: whether the last row is that of no class.
+    """
+
+    uri: str
+    sha256: str
+    place: str
+    classes: Sequence[str] | None = None
+    has_null: bool = True
+
+
 _STAT_THREADS = 16
 # These change how a run is watched, cached or stopped, not what it computes.
 _NOT_IN_FINGERPRINT = {
@@ -96,14 +118,16 @@ def run(config: TrainConfig) -> manifest.Manifest:
         StorageError: object storage stayed away for too long, or stored data is damaged.
     """
     latents = manifest.read(config.latents, "latents", "latents")
-    start, start_digest, init_from = _resolve_start(config.init_from, latents)
+    start = _resolve_start(config.init_from, latents)
     vae = _resolve_vae(config, latents)
     settings = config.model_dump(exclude=_NOT_IN_FINGERPRINT)
     if config.lr_schedule == "constant":
         settings.pop("steps")  # a longer run goes on where a shorter one ended
     if config.precision == "fp32":
         settings.pop("precision")
-    fingerprint = manifest.fingerprint("train", settings, latents.fingerprint, start_digest)
+    # Which rows are taken follows from the names of both sides.
+    others = [start.classes] if start and start.classes and list(start.classes) != latents.config["classes"] else []
+    fingerprint = manifest.fingerprint("train", settings, latents.fingerprint, start and start.sha256, *others)
     uri = storage.join(config.root, "runs", config.name, fingerprint[:16])
     done = manifest.find(uri, "checkpoint")
     if done is not None and done.metrics["step"] >= config.steps:
@@ -121,7 +145,7 @@ def run(config: TrainConfig) -> manifest.Manifest:
     if config.preview_every:
         metrics["previews_uri"] = storage.join(uri, "previews")
     # What it was made from, by places that the next run finds too; a pipeline hands over files of its own run.
-    places = {"latents": latents.file, "vae": vae.file if vae is not None else None, "init_from": init_from}
+    places = {"latents": latents.file, "vae": vae.file if vae is not None else None, "init_from": start and start.place}
     result = manifest.Manifest(
         kind="checkpoint",
         name=config.name,
@@ -129,7 +153,7 @@ def run(config: TrainConfig) -> manifest.Manifest:
         fingerprint=fingerprint,
         shards=shards,
         counts={"steps": config.steps, "parameters": facts.pop("parameters")},
-        inputs={"latents": latents.fingerprint, "init_from": start_digest or ""},
+        inputs={"latents": latents.fingerprint, "init_from": start.sha256 if start else ""},
         config={**facts, "train": {**config.model_dump(exclude={"root", "cache_dir", "cache_gb"}), **places}},
         metrics={**metrics, "metrics_uri": storage.join(uri, "metrics.jsonl")},
         seconds=time.monotonic() - started,
@@ -162,17 +186,16 @@ def _check_shards(latents: manifest.Manifest) -> None:
         raise UserError(f"latents {latents.uri}: shard {missing[0]} ({len(missing)} in all) is missing or cut off")
 
 
-def _resolve_start(init_from: str | None, latents: manifest.Manifest) -> tuple[str | None, str | None, str | None]:
-    """The weights file that `init_from` means, its SHA-256, and the place that it was found by."""
+def _resolve_start(init_from: str | None, latents: manifest.Manifest) -> Start | None:
     if init_from is None:
-        return None, None, None
+        return None
     try:
         place = manifest.located(init_from)
     except UserError as error:
         raise type(error)(f"init_from {error}") from None
     if not place.endswith(".json"):
         with storage.as_local_file(place) as path:
-            return place, storage.sha256_file(path), place
+            return Start(place, storage.sha256_file(path), place)
     source = manifest.read(place, key="init_from")
     if source.kind == "checkpoint":
         if source.config["vae"] != latents.inputs["vae"]:
@@ -182,7 +205,10 @@ def _resolve_start(init_from: str | None, latents: manifest.Manifest) -> tuple[s
             )
         shard = source.shard(f"step-{source.metrics['step']:08d}/ema.safetensors")
     elif source.kind == "weights":
+        if source.config["kind"] != "latte":
+            raise UserError(f"init_from {init_from}: weights of {source.config['kind']}, expected latte")
         shard = source.weights_file()
     else:
         raise UserError(f"init_from {init_from}: a manifest of {source.kind}, expected checkpoint or weights")
-    return shard.uri, shard.sha256, source.file
+    has_null = source.config["model"]["class_dropout_prob"] > 0
+    return Start(shard.uri, shard.sha256, source.file, source.config["classes"] or None, has_null)

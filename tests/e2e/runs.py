@@ -18,6 +18,7 @@ BROKEN = Path(__file__).parent / "broken"
 
 # The demo's pipeline with the smallest sizes that still go through every step.
 TINY = {
+    "pretrained": {},
     "train.model.hidden_size": 32,
     "train.model.depth": 2,
     "train.model.num_heads": 2,

@@ -19,6 +19,7 @@ from tests.e2e import runs
 KILLS = {
     "convert vae": 0.8,
     "convert i3d": 1.0,
+    "convert pretrained": 0.3,
     "encode: plan": 0.3,
     "encode: shards": 4.0,
     "encode: merge": 0.3,

@@ -20,7 +20,7 @@ from tensorboardX.proto import event_pb2
 from latte import checkpoints, manifest, storage
 from latte.checkpoints import resume
 from latte.config import build
-from latte.errors import LatteError, UserError
+from latte.errors import LatteError, StorageError, UserError
 from latte.steps import train
 from tests import fault_proxy, small_latents
 from tests.soak import scaled
@@ -263,6 +263,50 @@ def test_finetuning_names_what_was_reinitialised(whole: Run, latents: str, tmp_p
     np.testing.assert_array_equal(start["blocks.0.attn.qkv.weight"], given["blocks.0.attn.qkv.weight"])
     assert start["y_embedder.embedding_table.weight"].shape == (6, 32)
     assert start["temp_embed"].shape == (1, 8, 32)
+
+
+def test_label_rows_are_taken_by_the_names_of_their_classes(whole: Run, latents: str, tmp_path: Path) -> None:
+    table = "y_embedder.embedding_table.weight"
+    given = checkpoints.read(whole.result.shard(f"step-{STEPS:08d}/ema.safetensors").uri)[table]
+    assert whole.result.config["classes"] == ["bikes", "carphone"]
+    known = manifest.read(storage.join(whole.result.uri, "manifest.json"))
+    fresh = checkpoints.read(run(tmp_path, latents, steps=1, name="fresh").shard("step-00000000/model.safetensors").uri)
+
+    def rows(classes: list[str], name: str) -> tuple[np.ndarray, list[str]]:
+        other = tmp_path / f"{name}.json"
+        manifest.write(known.model_copy(update={"config": {**known.config, "classes": classes}}), other)
+        done = run(tmp_path, latents, steps=1, name=name, init_from=str(other))
+        return checkpoints.read(done.shard("step-00000000/model.safetensors").uri)[table], done.config["reinitialised"]
+
+    swapped, left = rows(["carphone", "bikes"], "swapped")
+    np.testing.assert_array_equal(swapped, given[[1, 0, 2]])
+    assert left == []
+    others, left = rows(["carphone", "cats"], "others")
+    np.testing.assert_array_equal(others[1], given[0], "the row of carphone")
+    np.testing.assert_array_equal(others[2], given[2], "the row of no class")
+    np.testing.assert_array_equal(others[0], fresh[table][0], "nobody has learned bikes")
+    assert left == [f"{table}: bikes"]
+
+
+def test_weights_that_changed_since_they_were_recorded_are_refused(whole: Run, latents: str, tmp_path: Path) -> None:
+    known = manifest.read(storage.join(whole.result.uri, "manifest.json"))
+    shard = known.shard(f"step-{STEPS:08d}/ema.safetensors")
+    data = bytearray(storage.read_bytes(shard.uri))
+    data[-1] ^= 0x80  # a flipped sign
+    flipped = storage.write_bytes((tmp_path / f"step-{STEPS:08d}" / "ema.safetensors").as_uri(), bytes(data))
+    other = shard.model_copy(update={"uri": flipped.uri})
+    manifest.write(known.model_copy(update={"shards": [other]}), tmp_path / "flipped.json")
+    with pytest.raises(StorageError, match="damaged"):
+        run(tmp_path, latents, steps=1, init_from=str(tmp_path / "flipped.json"))
+
+
+def test_a_model_without_classes_starts_from_one_with_classes(whole: Run, latents: str, tmp_path: Path) -> None:
+    source = storage.join(whole.result.uri, "manifest.json")
+    done = run(tmp_path, latents, init_from=source, model={**TINY, "condition": "none"}, steps=1)
+    assert done.config["reinitialised"] == []
+    assert "y_embedder.embedding_table.weight" not in checkpoints.read(
+        done.shard("step-00000000/model.safetensors").uri
+    )
 
 
 def test_a_diverging_run_stops_with_step_videos_and_checkpoint(latents: str, tmp_path: Path) -> None:

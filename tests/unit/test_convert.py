@@ -247,16 +247,19 @@ def test_half_precision_is_widened_exactly(tmp_path):
 def test_shapes_are_those_of_the_networks():
     from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
     from latte.models.clip_text import ClipTextConfig, ClipTextModel
+    from latte.models.configs import I3DConfig
     from latte.models.i3d import I3D
 
     sizes = AutoencoderKLConfig(block_out_channels=(32, 64, 64), norm_num_groups=16, layers_per_block=1)
     text = ClipTextConfig(
         vocab_size=30, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4
     )
+    small = I3DConfig(num_classes=12, width=0.125, image_size=64)
     for net, shapes in (
         (ClipTextModel(text), architectures.clip_shapes(text)),
         (AutoencoderKL(sizes), architectures.vae_shapes(sizes)),
         (I3D(), architectures.i3d_shapes()),
+        (I3D(small), architectures.i3d_shapes(small)),
     ):
         assert {parameter.name: tuple(parameter.shape) for parameter in net.get_parameters()} == shapes
 

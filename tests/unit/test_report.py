@@ -186,7 +186,7 @@ def test_verdict_tells_a_clear_gain():
         (score(90, 80, 110), score(100, 95, 120), "open"),  # the intervals overlap
         (score(90), score(100), "open"),  # no intervals
         (score(120, 110, 130), score(100, 95, 105), "bad"),
-        (score(100, 95, 105), score(100, 95, 105), "bad"),
+        (score(100, 95, 105), score(100, 95, 105), "open"),  # nothing was lost
     ],
 )
 def test_verdict_does_not_claim_more_than_the_numbers(trained, untrained, tone):
@@ -220,7 +220,16 @@ def test_random_features_are_never_called_fvd():
     random = words.board("frechet_random_i3d", [(score(5.0), "Generated, trained")])
     assert random["note"].startswith("This is not FVD")
     assert "FVD" not in random["title"] + random["short"]
+    assert "does not rank models" in random["note"]
+    small = words.board("frechet_small_i3d", [(score(5.0, metric="frechet_small_i3d"), "Generated, trained")])
+    assert small["note"].startswith("This is not FVD")
     assert words.board("fvd", [(score(5.0, metric="fvd"), "x")])["note"] is None
+
+
+def test_a_difference_that_cannot_be_measured_is_no_failure():
+    near = words.verdict(board(score(5.2, 4.0, 6.0), score(5.0, 4.0, 6.0)))
+    assert (near["tone"], "as far as can be measured" in near["headline"]) == ("open", True)
+    assert words.verdict(board(score(9.0, 8.0, 10.0), score(5.0, 4.0, 6.0)))["tone"] == "bad"
 
 
 def test_protocol_shows_a_value_once_where_scores_agree():

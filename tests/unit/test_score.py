@@ -123,6 +123,21 @@ def test_only_published_weights_and_features_make_an_fvd(
     assert score.metric_name(weights, Protocol(features=features)) == name
 
 
+def test_a_smaller_network_makes_no_fvd(tmp_path: Path) -> None:
+    weights = manifest.read(detector(tmp_path))
+    small = weights.model_copy(update={"config": {**weights.config, "random": False, "model": {"width": 0.125}}})
+    assert score.metric_name(small, Protocol()) == "frechet_small_i3d"
+
+
+def test_clips_of_a_size_that_the_detector_was_not_trained_on_are_refused(tmp_path: Path) -> None:
+    videos, real, weights = video_set(tmp_path, 4), dataset(tmp_path, [40] * 4), detector(tmp_path)
+    wanted = config(tmp_path, videos, real, weights).model_copy(update={"protocol": {"num_clips": 4, "resolution": 64}})
+    with pytest.raises(
+        UserError, match=r"protocol\.resolution=64: .* clips of 224 pixels; protocol\.resolution=224 works"
+    ):
+        score.run(wanted)
+
+
 def test_weights_of_unknown_origin_are_not_called_fvd() -> None:
     weights = manifest.Manifest(kind="weights", name="w", uri="file:///w", fingerprint="w", config={"kind": "i3d"})
     assert score.metric_name(weights, Protocol()) == "frechet_random_i3d"
@@ -186,7 +201,8 @@ def test_scores_before_and_after_mirrored_copies_were_added_are_compared(tmp_pat
         score_sides.real(real, manifest.read(real), protocol),
         *[score_sides.generated(v, manifest.read(v), protocol) for v in (first.videos, video_set(tmp_path, 4, 17))],
     ]
-    detect = score._Detector(manifest.read(weights).shards[0], protocol)
+    known = manifest.read(weights)
+    detect = score._Detector(known.shards[0], score.network_of(known), protocol)
     for number, side in enumerate(sides):
         # The detector's weights cannot be read, so its features must be there.
         place = score._Place.of(side, detect, first, protocol)

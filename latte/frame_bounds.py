@@ -28,16 +28,19 @@ def counter(most: int) -> Iterator[Callable[[Entry], int | None]]:
     Args:
         most: frames that it counts to.
     """
-    deadline = time.monotonic() + _LIMIT_S
-    left_bytes = _DOWNLOAD_BYTES
+    left_s, left_bytes, started = _LIMIT_S, _DOWNLOAD_BYTES, False
     with Decoder(Limits(decode_limit_s=_LIMIT_S)) as decoder:
 
         def count(entry: Entry) -> int | None:
-            nonlocal left_bytes
+            nonlocal left_s, left_bytes, started
             left_bytes -= entry.bytes if storage.is_s3(entry.uri) else 0
-            if left_bytes < 0 or time.monotonic() >= deadline:
+            if left_bytes < 0 or left_s < 0:
                 return None
+            began = time.monotonic()
             end = list(decode_one(decoder, 0, Source(entry.uri), Task("", 1, count=most, only_count=True)))[-1]
+            if started:  # a busy machine may take long to start the process
+                left_s -= time.monotonic() - began
+            started = True
             return end.num_frames if isinstance(end, End) and end.reject is None else None
 
         yield count

@@ -53,7 +53,7 @@ def check(dataset: Dataset, asked: Asked) -> None:
     if asked.encode is not None and asked.encode.text_encoder is not None and not dataset.has_captions:
         raise UserError(
             "encode.text_encoder: the dataset has no captions; name a CSV file with some in encode.dataset.csv, or "
-            "leave encode.text_encoder and encode.tokenizer out"
+            "leave text_encoder and tokenizer out"
         )
     if asked.train is not None:
         _check_training(dataset, asked, asked.train)
@@ -232,8 +232,8 @@ def _check_real_clips(dataset: Dataset, asked: Asked, score: ScoreConfig, protoc
     most = usable * protocol.clips_per_video
     if most >= protocol.real_clips:
         return
-    counted = f"the {usable} {'video' if usable == 1 else 'videos'}"
-    counted += "" if dataset.frames is None else f" of {span} frames or more"
+    long_enough = "" if dataset.frames is None else f" of {span} frames or more"
+    counted = f"the only video{long_enough} gives" if usable == 1 else f"the {usable} videos{long_enough} give"
     key = "num_clips" if protocol.num_real_clips is None else "num_real_clips"
     wanted = "auto" if protocols.is_adaptive(score.protocol, key) else protocol.real_clips
     needed = -(-protocol.real_clips // usable)
@@ -241,6 +241,6 @@ def _check_real_clips(dataset: Dataset, asked: Asked, score: ScoreConfig, protoc
     if protocol.start == "random":
         works.append(f"score.protocol.clips_per_video={needed} works")
     raise UserError(
-        f"score.protocol.{key}={wanted}: {counted} give {most} real clips (clips_per_video "
+        f"score.protocol.{key}={wanted}: {counted} {most} real clips (clips_per_video "
         f"{protocol.clips_per_video}); {', or '.join(works) or f'{protocols.FEWEST_CLIPS} videos are needed'}"
     )

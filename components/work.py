@@ -106,18 +106,23 @@ def label_of(task: str) -> str:
 
 
 def build_config(
-    module: str, config_class: str, settings: Mapping[str, Any], wired: Mapping[str, Any], source: str
+    module: str,
+    config_class: str,
+    settings: Mapping[str, Any],
+    wired: Mapping[str, Any],
+    source: str,
+    prefix: str = "",
 ) -> Config:
-    """The step's config from the user's settings and the pipeline's own keys.
+    """The step's config from the user's settings and the pipeline's own keys; `prefix` of keys is for errors.
 
     Raises:
         UserError: the settings set a key of the pipeline's, or a key is unknown or bad.
     """
     own = sorted(set(settings) & set(wired))
     if own:
-        raise UserError(f"{source}: {own[0]} is filled in by the pipeline; leave it out")
+        raise UserError(f"{source}: {prefix}{own[0]} is filled in by the pipeline; leave it out")
     cls: type[Config] = getattr(importlib.import_module(f"latte.steps.{module}"), config_class)
-    return build(cls, {**settings, **wired}, source)
+    return build(cls, {**settings, **wired}, source, prefix)
 
 
 def _published(value: Any, folder: str) -> Any:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from latte.steps.sample import SampleConfig
 
 DATASET = "dataset"
+# Of the sample step: what it takes to show texts.
+TEXT_KEYS = ("captions", "text_encoder", "tokenizer")
 
 
 def _checked(labels: Any) -> Any:
@@ -29,6 +31,8 @@ def _checked(labels: Any) -> Any:
             raise ValueError("a class is a name or a number")
     if not isinstance(labels, (list, type(None))) and labels != DATASET:
         raise ValueError(f"expected a list of classes, or {DATASET}")
+    if labels == []:
+        raise ValueError("no classes in the list; leave labels out for all of them")
     return labels
 
 
@@ -78,7 +82,7 @@ def resolve(config: "SampleConfig", facts: dict[str, Any]) -> Conditions:
     """
     model = facts["model"]
     condition = str(model["condition"])
-    keys = {"class": ("labels", "latents"), "text": ("captions", "text_encoder", "tokenizer")}
+    keys = {"class": ("labels", "latents"), "text": TEXT_KEYS}
     for other, names in keys.items():
         given = [key for key in names if getattr(config, key) is not None]
         if given and condition != other:
@@ -91,16 +95,11 @@ def resolve(config: "SampleConfig", facts: dict[str, Any]) -> Conditions:
     if config.cfg_scale != 1.0 and model["class_dropout_prob"] == 0:
         raise UserError(f"cfg_scale: the model of {config.checkpoint} never had its condition dropped; set it to 1")
     if condition == "text":
-        missing = [key for key in keys["text"] if getattr(config, key) is None]
-        if missing:
-            raise UserError(f"checkpoint {config.checkpoint}: conditioned on text; give {', '.join(missing)}")
+        if config.captions is None:
+            raise UserError(f"checkpoint {config.checkpoint}: conditioned on text; give {', '.join(TEXT_KEYS)}")
         return Conditions(captions=read_captions(str(config.captions)))
-    if (config.labels == DATASET) != (config.latents is not None):
-        raise UserError("labels: dataset and latents (the manifest of that dataset) go together; give both or neither")
     if config.latents is not None:
         return Conditions(config.seed, class_counts=count_classes(config.latents, facts))
-    if config.labels is not None and not config.labels:
-        raise UserError("labels: no classes in the list")
     chosen = None if config.labels is None else list(config.labels)
     return Conditions(config.seed, labels=classes_of(chosen, facts))
 

@@ -20,10 +20,21 @@ def _checked_root(root: str) -> str:
         raise ValueError(str(error).partition(": ")[2]) from None
 
 
+class ToldError(ValueError):
+    """What a validator says in full, keys with `prefix_of` and values included: nothing is put around it."""
+
+
+def prefix_of(info: pydantic.ValidationInfo) -> str:
+    """What `build` was told to put before keys, for a validator that names some."""
+    return str((info.context or {}).get("prefix", ""))
+
+
 def _takes_switches(annotation: Any) -> bool:
     return annotation in (bool, Any) or any(map(_takes_switches, get_args(annotation)))
 
 
+# A preset's name may stand for all fields of such a key; an override of one field leaves the others as they are.
+_NAMED_FIELDS = ("protocol",)
 # Where everything is kept: a URI, or the path of a folder, which becomes one.
 Root = Annotated[str, pydantic.AfterValidator(_checked_root)]
 
@@ -49,6 +60,8 @@ class Config(pydantic.BaseModel):
 def load(cls: type[C], path: str | Path | None = None, overrides: Sequence[str] = ()) -> C:
     """Read `cls` from a YAML file, then apply `key=value` overrides (`a.b=1` reaches into sections; values are YAML).
 
+    `protocol.num_clips=36` reaches into the protocol that is named by its preset, too.
+
     Raises:
         UserError: the file is missing or not YAML, or a key is unknown, missing or has a bad value.
     """
@@ -65,16 +78,23 @@ def load(cls: type[C], path: str | Path | None = None, overrides: Sequence[str] 
     return build(cls, values, source)
 
 
-def build(cls: type[C], values: Mapping[str, Any], source: str) -> C:
-    """Validate `values` as a `cls`; `source` (a file, a pipeline parameter) is named in the error.
+def build(cls: type[C], values: Mapping[str, Any], source: str = "", prefix: str = "") -> C:
+    """Validate `values` as a `cls`.
+
+    Args:
+        cls: the config's class.
+        values: its keys.
+        source: a file or a pipeline parameter, named in front of the error.
+        prefix: of every key that the error names, `train.model.` for example.
 
     Raises:
         UserError: a key is unknown, missing or has a bad value; every such key is named, in one line.
     """
     try:
-        return cls.model_validate(dict(values))
+        return cls.model_validate(dict(values), context={"prefix": prefix})
     except pydantic.ValidationError as error:
-        raise UserError(f"{source}: " + "; ".join(_explain(cls, e) for e in error.errors())) from None
+        lines = "; ".join(_explain(cls, e, prefix) for e in error.errors())
+        raise UserError(f"{source}: {lines}" if source else lines) from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -106,19 +126,24 @@ def _parse(text: str, what: str) -> Any:
 def _put(values: dict[str, Any], keys: list[str], value: Any, name: str) -> None:
     for key in keys[:-1]:
         section = values.setdefault(key, {})
+        if isinstance(section, str) and key in _NAMED_FIELDS:
+            section = values[key] = {"preset": section}
         if not isinstance(section, dict):
             raise UserError(f"override {name}: {key} is a value, not a section")
         values = section
     values[keys[-1]] = value
 
 
-def _explain(cls: type[Config], error: Any) -> str:
+def _explain(cls: type[Config], error: Any, prefix: str) -> str:
+    if isinstance(error.get("ctx", {}).get("error"), ToldError):
+        return str(error["ctx"]["error"])
+    section = f"{prefix.removesuffix('.')}: " if prefix else ""
     key = ".".join(str(part) for part in error["loc"]) or "config"
     if error["type"] == "extra_forbidden":
         known = ", ".join(sorted(cls.model_fields)) if len(error["loc"]) == 1 else ""
-        return f"unknown key {key}" + (f" (known: {known})" if known else "")
+        return f"{section}unknown key {key}" + (f" (known: {known})" if known else "")
     if error["type"] == "missing":
-        return f"missing key {key}"
+        return f"{section}missing key {key}"
     message = error["msg"].removeprefix("Value error, ")
     # A rule between keys names them itself; its input is the whole config.
-    return f"{key}: {message} (got {error['input']!r})" if error["loc"] else message
+    return f"{prefix}{key}: {message} (got {error['input']!r})" if error["loc"] else f"{section}{message}"

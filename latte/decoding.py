@@ -7,6 +7,7 @@ it costs that video only.
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import re
@@ -51,7 +52,8 @@ class Task:
         stride: distance between frames.
         count: frames wanted at most; None for all.
         mirrored: left and right exchanged.
-        only_count: no frames, just about how many there are, by what the file says of itself.
+        only_count: no frames, just about how many there are, by what the file says of itself; with `count`, the most
+            that there can be, counted up to it.
     """
 
     path: str
@@ -140,6 +142,21 @@ def count_frames(path: str) -> int:
         return len(frame_names(os.listdir(path)))
     with _opened(path) as container:
         return _about_frames(container, _video_stream(container))
+
+
+def frames_at_most(path: str, most: int) -> int:
+    """The most frames that a video can give, counted to `most`; 0 where it is none, `most` where it is damaged."""
+    if os.path.isdir(path):
+        return min(most, len(frame_names(os.listdir(path))))
+    number = 0
+    try:
+        with _opened(path) as container:
+            filled = (1 for packet in container.demux(_video_stream(container)) if packet.size)
+            number = most  # until all are counted
+            number = sum(itertools.islice(filled, most))
+    except Exception:  # what is wrong with it is told where it is decoded
+        return number
+    return number
 
 
 def _about_frames(container: Any, stream: Any) -> int:
@@ -334,7 +351,7 @@ def _serve(task: Task, answers: BinaryIO) -> None:
     fps: float | None = None
     try:
         if task.only_count:
-            num_frames = count_frames(task.path)
+            num_frames = frames_at_most(task.path, task.count) if task.count else count_frames(task.path)
             _send(answers, {"kind": "end", "num_frames": num_frames, "fps": None})
             return
         for chunk, rate in decode(task):

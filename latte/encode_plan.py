@@ -86,6 +86,11 @@ def published(place: str, limits: Limits) -> Published:
     return Published(shards, again | known)
 
 
+def frames(done: Published) -> dict[str, int]:
+    """Encoded frames of what has been looked at, by its digest; 0 where it was rejected for good."""
+    return {digest: known.num_frames for digest, known in done.known.items() if not known.again}
+
+
 def is_done(uri: str, limits: Limits) -> bool:
     """Whether a shard is published, and nothing that it was to hold is to be tried again."""
     record = manifest.read_record(uri)

@@ -8,7 +8,6 @@ import numpy as np
 from mindspore import nn
 
 from latte import checkpoints, manifest, storage
-from latte.config import build
 from latte.errors import UserError
 from latte.latents import LatentClips
 from latte.models.configs import LatteConfig
@@ -16,8 +15,6 @@ from latte.models.configs import LatteConfig
 if TYPE_CHECKING:
     from latte.steps.train import Start
 
-# What a preset decides; the rest follows from the latents or from the user.
-_SIZE_KEYS = {"hidden_size", "depth", "num_heads", "patch_size"}
 # Tensors whose shape follows from the classes, the frames or the latents' size, not from the architecture.
 _MAY_DIFFER = ("y_embedder.", "text_embedding_projection.", "temp_embed", "pos_embed")
 # Of these, what a model of another condition has no use for.
@@ -38,10 +35,7 @@ def resolve_model(given: dict[str, Any], latents: manifest.Manifest) -> LatteCon
         "condition": "class" if classes else "none",
         "num_classes": len(classes),
     }
-    values = {**from_latents, **given}
-    preset = values.pop("preset", None)
-    sizes = LatteConfig.preset(preset).model_dump(include=_SIZE_KEYS) if preset else {}
-    model = build(LatteConfig, {**sizes, **values}, "model")
+    model = LatteConfig.of_settings(given, from_latents, "model.")
     for key in ("input_size", "in_channels"):
         if getattr(model, key) != from_latents[key]:
             raise UserError(

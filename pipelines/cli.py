@@ -97,17 +97,17 @@ def run(
 def check(pipeline: str, path: Path, overrides: tuple[str, ...]) -> None:
     """Check the settings of a run and start nothing.
 
-    Every section, the sections against each other, the files and folders that they name, and the dataset as far as its
-    listing tells: `run` checks the same before its first minute of work. Exit code 2 and one line where something is
-    wrong.
+    Every section, the sections against each other, the files and folders that they name, the kind and the sizes of the
+    autoencoder, the dataset's videos, classes and captions, and how many frames its files can give: `run` checks the
+    same before its first minute of work. Exit code 2 and one line where something is wrong. Otherwise a line says what
+    is there, and one each what will follow from it.
     """
     from pipelines import settings
 
     def go() -> None:
         config = settings.load(path, overrides, pipeline)
-        click.echo(f"dataset: {settings.check_dataset(config)}")
-        for remark in settings.remarks(config):
-            click.echo(remark)
+        for line in (*settings.check_dataset(config, str(path)), *settings.remarks(config)):
+            click.echo(line)
         click.echo(f"{path}: {pipeline} can start")
 
     guarded(go)

@@ -1,6 +1,8 @@
 """Settings of a pipeline run: a YAML file with a section a step, checked as a whole before anything is started."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,10 +13,9 @@ from latte import config, storage
 from latte.catalog import scan
 from latte.errors import UserError
 from latte.metrics import protocol
-from latte.models.configs import AutoencoderKLConfig
-from latte.steps import demands
-from latte.steps.encode import EncodeConfig, listed
-from latte.steps.score import ScoreConfig
+from latte.models.configs import AutoencoderKLConfig, I3DConfig, LatteConfig
+from latte.steps import convert, dataset_demands, demands
+from latte.steps.encode import EncodeConfig
 from pipelines.cluster import Cluster, check_workers
 
 # section: (module under latte.steps, config class, keys that the pipeline fills in)
@@ -24,15 +25,20 @@ SECTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "pretrained": ("convert", "ConvertConfig", ()),
     "encode": ("encode", "EncodeConfig", ("vae",)),
     "train": ("train", "TrainConfig", ("latents", "vae")),
-    "sample": ("sample", "SampleConfig", ("checkpoint", "vae")),
+    "sample": ("sample", "SampleConfig", ("checkpoint", "vae", "step", "adapt")),
     "score": ("score", "ScoreConfig", ("videos", "real", "detector")),
     "promote": ("promote", "PromoteConfig", ("checkpoint", "score", "real", "detector")),
-    "report": ("report", "ReportConfig", ("vae", "latents", "checkpoint")),
+    "report": ("report", "ReportConfig", ("vae", "latents", "checkpoint", "video_sets", "scores", "output")),
 }
 # Sections that may be left out, and whose step then does nothing.
 _OPTIONAL = ("pretrained",)
-# Sections in which the pipeline fills in lists of manifests.
-_WIRED_LISTS = {"report": ("video_sets", "scores")}
+# What stands in for keys that are no manifest, before the pipeline fills them in.
+_LATER = "file:///later"
+_STAND_INS: dict[str, Any] = {"step": None, "adapt": True, "video_sets": [_LATER], "scores": [_LATER]}
+# What the weights of a section are of.
+_KINDS = {"vae": "vae", "detector": "i3d", "pretrained": "latte"}
+# A key of each section that says nothing new. A component takes an empty section for a step that is not there.
+_SAID_ANYWAY = {"train": "frame_stride", "sample": "num_videos", "score": "batch_size"}
 
 
 class _Common(config.Config):
@@ -106,9 +112,17 @@ def load(path: str | Path, overrides: Sequence[str] = (), pipeline: str = "train
         UserError: a key is unknown, missing or bad in any section, or a local file or folder named in it is missing.
     """
     settings: AnyConfig = config.load(PIPELINES[pipeline], path, overrides)
-    for section, step in _steps(settings, str(path)).items():
+    steps = _steps(settings, str(path))
+    for section, step in steps.items():
         _check_inputs(f"{path}: {section}", step)
-    _check_together(settings, str(path), read_files=True)
+    vae, detector, pretrained = (
+        _network(path, settings, section, cls)
+        for section, cls in (("vae", AutoencoderKLConfig), ("detector", I3DConfig), ("pretrained", LatteConfig))
+    )
+    asked = _asked(steps)
+    with _named(str(path)):
+        demands.check_settings(asked, vae, lambda uri: not storage.is_s3(uri))
+        demands.check_weights(asked, detector, pretrained, lambda uri: not storage.is_s3(uri))
     return settings
 
 
@@ -144,52 +158,89 @@ def _steps(settings: AnyConfig, source: str) -> dict[str, config.Config]:
         if section in _OPTIONAL and not given:
             continue
         filled: dict[str, Any] = {"root": settings.root or "file:///unset", "name": settings.name}
-        filled |= dict.fromkeys(wired, "file:///later")
-        filled |= {key: ["file:///later"] for key in _WIRED_LISTS.get(section, ())}
+        filled |= {key: _STAND_INS.get(key, _LATER) for key in wired}
         _refuse_null(f"{source}: {section}", given)
-        steps[section] = build_config(module, class_name, given, filled, source=f"{source}: {section}")
-    _check_together(settings, source, read_files=False)
+        steps[section] = build_config(module, class_name, given, filled, source, prefix=f"{section}.")
+        kind = _KINDS.get(section, given.get("kind"))
+        if given.get("kind") != kind:
+            raise UserError(
+                f"{source}: {section}.kind={given['kind']}: not what {section} needs; {section}.kind={kind} works"
+            )
+    with _named(source):
+        demands.check_settings(_asked(steps), can_read=lambda uri: False)
     if "train" in steps:
         check_workers(settings.cluster, getattr(steps["train"], "workers", 1), source)
     return steps
 
 
-def _check_together(settings: AnyConfig, source: str, read_files: bool) -> None:
+@contextlib.contextmanager
+def _named(source: str) -> Iterator[None]:
+    """Say in a mistake where the settings come from."""
     try:
-        demands.check_settings(_sections(settings), read_files)
+        yield
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
 
 
-def _sections(settings: AnyConfig) -> demands.Sections:
-    """The sections whose steps use a dataset."""
-    names = [name for name in ("train", "sample", "score") if name in type(settings).model_fields]
-    return {name: getattr(settings, name) for name in names}
+def _asked(steps: Mapping[str, config.Config]) -> demands.Asked:
+    known: dict[str, Any] = {name: steps.get(name) for name in ("encode", "train", "sample", "score")}
+    return demands.Asked(**known, promotes="promote" in steps)
 
 
-def check_dataset(settings: AnyConfig) -> str:
-    """List the dataset without reading its videos, hold it against the settings, and say what is there, in a line.
+def check_dataset(settings: AnyConfig, source: str) -> list[str]:
+    """List the dataset, hold it against the settings, and say what is there and what will follow from it, in lines.
+
+    No video is decoded; of some their packets are counted.
+
+    Args:
+        settings: of a pipeline.
+        source: where they come from, for errors.
 
     Raises:
         UserError: the dataset is missing or unusable, or a step asks for more than it has.
     """
-    steps = _steps(settings, settings.name)
-    encode = steps["encode"]
-    if not isinstance(encode, EncodeConfig):
-        raise TypeError(f"encode is a {type(encode).__name__}")
-    catalog = scan(encode.dataset, read_contents=False)
-    demands.check(listed(catalog), _sections(settings))
+    asked = _asked(_steps(settings, source))
+    if asked.encode is None:
+        raise TypeError(f"{type(settings).__name__} has no section encode")
+    adapts = asked.score is not None and protocol.is_adaptive(asked.score.protocol, "num_clips")
+    with _named(source):
+        catalog = scan(asked.encode.dataset, read_contents=False)
+        dataset_demands.check(dataset_demands.listed(catalog), asked)
+        dataset = dataset_demands.counted(catalog, asked, whole=adapts)
     classes = f"{len(catalog.classes)} classes" if catalog.classes else "no classes"
-    return f"{len(catalog.entries)} videos, {classes}, {len(catalog.rejects)} files that cannot be used"
+    found = f"dataset: {len(catalog.entries)} videos, {classes}, {len(catalog.rejects)} files that cannot be used"
+    return [found, *dataset_demands.notes(dataset, asked)]
+
+
+def network(weights: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The settings of the network that weights are of; None where they do not lie on this machine, or in no file.
+
+    Args:
+        weights: the section `vae`, `detector` or `pretrained`.
+
+    Raises:
+        UserError: they are of something else, damaged, or contradict their settings.
+    """
+    source = str(weights["source"])
+    if source == convert.RANDOM or storage.is_s3(source):
+        return None
+    return convert.look(config.build(convert.ConvertConfig, {**weights, "root": _LATER, "name": "weights"}))
+
+
+def _network(path: str | Path, settings: AnyConfig, section: str, cls: type[config.Config]) -> Any:
+    """The config of the network that a section's weights are of; None where that cannot be said here."""
+    given = getattr(settings, section, {})
+    if not given:
+        return None
+    with _named(f"{path}: {section}"):
+        found = network(given)
+    return None if found is None else config.build(cls, found, f"{path}: {section}")
 
 
 def remarks(settings: AnyConfig) -> list[str]:
     """What is allowed and worth knowing before a run."""
-    source = str(settings.vae.get("source", ""))
-    beside = storage.local_path(source).parent / "config.json" if source and not storage.is_s3(source) else None
-    known = settings.vae.get("model", {}).get("sample_size")
-    if known is None and beside is not None and beside.is_file():
-        known = AutoencoderKLConfig.from_json(beside).sample_size
+    vae = network(settings.vae) or settings.vae.get("model", {})
+    known = vae.get("sample_size")
     size = settings.encode.get("image_size", EncodeConfig.model_fields["image_size"].default)
     if known is None or size == known:
         return []
@@ -200,7 +251,13 @@ def remarks(settings: AnyConfig) -> list[str]:
 
 def parameters(settings: AnyConfig, root: str) -> dict[str, Any]:
     """The arguments of the pipeline function; `cluster` is no argument but compiled into it."""
-    return {**settings.model_dump(exclude={"root", "cluster"}), "root": root}
+    values = {**settings.model_dump(exclude={"root", "cluster"}), "root": root}
+    for section, key in _SAID_ANYWAY.items():
+        if values.get(section) == {}:
+            module, class_name, _ = SECTIONS[section]
+            cls = getattr(importlib.import_module(f"latte.steps.{module}"), class_name)
+            values[section] = {key: cls.model_fields[key].default}
+    return values
 
 
 def local_folders(settings: AnyConfig) -> list[Path]:
@@ -231,16 +288,14 @@ def _check_inputs(source: str, step: config.Config) -> None:
     """What is named on this machine must be there now, not ten minutes into the run."""
     named = {
         "source": getattr(step, "source", None),
+        "init_from": getattr(step, "init_from", None),
+        "captions": getattr(step, "captions", None),
+        "latents": getattr(step, "latents", None),
         "dataset.videos": getattr(getattr(step, "dataset", None), "videos", None),
         "text_encoder": getattr(step, "text_encoder", None),
         "tokenizer": getattr(step, "tokenizer", None),
     }
     for key, value in named.items():
-        local = value is not None and value != "random" and not storage.is_s3(str(value))
+        local = value not in (None, "random", _LATER) and not storage.is_s3(str(value))
         if local and not storage.local_path(str(value)).exists():
             raise UserError(f"{source}.{key}: {value}: no such file or folder")
-    if isinstance(step, ScoreConfig):
-        try:
-            protocol.resolve(step.protocol)
-        except UserError as error:
-            raise UserError(f"{source}.protocol: {error}") from None

@@ -1,12 +1,13 @@
-"""The forward process: betas, and the subset of steps that sampling visits. All in numpy float64."""
+"""The forward process: betas, over all steps or over those that sampling visits. All in numpy float64."""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from latte.spacing import respaced
+
 NOISE_SCHEDULES = ("linear", "cosine")
-_MOST_DIGITS = 10
 
 
 def betas_of(noise_schedule: str, num_steps: int = 1000) -> np.ndarray:
@@ -22,53 +23,6 @@ def betas_of(noise_schedule: str, num_steps: int = 1000) -> np.ndarray:
         ends = np.cos((np.arange(num_steps + 1) / num_steps + 0.008) / 1.008 * math.pi / 2) ** 2
         return np.minimum(1 - ends[1:] / ends[:-1], 0.999)
     raise ValueError(f"noise_schedule {noise_schedule!r}: know {', '.join(NOISE_SCHEDULES)}")
-
-
-def respaced(num_steps: int, spacing: int | str | None) -> np.ndarray:
-    """The ascending steps, out of 0..num_steps-1, that sampling visits.
-
-    Args:
-        num_steps: steps of the whole process.
-        spacing: None for all; a count (250 or "250"); "ddimN" for N steps of one fixed integer stride (Song et al.
-            2021); "a,b,…" for a steps in the first section, b in the second, … of equal sections (improved-diffusion).
-
-    Raises:
-        ValueError: `spacing` cannot be read, or asks for more steps than there are.
-    """
-    if spacing is None:
-        return np.arange(num_steps)
-    text = str(spacing).strip()
-    stride_wanted = text.startswith("ddim")
-    parts = [part.strip() for part in text.removeprefix("ddim").split(",", 0 if stride_wanted else -1)]
-    # Not what int() takes besides: "1_0", "+5" and the digits of other scripts.
-    if not all(part.isascii() and part.isdecimal() and len(part) < _MOST_DIGITS for part in parts):
-        raise ValueError(f"num_sampling_steps {spacing!r}: write a count, ddimN or a,b,…")
-    counts = [int(part) for part in parts]
-    if stride_wanted:
-        return _fixed_stride(num_steps, counts[0])
-    if min(counts) < 1:
-        raise ValueError(f"num_sampling_steps {spacing!r}: a section needs at least one step")
-    steps: list[int] = []
-    start = 0
-    for i, count in enumerate(counts):
-        length = num_steps // len(counts) + (1 if i < num_steps % len(counts) else 0)
-        if count > length:
-            raise ValueError(f"num_sampling_steps {spacing!r}: cannot take {count} of {length} steps")
-        stride = (length - 1) / (count - 1) if count > 1 else 1.0
-        # The strides are added up one by one, as published: rounding of the sum decides which step is taken.
-        position = 0.0
-        for _ in range(count):
-            steps.append(start + round(position))
-            position += stride
-        start += length
-    return np.array(sorted(set(steps)))
-
-
-def _fixed_stride(num_steps: int, count: int) -> np.ndarray:
-    for stride in range(1, num_steps):
-        if len(range(0, num_steps, stride)) == count:
-            return np.arange(0, num_steps, stride)
-    raise ValueError(f"num_sampling_steps ddim{count}: no integer stride takes {count} of {num_steps} steps")
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 Two scores are comparable only when their protocols have the same digest. docs/fvd.md explains each field.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from latte import manifest, rng
 from latte.config import Config, build, read_yaml
@@ -19,6 +20,7 @@ from latte.errors import UserError
 PRESETS = Path(__file__).with_name("presets")
 # A number that follows from what there is; only fields given one by one may say so, no published protocol does.
 AUTO = "auto"
+ADAPTIVE = ("num_clips", "clips_per_video")
 FEWEST_CLIPS = 2
 
 
@@ -49,6 +51,15 @@ class Protocol(Config):
     covariance_divisor: Literal["n", "n-1"] = Field(default="n", description="what covariance sums are divided by")
     confidence: float = Field(default=0.95, gt=0, lt=1, description="of the interval around the value")
     jackknife_groups: int = Field(default=20, ge=2, description="groups per side that the interval leaves out by turns")
+
+    @field_validator("num_clips", "num_real_clips", "clips_per_video", mode="before")
+    @classmethod
+    def _is_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, str) and not re.fullmatch(r"\s*[0-9]+\s*", value):
+            default = cls.model_fields[str(info.field_name)].default
+            words = f", or {AUTO}" if info.field_name in ADAPTIVE else ""
+            raise ValueError(f"expected a whole number{words}; {default or 'null'} is the default")
+        return value
 
     @model_validator(mode="after")
     def _fits(self) -> "Protocol":
@@ -92,7 +103,7 @@ class Available:
     frames: Sequence[int]
 
 
-def resolve(protocol: str | dict[str, Any], available: Available | None = None) -> Protocol:
+def resolve(protocol: str | dict[str, Any], available: Available | None = None, key: str = "protocol") -> Protocol:
     """A protocol from the name of a preset in configs/fvd, from a YAML file, or from its fields.
 
     A `preset` among the fields is taken first and the other fields replace its own. `num_clips: auto` becomes as many
@@ -101,17 +112,18 @@ def resolve(protocol: str | dict[str, Any], available: Available | None = None) 
     Args:
         protocol: a name, a file or fields.
         available: what there is; None before it is known, `auto` then counts as the fewest clips.
+        key: what the protocol is called in errors.
 
     Raises:
         UserError: no such preset or file, an unknown field or a bad value.
     """
-    fields, source = _fields(protocol)
+    fields, source = _fields(protocol, key)
     adaptive = fields.get("num_clips") == AUTO
     if fields.get("clips_per_video") == AUTO:
         fields["clips_per_video"] = None
     if adaptive:
         fields["num_clips"] = FEWEST_CLIPS
-    resolved = build(Protocol, fields, source)
+    resolved = build(Protocol, fields, source, prefix="" if source else f"{key}.")
     if not adaptive or available is None:
         return resolved
     per_video = (frames // resolved.real_span_frames for frames in available.frames)
@@ -123,16 +135,27 @@ def resolve(protocol: str | dict[str, Any], available: Available | None = None) 
 
 def is_adaptive(protocol: str | dict[str, Any], field: str) -> bool:
     """Whether a field is `auto`: a number that follows from what there is."""
-    return bool(_fields(protocol)[0].get(field) == AUTO)
+    return bool(_fields(protocol, "protocol")[0].get(field) == AUTO)
 
 
-def _fields(protocol: str | dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """All fields that are given, those of a preset included, and where from."""
+def adapted(protocol: str | dict[str, Any], available: Available) -> tuple[Protocol, str]:
+    """The protocol with the number of clips that follows from what there is, and a line that says so."""
+    resolved = resolve(protocol, available)
+    usable = sum(count >= resolved.real_span_frames for count in available.frames)
+    line = (
+        f"num_clips {resolved.num_clips}, by the {available.num_videos} generated videos and the {usable} of "
+        f"{len(available.frames)} real ones that have {resolved.real_span_frames} frames"
+    )
+    return resolved, line
+
+
+def _fields(protocol: str | dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """All fields that are given, those of a preset included, and the file where they are of one, for errors."""
     if isinstance(protocol, str):
-        return _read(protocol)
+        return _read(protocol, key), f"{key}: {protocol}" if is_file(protocol) else ""
     fields = dict(protocol)
     preset = fields.pop("preset", None)
-    return {**(_read(preset)[0] if preset else {}), **fields}, "protocol"
+    return {**(_read(str(preset), key) if preset else {}), **fields}, ""
 
 
 def is_file(name: str) -> bool:
@@ -140,14 +163,17 @@ def is_file(name: str) -> bool:
     return Path(name).suffix in (".yaml", ".yml")
 
 
-def _read(name: str) -> tuple[dict[str, Any], str]:
+def _read(name: str, key: str) -> dict[str, Any]:
     path = Path(name)
     if not is_file(name):
         path = PRESETS / f"{name}.yaml"
         if Path(name).name != name or not path.is_file():
             known = ", ".join(sorted(file.stem for file in PRESETS.glob("*.yaml")))
-            raise UserError(f"protocol: no preset {name!r} (known: {known}); a file of your own ends in .yaml")
-    return read_yaml(path), str(path)
+            raise UserError(f"{key}: no preset {name!r} (known: {known}); a file of your own ends in .yaml")
+    try:
+        return read_yaml(path)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 def choose_real_clips(videos: Sequence[tuple[str, int]], protocol: Protocol) -> list[RealClip]:

@@ -1,12 +1,14 @@
 """What the networks are built from, without the networks: reading a config must not cost the import of MindSpore."""
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
-from latte.config import Config, build
+from latte.config import Config, ToldError, build, prefix_of
 from latte.errors import UserError
 
 # name: (hidden_size, depth, num_heads)
@@ -42,6 +44,11 @@ _I3D_MIXED = {
 }
 
 
+def nearest_multiple(value: int, unit: int) -> int:
+    """The multiple of `unit` that is nearest to `value`, and at least one `unit`."""
+    return max(1, round(value / unit)) * unit
+
+
 class LatteConfig(Config):
     """What a Latte is built from; names and defaults are those of the published code."""
 
@@ -61,19 +68,25 @@ class LatteConfig(Config):
     condition: Literal["none", "class", "text"] = Field(default="none", description="what the video is to show")
 
     @model_validator(mode="after")
-    def _fits(self) -> "LatteConfig":
+    def _fits(self, info: ValidationInfo) -> "LatteConfig":
+        before = prefix_of(info)
+
+        def refuse(key: str, why: str, works: str) -> NoReturn:
+            raise ToldError(f"{before}{key}={getattr(self, key)}: {why}; {before}{works} works")
+
+        width = math.lcm(self.num_heads, 4)
         if self.input_size % self.patch_size:
-            raise ValueError(f"input_size {self.input_size} is not divisible by patch_size {self.patch_size}")
-        if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}")
-        if self.hidden_size % 4:
-            raise ValueError(f"hidden_size {self.hidden_size} is not divisible by 4, which position features need")
+            fits = math.gcd(self.input_size, self.patch_size)
+            refuse("patch_size", f"does not divide input_size {self.input_size}", f"patch_size={fits}")
+        if self.hidden_size % width:
+            why = f"not divisible by num_heads {self.num_heads} and by 4, which position features need"
+            refuse("hidden_size", why, f"hidden_size={nearest_multiple(self.hidden_size, width)}")
         if int(self.hidden_size * self.mlp_ratio) < 1:
-            raise ValueError(f"mlp_ratio {self.mlp_ratio} leaves hidden_size {self.hidden_size} no channel in the MLP")
+            refuse("mlp_ratio", f"leaves hidden_size {self.hidden_size} no channel in the MLP", "mlp_ratio=4")
         if self.depth % 2:
-            raise ValueError(f"depth {self.depth} is odd; blocks come in pairs, space and time")
+            refuse("depth", "odd, but blocks come in pairs, space and time", f"depth={self.depth + 1}")
         if self.condition == "class" and self.num_classes < 1:
-            raise ValueError("num_classes 0 leaves nothing to condition on; set condition none")
+            refuse("num_classes", "leaves nothing to condition on", "condition=none")
         return self
 
     @classmethod
@@ -90,6 +103,25 @@ class LatteConfig(Config):
         hidden_size, depth, num_heads = LATTE_SIZES[size]
         values = {"hidden_size": hidden_size, "depth": depth, "num_heads": num_heads, "patch_size": int(patch)}
         return cls(**{**values, **overrides})
+
+    @classmethod
+    def of_settings(cls, given: Mapping[str, Any], known: Mapping[str, Any], prefix: str) -> "LatteConfig":
+        """What settings ask for: `known` of the data, the sizes of a `preset` over it, and single keys over both.
+
+        Args:
+            given: a preset and/or keys of this class.
+            known: keys that follow from the data; without `input_size` one is taken that fits.
+            prefix: of the keys in errors.
+
+        Raises:
+            UserError: an unknown preset, or a key that is unknown, bad or does not fit.
+        """
+        rest = dict(given)
+        preset = rest.pop("preset", None)
+        values = {**known, **(cls.preset(str(preset)).sizes if preset else {}), **rest}
+        if "input_size" not in values and isinstance(values.get("patch_size"), int):
+            values["input_size"] = max(1, values["patch_size"]) * cls.model_fields["input_size"].default
+        return build(cls, values, prefix=prefix)
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -24,6 +24,7 @@ from latte.checkpoints.stored import Checkpoint, Refusal, forget, show
 from latte.config import Config, Root
 from latte.errors import UserError
 from latte.models.configs import ClipTextConfig
+from latte.steps import convert_table
 
 RANDOM = "random"
 _HASH_BYTES = 8 << 20
@@ -126,6 +127,15 @@ def run(config: ConvertConfig) -> manifest.Manifest:
         return _write(config, source, tensors, facts, beside, digest, started)
 
 
+def look(config: ConvertConfig) -> dict[str, Any]:
+    """Settings of the network that a source's weights are of, checked as `run` does, without reading the weights.
+
+    Raises:
+        UserError: as `run`.
+    """
+    return _prepare(config, open_checkpoint(config.source), _settings_beside(config))[1]["model"]
+
+
 def _prepare(
     config: ConvertConfig, source: Checkpoint, beside: dict[str, Any]
 ) -> tuple[dict[str, store.Tensor], dict[str, Any]]:
@@ -149,7 +159,7 @@ def _prepare(
         {name: (shape, "float32") for name, shape in shapes.items()},
         config.source,
     )
-    facts = {"model": model, "left_out": [list(row) for row in _grouped(left_out)]}
+    facts = {"model": model, "left_out": [list(row) for row in convert_table.grouped(left_out)]}
     if config.kind == "latte":
         facts |= _sampling_facts(config, model)
     return {name: tensors[name] for name in shapes}, facts
@@ -267,7 +277,7 @@ def _write(
         result = manifest.finish(describe(uri, str(config.name), fingerprint, shard), config.root)
     if result is None:
         raise UserError("give target=FILE, or root and name")
-    _print_table(source, tensors, facts, result)
+    convert_table.show(source, tensors, facts, result)
     return result
 
 
@@ -342,46 +352,3 @@ def _digest(source: Checkpoint) -> str:
     # Not the layout of a sharded source, so that a better word for it does not make another place of the same weights.
     what = "sharded safetensors" if digests else source.layout
     return digests[0] if len(digests) == 1 else manifest.fingerprint(what, digests)
-
-
-def _grouped(left_out: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """One line for all tensors of a part that were left out for one reason."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for name, why in left_out:
-        groups.setdefault((name.partition(".")[0], why), []).append(name)
-    return [
-        (members[0] if len(members) == 1 else f"{part}.* ({len(members)})", why)
-        for (part, why), members in groups.items()
-    ]
-
-
-def _print_table(
-    source: Checkpoint, tensors: dict[str, store.Tensor], facts: dict[str, Any], result: manifest.Manifest
-) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{result.config['kind']} from {source.layout}" + (f", {source.part}" if source.part else ""))
-    table.add_column("part")
-    for heading in ("tensors", "parameters", "type"):
-        table.add_column(heading, justify="right")
-    table.add_column("note")
-    parts: dict[str, list[store.Tensor]] = {}
-    for name, tensor in tensors.items():
-        parts.setdefault(name.partition(".")[0], []).append(tensor)
-    for part, members in parts.items():
-        types = ", ".join(sorted({str(getattr(member, "dtype", "")) for member in members}))
-        sizes = sum(int(np.prod(member.shape)) for member in members)
-        table.add_row(part, str(len(members)), f"{sizes:,}", types, "" if types == "float32" else "read as float32")
-    table.add_section()
-    table.add_row("all", f"{len(tensors)}", f"{result.counts['parameters']:,}", "float32", "")
-    if facts["left_out"]:
-        table.add_section()
-    for name, why in facts["left_out"]:
-        table.add_row(name, "", "", "", f"left out: {why}")
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console.width = 120
-    console.print(table)
-    console.print(f"source sha256 {result.inputs['source']}")
-    console.print(f"wrote {result.shards[0].uri}")

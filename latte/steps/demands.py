@@ -1,194 +1,282 @@
-"""What training, sampling and scoring ask of each other and of a dataset, before any of them starts.
+"""What the settings of a pipeline's steps ask of each other, before any of them starts.
 
-Settings are held against each other when they are read. Once the dataset is listed its videos, classes and captions are
-known; once it is encoded its frames are, too. What cannot work is refused then, with the key to change and a value that
-works.
+What cannot work together is refused with the key to change and a value that works. What they ask of the data is held
+against it in `latte.steps.dataset_demands`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from latte.config import Config, build
 from latte.errors import UserError
+from latte.generation import TextSource
 from latte.metrics import protocol as protocols
-from latte.models.configs import LatteConfig
+from latte.metrics.protocol import Protocol
+from latte.models.configs import AutoencoderKLConfig, I3DConfig, LatteConfig, nearest_multiple
 from latte.steps.sample import SampleConfig
 from latte.steps.score import ScoreConfig
 from latte.steps.train import TrainConfig
 
+if TYPE_CHECKING:
+    from latte.steps.encode import EncodeConfig
+
 # section: the keys of its step's config, as the user wrote them; a step that the pipeline has not is left out
 Sections = Mapping[str, Mapping[str, Any]]
+_LATER = "file:///later"
+# What a Latte's weights decide; the rest follows from the data.
+_OF_THE_ARCHITECTURE = ("hidden_size", "depth", "num_heads", "patch_size", "mlp_ratio", "learn_sigma")
+# section: its step's config, and the keys besides root and name that a pipeline fills in
+_STEPS: dict[str, tuple[type[Config], tuple[str, ...]]] = {
+    "train": (TrainConfig, ("latents",)),
+    "sample": (SampleConfig, ("checkpoint", "vae")),
+    "score": (ScoreConfig, ("videos", "real", "detector")),
+}
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """What is known of a dataset.
+class Asked:
+    """The settings of a pipeline's steps, each by itself in order; None for a step that the pipeline has not."""
 
-    Attributes:
-        classes: names of its classes, empty where it has none.
-        has_captions: whether some video has one.
-        num_videos: videos that are listed or, once encoded, that can be used.
-        frames: encoded frames of each video; None before it is encoded.
-    """
-
-    classes: Sequence[str]
-    has_captions: bool
-    num_videos: int
-    frames: Sequence[int] | None = None
+    encode: "EncodeConfig | None" = None
+    train: TrainConfig | None = None
+    sample: SampleConfig | None = None
+    score: ScoreConfig | None = None
+    promotes: bool = False
 
 
-def check(dataset: Dataset, sections: Sections) -> None:
-    """Hold a dataset against what the later steps ask of it.
+def read(sections: Sections, encode: "EncodeConfig | None" = None) -> Asked:
+    """Settings from the sections of a pipeline.
 
     Raises:
-        UserError: a setting asks for more than the dataset has; the line names the key and a value that works.
+        UserError: a section is none of these, or a key is unknown or bad in it.
     """
-    if "train" in sections:
-        _check_training(dataset, sections["train"])
-        _check_labels(dataset, sections["train"], sections.get("sample", {}))
-    if "score" in sections:
-        _check_real_clips(dataset, sections["score"])
+    steps: dict[str, Any] = {}
+    for section, given in sections.items():
+        cls, wired = _STEPS[section]
+        filled = {"root": _LATER, "name": section, **dict.fromkeys(wired, _LATER)}
+        steps[section] = build(cls, {**given, **filled}, prefix=f"{section}.")
+    return Asked(encode, **steps)
 
 
-def check_settings(sections: Sections, read_files: bool = True) -> None:
+def check_settings(
+    asked: Asked, autoencoder: AutoencoderKLConfig | None = None, can_read: Callable[[str], bool] = lambda uri: True
+) -> None:
     """Hold the settings of the steps against each other, as far as they say by themselves.
 
     Args:
-        sections: the settings.
-        read_files: whether a protocol may be read from a file; one that only the step sees is left alone otherwise.
+        asked: the settings.
+        autoencoder: whose latents the model is to know; None before that can be said.
+        can_read: whether a file that they name (path or URI) may be read here. One that only the step sees is left
+            alone.
 
     Raises:
         UserError: two of them contradict each other; the line names the key and a value that works.
     """
-    train, sample, score = (sections.get(name) for name in ("train", "sample", "score"))
-    if score is not None and not read_files and protocols.is_file(_preset(score)):
-        score = None
-    if sample is not None and score is not None:
-        _check_generated_clips(sample, score)
-    if train is None or sample is None:
+    protocol = protocol_of(asked, can_read)
+    if asked.encode is not None and autoencoder is not None:
+        _check_image_size(asked, asked.encode.image_size, autoencoder)
+    if asked.train is not None:
+        model = model_of(asked.train, _known_of_latents(asked, autoencoder))
+        _check_latents(asked, model, autoencoder)
+        if protocol is not None and model.num_frames < protocol.generated_span_frames:
+            raise UserError(
+                f"train.model.num_frames={model.num_frames}: score.protocol compares clips of "
+                f"{protocol.generated_span_frames} frames; train.model.num_frames={protocol.generated_span_frames} "
+                "works"
+            )
+        _check_text(asked, asked.train, can_read)
+        if asked.sample is not None:
+            _check_condition(asked.train, asked.sample)
+    if asked.sample is not None and asked.promotes and asked.sample.weights != "ema":
+        raise UserError(
+            f"sample.weights={asked.sample.weights}: only the averaged weights are promoted; sample.weights=ema works"
+        )
+    if asked.sample is not None and asked.score is not None and protocol is not None:
+        _check_generated_clips(asked.sample.num_videos, asked.score, protocol)
+    _check_max_frames(asked, protocol)
+
+
+def check_weights(
+    asked: Asked,
+    detector: I3DConfig | None = None,
+    pretrained: LatteConfig | None = None,
+    can_read: Callable[[str], bool] = lambda uri: True,
+) -> None:
+    """Hold the settings of the steps against the weights that they use.
+
+    Args:
+        asked: the settings.
+        detector: that scores; None where it cannot be looked at.
+        pretrained: that training starts from; None without such, or where it cannot be looked at.
+        can_read: as for `check_settings`.
+
+    Raises:
+        UserError: the weights are for something else; the line names the key and a value that works.
+    """
+    protocol = protocol_of(asked, can_read)
+    if protocol is not None and detector is not None and protocol.resolution != detector.image_size:
+        raise UserError(
+            f"score.protocol.resolution={protocol.resolution}: the detector is for clips of {detector.image_size} "
+            f"pixels; score.protocol.resolution={detector.image_size} works"
+        )
+    if asked.train is None or pretrained is None:
         return
-    model = train.get("model", {})
-    condition = model.get("condition")
-    cfg_scale = float(sample.get("cfg_scale", 1.0))
-    if condition == "none" and cfg_scale != 1.0:
-        raise UserError(f"sample.cfg_scale={cfg_scale:g}: train.model.condition is none; sample.cfg_scale=1 works")
-    if condition is not None and condition != "class" and sample.get("labels") is not None:
+    if asked.train.init_from is not None:
+        raise UserError("train.init_from: training starts from the weights of pretrained; leave one of them out")
+    model = model_of(asked.train, {})
+    for key in _OF_THE_ARCHITECTURE:
+        wanted, given = getattr(model, key), getattr(pretrained, key)
+        if wanted != given:
+            raise UserError(
+                f"train.model.{key}={wanted}: the weights of pretrained.source have {key} {given}; "
+                f"train.model.{key}={given} works, or pretrained={{}} for fresh weights"
+            )
+
+
+def protocol_of(asked: Asked, can_read: Callable[[str], bool] = lambda uri: True) -> Protocol | None:
+    """The protocol of the score, `auto` as the fewest clips; None without a score or where its file is not here.
+
+    Raises:
+        UserError: its file is missing or has a bad field.
+    """
+    if asked.score is None:
+        return None
+    given = asked.score.protocol
+    preset = given if isinstance(given, str) else str(given.get("preset", ""))
+    if protocols.is_file(preset) and not can_read(preset):
+        return None
+    return protocols.resolve(given, key="score.protocol")
+
+
+def model_of(train: TrainConfig, known: Mapping[str, Any]) -> LatteConfig:
+    """The network that a training run's settings ask for.
+
+    Args:
+        train: the settings.
+        known: keys that follow from the data, as far as it is known.
+
+    Raises:
+        UserError: a key is bad or does not fit the others.
+    """
+    try:
+        return LatteConfig.of_settings(train.model, known, "train.model.")
+    except UserError as error:
+        raise UserError(f"train.model.{error}" if str(error).startswith("preset") else str(error)) from None
+
+
+def condition_of(train: TrainConfig) -> str | None:
+    """What the model is conditioned on, none, class or text; None where that follows from the dataset's classes."""
+    condition = train.model.get("condition")
+    return None if condition is None else str(condition)
+
+
+def clip_span(train: TrainConfig) -> tuple[int, int]:
+    """Frames of a training clip, and encoded frames that a video needs for one."""
+    num_frames = model_of(train, {}).num_frames
+    return num_frames, (num_frames - 1) * train.frame_stride + 1
+
+
+def _known_of_latents(asked: Asked, autoencoder: AutoencoderKLConfig | None) -> dict[str, Any]:
+    """What of the model follows from the latents, where the settings do not say it themselves."""
+    if autoencoder is None or asked.encode is None:
+        return {}
+    return {
+        "input_size": asked.encode.image_size // autoencoder.downsampling,
+        "in_channels": autoencoder.latent_channels,
+    }
+
+
+def _check_image_size(asked: Asked, image_size: int, autoencoder: AutoencoderKLConfig) -> None:
+    down = autoencoder.downsampling
+    patch_size = 1 if asked.train is None else model_of(asked.train, {}).patch_size
+    works = f"encode.image_size={nearest_multiple(image_size, down * patch_size)} works"
+    if image_size % down:
+        raise UserError(
+            f"encode.image_size={image_size}: not a multiple of {down}, the autoencoder's downsampling; {works}"
+        )
+    if image_size // down % patch_size:
+        raise UserError(
+            f"encode.image_size={image_size}: its latents of {image_size // down} x {image_size // down} cannot be cut "
+            f"into patches of train.model.patch_size={patch_size}; {works}"
+        )
+
+
+def _check_latents(asked: Asked, model: LatteConfig, autoencoder: AutoencoderKLConfig | None) -> None:
+    known = _known_of_latents(asked, autoencoder)
+    for key, why in (("input_size", "the latents' side"), ("in_channels", "the autoencoder's latent channels")):
+        given = getattr(model, key)
+        if key in known and given != known[key]:
+            raise UserError(f"train.model.{key}={given}: {why}: {known[key]}; train.model.{key}={known[key]} works")
+
+
+def _check_text(asked: Asked, train: TrainConfig, can_read: Callable[[str], bool]) -> None:
+    """Whether text can be trained on and sampled with, by one and the same encoder."""
+    digests = {}
+    for section in ("encode", "sample"):
+        step = getattr(asked, section)
+        if step is None:
+            continue
+        if condition_of(train) == "text" and step.text_encoder is None:
+            captions = "" if section == "encode" else f"{section}.captions, "
+            raise UserError(
+                f"train.model.condition=text: give {captions}{section}.text_encoder and {section}.tokenizer, or "
+                "train.model.condition=none works"
+            )
+        if step.text_encoder is None or not (can_read(step.text_encoder) and can_read(step.tokenizer)):
+            continue
+        try:
+            digests[section] = TextSource.checked(step.text_encoder, step.tokenizer).digest
+        except UserError as error:
+            raise UserError(f"{section}.{error}") from None
+    if len(set(digests.values())) > 1:
+        raise UserError(
+            "sample.text_encoder: another encoder or tokenizer than in encode; "
+            "give sample.text_encoder and sample.tokenizer the values of encode"
+        )
+
+
+def _check_condition(train: TrainConfig, sample: SampleConfig) -> None:
+    condition = condition_of(train)
+    if condition == "none" and sample.cfg_scale != 1.0:
+        raise UserError(
+            f"sample.cfg_scale={sample.cfg_scale:g}: train.model.condition is none; sample.cfg_scale=1 works"
+        )
+    if condition not in (None, "class") and sample.labels is not None:
         raise UserError(f"sample.labels: train.model.condition is {condition}; leave sample.labels out")
-    if condition is not None and condition != "text" and sample.get("captions") is not None:
-        raise UserError(f"sample.captions: train.model.condition is {condition}; leave sample.captions out")
-    if cfg_scale != 1.0 and model.get("class_dropout_prob", 0.1) == 0:
+    if condition != "text" and sample.captions is not None:
+        said = f"is {condition}" if condition else "does not say text"
+        raise UserError(f"sample.captions: train.model.condition {said}; leave sample.captions out")
+    if sample.cfg_scale != 1.0 and train.model.get("class_dropout_prob") == 0:
         raise UserError(
-            f"sample.cfg_scale={cfg_scale:g}: train.model.class_dropout_prob is 0, so that there is nothing to guide "
-            "from; sample.cfg_scale=1 works"
-        )
-    if score is not None:
-        _check_lengths(model, score)
-
-
-def _protocol(score: Mapping[str, Any]) -> Any:
-    return score.get("protocol", ScoreConfig.model_fields["protocol"].default)
-
-
-def _preset(score: Mapping[str, Any]) -> str:
-    given = _protocol(score)
-    return given if isinstance(given, str) else str(given.get("preset", ""))
-
-
-def _check_generated_clips(sample: Mapping[str, Any], score: Mapping[str, Any]) -> None:
-    given = _protocol(score)
-    if protocols.is_adaptive(given, "num_clips"):
-        return
-    wanted = protocols.resolve(given).num_clips
-    count = int(sample.get("num_videos", SampleConfig.model_fields["num_videos"].default))
-    if count < wanted:
-        fewer = f", or score.protocol.num_clips={count} works" if count >= protocols.FEWEST_CLIPS else ""
-        raise UserError(
-            f"sample.num_videos={count}: score.protocol.num_clips is {wanted}; sample.num_videos={wanted} works{fewer}"
+            f"sample.cfg_scale={sample.cfg_scale:g}: train.model.class_dropout_prob is 0, so that there is nothing to "
+            "guide from; sample.cfg_scale=1 works"
         )
 
 
-def _check_lengths(model: Mapping[str, Any], score: Mapping[str, Any]) -> None:
-    protocol = protocols.resolve(_protocol(score))
-    num_frames = int(model.get("num_frames", LatteConfig.model_fields["num_frames"].default))
-    if num_frames < protocol.generated_span_frames:
-        raise UserError(
-            f"train.model.num_frames={num_frames}: score.protocol compares clips of {protocol.generated_span_frames} "
-            f"frames; train.model.num_frames={protocol.generated_span_frames} works"
-        )
-
-
-def condition_of(train: Mapping[str, Any], classes: Sequence[str]) -> str:
-    """What a model that is trained with these settings on these classes is conditioned on: none, class or text."""
-    return str(train.get("model", {}).get("condition") or ("class" if classes else "none"))
-
-
-def _check_training(dataset: Dataset, train: Mapping[str, Any]) -> None:
-    model = train.get("model", {})
-    condition = condition_of(train, dataset.classes)
-    if condition == "class" and not dataset.classes:
-        raise UserError("train.model.condition=class: the dataset has no classes; train.model.condition=none works")
-    if condition == "text" and not dataset.has_captions:
-        other = "class" if dataset.classes else "none"
-        raise UserError(f"train.model.condition=text: the dataset has no captions; train.model.condition={other} works")
-    if condition == "class" and model.get("num_classes", len(dataset.classes)) < len(dataset.classes):
-        count = len(dataset.classes)
-        raise UserError(
-            f"train.model.num_classes={model['num_classes']}: the dataset has {count} classes; "
-            f"train.model.num_classes={count} works"
-        )
-    if dataset.frames is None:
+def _check_generated_clips(count: int, score: ScoreConfig, protocol: Protocol) -> None:
+    wanted = protocol.num_clips
+    if count >= wanted:
         return
-    num_frames = int(model.get("num_frames", LatteConfig.model_fields["num_frames"].default))
-    stride = int(train.get("frame_stride", TrainConfig.model_fields["frame_stride"].default))
-    longest = max(dataset.frames, default=0)
-    if longest >= (num_frames - 1) * stride + 1:
-        return
-    needs = f"a clip of {num_frames} frames at stride {stride} needs {(num_frames - 1) * stride + 1}"
-    if stride > 1 and longest >= num_frames:
-        remedy = f"train.frame_stride={(longest - 1) // max(1, num_frames - 1)} works"
-    else:
-        remedy = f"train.model.num_frames={longest} with train.frame_stride=1 works"
-    raise UserError(f"train.frame_stride={stride}: {needs}, the longest video has {longest}; {remedy}")
-
-
-def _check_labels(dataset: Dataset, train: Mapping[str, Any], sample: Mapping[str, Any]) -> None:
-    condition = condition_of(train, dataset.classes)
-    labels = sample.get("labels")
-    if labels is not None and condition != "class":
-        raise UserError("sample.labels: the dataset has no classes; leave it out")
-    for label in labels if isinstance(labels, list) else []:
-        count = max(len(dataset.classes), int(train.get("model", {}).get("num_classes", 0)))
-        if isinstance(label, str) and label not in dataset.classes:
-            raise UserError(f"sample.labels: no class {label!r} (known: {', '.join(dataset.classes[:20])})")
-        if not isinstance(label, str) and not 0 <= label < count:
-            raise UserError(f"sample.labels: {label} is not a class; there are {count}")
-
-
-def _check_real_clips(dataset: Dataset, score: Mapping[str, Any]) -> None:
-    """Whether the videos give the real clips; before the frames are known every video is taken to be long enough."""
-    given = _protocol(score)
-    protocol = protocols.resolve(given)
-    span = protocol.real_span_frames
-    usable = dataset.num_videos if dataset.frames is None else sum(frames >= span for frames in dataset.frames)
-    if not usable:
-        longest = max(dataset.frames or (), default=0)
-        possible = longest // protocol.clip_frames
-        remedy = f"score.protocol.frame_stride={possible} works" if possible else "longer videos are needed"
-        raise UserError(
-            f"score.protocol.frame_stride={protocol.frame_stride}: a real clip needs videos of {span} frames, "
-            f"the longest has {longest}; {remedy}"
-        )
-    if protocol.clips_per_video is None or protocols.is_adaptive(given, "num_clips"):
-        return
-    most = usable * protocol.clips_per_video
-    if most >= protocol.real_clips:
-        return
-    key = "num_clips" if protocol.num_real_clips is None else "num_real_clips"
-    counted = f"the {usable} videos" if dataset.frames is None else f"the {usable} videos of {span} frames or more"
-    needed = -(-protocol.real_clips // usable)
-    works = f"score.protocol.{key}={most} works" if most >= protocols.FEWEST_CLIPS else ""
-    other = f"score.protocol.clips_per_video={needed} works" if protocol.start == "random" else ""
+    if protocols.is_adaptive(score.protocol, "num_clips"):
+        raise UserError(f"sample.num_videos={count}: a score needs {wanted} clips; sample.num_videos={wanted} works")
+    fewer = f", or score.protocol.num_clips={count} works" if count >= protocols.FEWEST_CLIPS else ""
     raise UserError(
-        f"score.protocol.{key}={protocol.real_clips}: {counted} give {most} real clips (clips_per_video "
-        f"{protocol.clips_per_video}); {', or '.join(filter(None, (works, other)))}"
+        f"sample.num_videos={count}: score.protocol.num_clips is {wanted}; sample.num_videos={wanted} works{fewer}"
     )
+
+
+def _check_max_frames(asked: Asked, protocol: Protocol | None) -> None:
+    """Whether clips fit into what is encoded of a video at most."""
+    if asked.encode is None or asked.encode.max_frames is None:
+        return
+    needs = {
+        "a clip of train": 0 if asked.train is None else clip_span(asked.train)[1],
+        "a real clip of score": 0 if protocol is None else protocol.real_span_frames,
+    }
+    what = max(needs, key=lambda name: needs[name])
+    if asked.encode.max_frames < needs[what]:
+        raise UserError(
+            f"encode.max_frames={asked.encode.max_frames}: {what} needs {needs[what]} encoded frames; "
+            f"encode.max_frames={needs[what]} works"
+        )

@@ -13,14 +13,14 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from latte import captions, encode_plan, manifest, storage, uris
-from latte.catalog import SECOND_ROW, Catalog, DatasetConfig, Entry, scan
+from latte.catalog import SECOND_ROW, DatasetConfig, Entry, scan
 from latte.config import Config, Root, build
 from latte.decoders import Limits
 from latte.decoding import TRANSFORM_VERSION
 from latte.errors import LatteError, UserError
 from latte.generation import TextSource
-from latte.models.configs import AutoencoderKLConfig
-from latte.steps import demands
+from latte.models.configs import AutoencoderKLConfig, nearest_multiple
+from latte.steps import dataset_demands, demands
 
 MAX_TASKS = 32
 STATE_MANIFEST = "latents.json"
@@ -88,14 +88,17 @@ def plan(config: EncodeConfig, sections: demands.Sections | None = None) -> mani
             asks for more than the dataset has.
         StorageError: the store does not answer.
     """
-    vae = manifest.read(config.vae, "weights", "vae")
+    vae = _vae(config)
+    asked = demands.Asked() if sections is None else demands.read(sections, config)
+    demands.check_settings(asked, _model(vae))
     row_shape = _row_shape(config, vae)
     text = _text(config)
     place, fingerprint = _place(config, vae)
     catalog = scan(config.dataset)
-    demands.check(listed(catalog), sections or {})
+    dataset_demands.check(dataset_demands.listed(catalog), asked)
     contents = encode_plan.contents(catalog, config.mirrored)
     done = encode_plan.published(place, _limits(config))
+    dataset_demands.counted(catalog, asked, encode_plan.frames(done))
     inputs = {"vae": _vae_digest(vae), "catalog": catalog.digest}
     texts, new_captions = None, []
     if text is not None:
@@ -144,7 +147,7 @@ def encode_shards(config: EncodeConfig, plan_uri: str, task: int, num_tasks: int
     started = time.monotonic()
     if not 0 <= task < num_tasks:
         raise UserError(f"task {task}: expected 0 to {num_tasks - 1}")
-    vae = manifest.read(config.vae, "weights", "vae")
+    vae = _vae(config)
     plan_manifest, place = _read_plan(config, vae, plan_uri)
     planned = encode_plan.read(plan_manifest.shard(encode_plan.PLAN).uri)
     by_etag = storage.is_s3(config.dataset.videos) and config.dataset.s3_digest == "etag"
@@ -189,12 +192,6 @@ def encode_shards(config: EncodeConfig, plan_uri: str, task: int, num_tasks: int
     return manifest.finish(part, config.root) if todo or new_captions else part
 
 
-def listed(catalog: Catalog) -> demands.Dataset:
-    """What is known of a dataset once it is listed."""
-    has_captions = any(entry.caption for entry in catalog.entries)
-    return demands.Dataset(catalog.classes, has_captions, len(catalog.entries))
-
-
 def merge(config: EncodeConfig, plan_uri: str, sections: demands.Sections | None = None) -> manifest.Manifest:
     """Write the manifest and the index of the dataset's latents.
 
@@ -208,7 +205,7 @@ def merge(config: EncodeConfig, plan_uri: str, sections: demands.Sections | None
         UserError: the plan is of other settings, or a later step asks for more than the dataset has.
     """
     started = time.monotonic()
-    vae = manifest.read(config.vae, "weights", "vae")
+    vae = _vae(config)
     plan_manifest, place = _read_plan(config, vae, plan_uri)
     catalog = encode_plan.read(plan_manifest.shard(encode_plan.PLAN).uri).catalog
     text = _text(config)
@@ -217,7 +214,8 @@ def merge(config: EncodeConfig, plan_uri: str, sections: demands.Sections | None
     merged = encode_plan.merge(catalog, done, config.min_frames, texts, config.mirrored)
     _check_rejects(config, len(merged.videos) + catalog.left_out, merged.rejects)
     frames = [video.num_frames for video in merged.videos]
-    demands.check(replace(listed(catalog), num_videos=len(frames), frames=frames), sections or {})
+    asked = demands.Asked() if sections is None else demands.read(sections, config)
+    dataset_demands.check(replace(dataset_demands.listed(catalog), num_videos=len(frames), frames=frames), asked)
     row_shape = _row_shape(config, vae)
     index = encode_plan.write_index(merged, place, plan_manifest.uri, row_shape, config.dtype, config.root)
     shards = [*merged.shards, index]
@@ -342,15 +340,22 @@ def _vae_digest(vae: manifest.Manifest) -> str:
 
 def _row_shape(config: EncodeConfig, vae: manifest.Manifest) -> tuple[int, int, int, int]:
     """Shape (2, C, h, w) of one frame's mean and log-variance."""
-    if vae.config.get("kind", "vae") != "vae":
-        raise UserError(f"vae {config.vae}: weights of kind {vae.config['kind']}, expected vae")
     model = _model(vae)
     if config.image_size % model.downsampling:
         raise UserError(
-            f"image_size {config.image_size}: not a multiple of {model.downsampling}, the autoencoder's downsampling"
+            f"image_size={config.image_size}: not a multiple of {model.downsampling}, the autoencoder's downsampling; "
+            f"image_size={nearest_multiple(config.image_size, model.downsampling)} works"
         )
     size = config.image_size // model.downsampling
     return 2, model.latent_channels, size, size
+
+
+def _vae(config: EncodeConfig) -> manifest.Manifest:
+    """The autoencoder's manifest, which is of nothing else."""
+    vae = manifest.read(config.vae, "weights", "vae")
+    if vae.config.get("kind", "vae") != "vae":
+        raise UserError(f"vae {config.vae}: weights of kind {vae.config['kind']}, expected vae")
+    return vae
 
 
 def _model(vae: manifest.Manifest) -> AutoencoderKLConfig:

@@ -8,7 +8,6 @@ only the new ones.
 """
 
 import itertools
-import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -18,12 +17,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from latte import conditions as conditioning
-from latte import contact_sheet, generation, manifest, sources, storage
+from latte import contact_sheet, generation, manifest, sources, spacing, storage
 from latte.conditions import Conditions
-from latte.config import Config, Root
+from latte.config import Config, Root, ToldError, prefix_of
 from latte.errors import UserError
 from latte.progress import progress, teller
 from latte.sources import Source
@@ -74,6 +73,26 @@ class SampleConfig(Config):
     adapt: bool = Field(
         default=False, description="leave out guidance that a model without a condition cannot use; pipelines do"
     )
+
+    @field_validator("num_sampling_steps")
+    @classmethod
+    def _can_be_taken(cls, steps: int | str) -> int | str:
+        spacing.check(steps)
+        return steps
+
+    @model_validator(mode="after")
+    def _fits(self, info: ValidationInfo) -> "SampleConfig":
+        before = prefix_of(info)
+        if (self.labels == conditioning.DATASET) != (self.latents is not None):
+            raise ToldError(
+                f"{before}labels={conditioning.DATASET} and {before}latents (the manifest of that dataset) go "
+                "together; give both or neither"
+            )
+        missing = [key for key in conditioning.TEXT_KEYS if getattr(self, key) is None]
+        if 0 < len(missing) < len(conditioning.TEXT_KEYS):
+            keys = ", ".join(f"{before}{key}" for key in conditioning.TEXT_KEYS)
+            raise ToldError(f"{keys} go together; {before}{missing[0]} is not given")
+        return self
 
 
 # These say where, how many and in which portions, not what video i is; what lies there counts by its content.
@@ -224,13 +243,17 @@ def merge(config: SampleConfig, plan_uri: str) -> manifest.Manifest:
     )
 
 
+def guidance_left_out(cfg_scale: float) -> str:
+    """What is said where guidance is left out."""
+    return f"cfg_scale {cfg_scale:g} is left out: the model has no condition to guide by"
+
+
 def _resolve(config: SampleConfig) -> _Set:
     source = sources.resolve(config.checkpoint, config.vae, config.step, config.weights)
     notes: tuple[str, ...] = ()
     if config.adapt and config.cfg_scale != 1.0 and source.facts["model"]["condition"] == "none":
-        notes = (f"cfg_scale {config.cfg_scale:g} is left out: the model has no condition to guide by",)
+        notes = (guidance_left_out(config.cfg_scale),)
         config = config.model_copy(update={"cfg_scale": 1.0})
-    _check_steps(config.num_sampling_steps)
     conditions = conditioning.resolve(config, source.facts)
     text = None
     if conditions.captions is not None:
@@ -258,22 +281,6 @@ def _resolve(config: SampleConfig) -> _Set:
         cfg_scale=config.cfg_scale,
         notes=notes,
     )
-
-
-def _check_steps(steps: int | str) -> None:
-    text = str(steps)
-    if not re.fullmatch(r"(ddim)?[0-9]+|[0-9]+(,[0-9]+)+", text):
-        raise UserError(f'num_sampling_steps {text!r}: expected a count, "ddimN" or sections "a,b,…"')
-    if text.isdigit():
-        if not 1 <= int(text) <= 1000:
-            raise UserError(f"num_sampling_steps {text}: expected 1 to 1000")
-        return
-    from latte.diffusion.schedule import respaced  # brings MindSpore, which a plan of a plain count does without
-
-    try:
-        respaced(1000, text)
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 def _count_fingerprint(made: _Set, num_videos: int) -> str:

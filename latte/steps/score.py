@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from latte import manifest, metrics, score_sides, storage
-from latte.config import Config, Root
+from latte.config import Config, Root, ToldError, prefix_of
 from latte.errors import StorageError, UserError
 from latte.metrics import protocol as protocols
 from latte.metrics.protocol import Protocol
@@ -48,14 +48,14 @@ class ScoreConfig(Config):
 
     @field_validator("protocol")
     @classmethod
-    def _makes_sense(cls, value: str | dict[str, Any]) -> str | dict[str, Any]:
+    def _makes_sense(cls, value: str | dict[str, Any], info: ValidationInfo) -> str | dict[str, Any]:
         """A mistake is told before anything runs; but a file may be one that only the step itself sees."""
         preset = value if isinstance(value, str) else str(value.get("preset", ""))
         if not protocols.is_file(preset):
             try:
-                protocols.resolve(value)
+                protocols.resolve(value, key=f"{prefix_of(info)}protocol")
             except UserError as error:
-                raise ValueError(str(error).removeprefix("protocol: ")) from None
+                raise ToldError(str(error)) from None
         return value
 
 
@@ -143,13 +143,8 @@ def _protocol(config: ScoreConfig, videos: manifest.Manifest, real: manifest.Man
     """The protocol with numbers for what was to follow from the sides, and a line for each such number."""
     if not protocols.is_adaptive(config.protocol, "num_clips"):
         return protocols.resolve(config.protocol), []
-    frames = score_sides.real_frames(real)
-    protocol = protocols.resolve(config.protocol, protocols.Available(int(videos.counts["videos"]), frames))
-    usable = sum(count >= protocol.real_span_frames for count in frames)
-    line = (
-        f"num_clips {protocol.num_clips}, by the {videos.counts['videos']} generated videos and the {usable} of "
-        f"{len(frames)} real ones that have {protocol.real_span_frames} frames"
-    )
+    available = protocols.Available(int(videos.counts["videos"]), score_sides.real_frames(real))
+    protocol, line = protocols.adapted(config.protocol, available)
     return protocol, [line]
 
 

@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from latte import manifest, storage, workers
 from latte.config import Config, Root
 from latte.errors import UserError
-from latte.models.configs import LatteConfig
+from latte.models.configs import LatteConfig, nearest_multiple
 
 
 class TrainConfig(Config):
@@ -72,10 +72,11 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> "TrainConfig":
-        if self.batch_size % (self.accumulation * self.workers):
+        parts = self.accumulation * self.workers
+        if self.batch_size % parts:
             raise ValueError(
-                f"batch_size {self.batch_size} is not divisible by "
-                f"workers {self.workers} x accumulation {self.accumulation}"
+                f"batch_size {self.batch_size} is not divisible by workers {self.workers} x accumulation "
+                f"{self.accumulation}; batch_size={nearest_multiple(self.batch_size, parts)} works"
             )
         unknown = sorted(set(self.model) - set(LatteConfig.model_fields) - {"preset"})
         if unknown:

@@ -172,10 +172,38 @@ def test_what_is_too_much_for_a_folder_is_said_before_any_work(weights: tuple[st
     assert not list((root / "datasets").glob("four/*/*.safetensors")), "nothing was encoded"
 
 
-def test_videos_shorter_than_a_clip_are_told_once_their_frames_are_known(
+def test_videos_shorter_than_a_clip_are_told_before_they_are_encoded(
     weights: tuple[str, str, str], tmp_path: Path
 ) -> None:
     for number in range(2):
         write(tmp_path / "short" / f"{number}.mp4", number, num_frames=9)
-    with pytest.raises(UserError, match=r"^train\.frame_stride=1: a clip of 16 frames .* the longest video has 9; "):
+    with pytest.raises(UserError, match=r"^train\.frame_stride=1: a clip of 16 frames .* has at most 9; "):
         evaluate(tmp_path / "short", weights)
+    root = storage.local_path(weights[0])
+    assert not list((root / "datasets").glob("short/*/*.json")), "nothing was planned"
+
+
+def test_what_counting_could_not_say_is_told_once_the_frames_are_known(
+    weights: tuple[str, str, str], tmp_path: Path
+) -> None:
+    root, vae, _ = weights
+    write(tmp_path / "late" / "0.mp4", num_frames=9)
+    keys: dict[str, Any] = {"dataset": {"videos": str(tmp_path / "late")}, **SECTIONS["encode"]}
+    config = encode.EncodeConfig(root=root, name="late", vae=vae, **keys)
+    planned = encode.plan(config).file  # nothing is asked for, as where counting takes too long
+    encode.encode_shards(config, planned, 0, 1)
+    with pytest.raises(UserError, match=r"^train\.frame_stride=1: a clip of 16 frames .* the longest video has 9; "):
+        encode.merge(config, planned, {"train": SECTIONS["train"]})
+    # What is encoded is known when it is planned again.
+    with pytest.raises(UserError, match=r"the longest video has at most 9; "):
+        encode.plan(config, {"train": SECTIONS["train"]})
+
+
+def test_sizes_that_do_not_fit_are_told_before_the_dataset_is_listed(
+    weights: tuple[str, str, str], tmp_path: Path
+) -> None:
+    words = r"^encode\.image_size=18: its latents of 9 x 9 cannot be cut into patches of train\.model\.patch_size=4; "
+    with pytest.raises(UserError, match=words + r"encode\.image_size=16 works$"):
+        evaluate(tmp_path / "nowhere", weights, encode={"image_size": 18})
+    with pytest.raises(UserError, match=r"^train\.model\.in_channels=3: .*train\.model\.in_channels=4 works$"):
+        evaluate(tmp_path / "nowhere", weights, train={"model": {**SECTIONS["train"]["model"], "in_channels": 3}})

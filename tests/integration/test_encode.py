@@ -251,7 +251,7 @@ def test_mirrored_copies_are_added_to_what_is_there(root: str, vae: str, videos:
 
 def test_mistakes_are_told_before_any_work(vae: str, videos: Path, tmp_path: Path) -> None:
     root = (tmp_path / "root").as_uri()
-    with pytest.raises(UserError, match="image_size 33: not a multiple of 2"):
+    with pytest.raises(UserError, match=r"image_size=33: not a multiple of 2, .*; image_size=32 works"):
         encode.run(config(root, vae, videos, image_size=33))
     with pytest.raises(UserError, match="no such object"):
         encode.run(config(root, (tmp_path / "none.json").as_uri(), videos))

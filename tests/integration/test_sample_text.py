@@ -108,7 +108,7 @@ def test_what_cannot_embed_captions_is_refused_before_work(world: SimpleNamespac
         ({"text_encoder": world.vae}, "weights of vae, expected clip"),
         ({"tokenizer": str(tmp_path / "nowhere.json")}, r"tokenizer .*nowhere\.json: no such file"),
         ({"tokenizer": str(world.root)}, "no such file"),
-        ({"captions": None}, "conditioned on text; give captions"),
+        (dict.fromkeys(("captions", "text_encoder", "tokenizer")), "conditioned on text; give captions"),
         ({"labels": [0]}, "not conditioned on classes"),
     ]
     for changes, words in cases:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from mindspore import nn, ops
 
 from latte.diffusion import METHODS, Diffusion
-from latte.diffusion.schedule import betas_of, make_schedule, respaced
+from latte.diffusion.schedule import betas_of, make_schedule
 from latte.models.configs import LatteConfig
+from latte.spacing import respaced
 
 
 def test_linear_betas_keep_their_total_when_steps_change():

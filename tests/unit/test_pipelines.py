@@ -61,7 +61,7 @@ def test_the_demo_s_settings_fit_and_have_no_null(name: str, file: str) -> None:
     ("name", "file", "override", "message"),
     [
         ("train_and_evaluate", "pipeline.yaml", "promote.margin=0.1", "unknown key promote"),
-        ("nightly_retrain", "pipeline.yaml", "promote.margin=2", "promote: margin"),
+        ("nightly_retrain", "pipeline.yaml", "promote.margin=2", "promote.margin"),
         ("nightly_retrain", "pipeline.yaml", "promote.score=x", "score is filled in by the pipeline"),
         ("train_and_evaluate", "pipeline.yaml", "score.protocol=sky", "protocol: no preset 'sky' .known: demo,"),
         ("train_and_evaluate", "pipeline.yaml", "score.protocol.seeed=1", "protocol: unknown key seeed"),

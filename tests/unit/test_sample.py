@@ -54,6 +54,9 @@ def checkpoint(root: Path, classes: list[str] = CLASSES, **model: Any) -> str:
     return finish(root, place, "checkpoint", objects, config=facts, metrics={"step": 60})
 
 
+TEXT = {"captions": "c.txt", "text_encoder": "t.json", "tokenizer": "tokenizer.json"}
+
+
 def config(root: Path, **changes: Any) -> sample.SampleConfig:
     values = {"root": root.as_uri(), "name": "set", "vae": autoencoder(root), **changes}
     if "checkpoint" not in values:
@@ -67,22 +70,13 @@ def config(root: Path, **changes: Any) -> sample.SampleConfig:
         ({"step": 55}, {}, r"step 55: not kept in .*; there are 0, 50, 60"),
         ({"labels": ["bird"]}, {}, r"no class 'bird' \(known: cat, dog, fish\)"),
         ({"labels": [3]}, {}, r"labels: 3 is not a class; there are 3"),
-        ({"num_sampling_steps": 0}, {}, r"num_sampling_steps 0: expected 1 to 1000"),
-        ({"num_sampling_steps": "fast"}, {}, r"num_sampling_steps 'fast'"),
-        ({"num_sampling_steps": "ddim501"}, {}, r"num_sampling_steps ddim501: no integer stride"),
-        ({"num_sampling_steps": "600,10"}, {}, r"num_sampling_steps '600,10': cannot take 600 of 500 steps"),
-        ({"num_sampling_steps": "0,10"}, {}, r"num_sampling_steps '0,10': a section needs at least one step"),
         ({"cfg_scale": 7.0}, {"class_dropout_prob": 0.0}, r"cfg_scale: .* never had its condition dropped"),
         ({"cfg_scale": 7.0}, {"class_dropout_prob": 0.0, "condition": "text"}, r"never had its condition dropped"),
         ({"cfg_scale": 7.0}, {"condition": "none"}, r"cfg_scale: .* has no condition"),
         ({"labels": [0]}, {"condition": "none"}, r"labels: .* not conditioned on classes"),
-        ({"labels": []}, {}, r"labels: no classes in the list"),
-        ({"labels": "dataset"}, {}, r"labels: dataset and latents .* go together"),
-        ({"latents": "l.json"}, {}, r"labels: dataset and latents .* go together"),
-        ({"captions": "c.txt"}, {}, r"captions: .* not conditioned on text"),
-        ({"captions": "c.txt"}, {"condition": "none"}, r"captions: .* not conditioned on text"),
+        (TEXT, {}, r"captions: .* not conditioned on text"),
+        (TEXT, {"condition": "none"}, r"captions: .* not conditioned on text"),
         ({}, {"condition": "text"}, r"conditioned on text; give captions, text_encoder, tokenizer"),
-        ({"captions": "c.txt"}, {"condition": "text"}, r"conditioned on text; give text_encoder, tokenizer"),
         ({"labels": [0]}, {"condition": "text"}, r"labels: .* not conditioned on classes"),
     ],
 )
@@ -93,6 +87,41 @@ def test_what_does_not_fit_is_refused_before_work(
         sample.plan(config(tmp_path, checkpoint=checkpoint(tmp_path, **model), **changes))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "videos").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ("num_sampling_steps=0", "num_sampling_steps: the diffusion has 1 to 1000 steps; 1 works (got 0)"),
+        ("num_sampling_steps=-3", "num_sampling_steps: the diffusion has 1 to 1000 steps; 1 works (got -3)"),
+        ("num_sampling_steps=1001", "num_sampling_steps: the diffusion has 1 to 1000 steps; 1000 works (got 1001)"),
+        (
+            "num_sampling_steps=fast",
+            'num_sampling_steps: expected a count, "ddimN" or sections "a,b,…"; 250 works (got \'fast\')',
+        ),
+        (
+            "num_sampling_steps=ddim501",
+            "num_sampling_steps: no integer stride takes 501 of 1000 steps; ddim500 works (got 'ddim501')",
+        ),
+        ("num_sampling_steps='600,10'", "num_sampling_steps: cannot take 600 of 500 steps (got '600,10')"),
+        ("num_sampling_steps='0,10'", "num_sampling_steps: a section needs at least one step (got '0,10')"),
+        ("labels=[]", "labels: no classes in the list; leave labels out for all of them (got [])"),
+        (
+            "labels=dataset",
+            "labels=dataset and latents (the manifest of that dataset) go together; give both or neither",
+        ),
+        (
+            "latents=l.json",
+            "labels=dataset and latents (the manifest of that dataset) go together; give both or neither",
+        ),
+        ("captions=c.txt", "captions, text_encoder, tokenizer go together; text_encoder is not given"),
+    ],
+)
+def test_settings_that_no_model_can_take_are_refused_when_they_are_read(changes: str, line: str) -> None:
+    given = ["root=/tmp/r", "name=n", "checkpoint=c", "vae=v"]
+    with pytest.raises(UserError) as caught:
+        load(sample.SampleConfig, None, [*given, changes])
+    assert str(caught.value) == f"command line: {line}"
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def network(kind: str, settings: dict[str, Any], weights: manifest.Shard, precis
         net = _fresh(kind, settings, weights.uri)
         layers.set_compute_type(net, compute_type)
         with storage.as_local_file(weights.uri, weights.sha256) as path:
-            checkpoints.load(net, str(path))
+            checkpoints.load(net, str(path), weights.uri)
         net.set_train(False)
         _networks[key] = net
     return _networks[key]

@@ -92,8 +92,8 @@ def run(config: ConvertConfig) -> manifest.Manifest:
     """Convert, print a table of what was taken and left out, and return the manifest of the weights.
 
     Raises:
-        UserError: the source cannot be read, is of another kind, or its tensors are not those of the architecture;
-            or the target cannot be written or is the source; nothing is left behind.
+        UserError: the source cannot be read, is of another kind, its tensors are not those of the architecture or hold
+            NaN or infinity; or the target cannot be written or is the source; nothing is left behind.
         StorageError: object storage stayed away for too long.
     """
     started = time.monotonic()
@@ -123,7 +123,10 @@ def run(config: ConvertConfig) -> manifest.Manifest:
             if done is not None and config.target is None:
                 return done
         tensors, facts = _prepare(config, source, beside)
-        return _write(config, source, tensors, facts, beside, digest, started)
+        try:
+            return _write(config, source, tensors, facts, beside, digest, started)
+        except Refusal as error:
+            raise UserError(f"{config.source}: {error}") from None
 
 
 def _prepare(
@@ -283,7 +286,7 @@ def _deleting_on_failure(target: str) -> Iterator[None]:
 
 
 def _save(tensors: dict[str, store.Tensor], uri: str) -> manifest.Shard:
-    ref = store.save(tensors, uri)
+    ref = store.save(tensors, uri, only_finite=True)
     return manifest.Shard(uri=ref.uri, bytes=ref.bytes, sha256=ref.sha256, items=len(tensors))
 
 

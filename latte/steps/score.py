@@ -216,7 +216,7 @@ def _loaded(weights: manifest.Shard) -> Any:
         device.setup()
         net = I3D()
         with storage.as_local_file(weights.uri, weights.sha256) as path:
-            checkpoints.load(net, str(path))
+            checkpoints.load(net, str(path), weights.uri)
         net.set_train(False)
         _detectors[weights.sha256] = net
     return _detectors[weights.sha256]

@@ -252,9 +252,7 @@ class ShardWriter:
                     for item in items:
                         self._copy(file, item.pop("row"), item["num_frames"])
                 facts = {"row_shape": list(self._settings.row_shape), "dtype": self._settings.dtype}
-                return manifest.publish_shard(
-                    path, self.shard.uri, len(items), videos=items, rejects=rejects, **facts
-                )
+                return manifest.publish_shard(path, self.shard.uri, len(items), videos=items, rejects=rejects, **facts)
         finally:
             self.close()
 

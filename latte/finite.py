@@ -31,6 +31,17 @@ def to_stored(values: np.ndarray, dtype: str) -> np.ndarray:
         return values.astype(dtype)
 
 
+def pixels(images: np.ndarray) -> np.ndarray:
+    """Decoded images (N, 3, H, W), about [-1, 1] -> (N, H, W, 3) uint8; what is not finite would turn black.
+
+    Raises:
+        ArithmeticError: an image holds NaN or infinity.
+    """
+    if bad := bad_rows(images):
+        raise ArithmeticError(f"decoded to numbers that are not finite in {frames(bad)}")
+    return np.ascontiguousarray(np.clip(images * 127.5 + 128.0, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1))
+
+
 def frames(numbers: Sequence[int]) -> str:
     """Ascending numbers of frames in words: "frame 3", "frames 3 to 7", "4 frames from 3 to 9"."""
     first, last, count = numbers[0], numbers[-1], len(numbers)

@@ -106,12 +106,13 @@ class Diffusion:
         start = np.asarray(noise.asnumpy() if isinstance(noise, ms.Tensor) else noise, np.float32)
         predict = _predictor(model, len(start), cond)
         x = start
-        for index, state in enumerate(sampling.run(self.schedule, predict, start, method, step_noise)):
-            x = state
-            if bad := finite.bad_rows(x):  # an array that is here anyway, small beside the network's work
-                raise NotFiniteError(bad, index)
-            if on_step is not None:
-                on_step(index)
+        with np.errstate(over="ignore", invalid="ignore"):  # said by an error, not by a warning
+            for index, state in enumerate(sampling.run(self.schedule, predict, start, method, step_noise)):
+                x = state
+                if bad := finite.bad_rows(x):  # an array that is here anyway, small beside the network's work
+                    raise NotFiniteError(bad, index)
+                if on_step is not None:
+                    on_step(index)
         return ms.Tensor(x) if isinstance(noise, ms.Tensor) else x
 
 

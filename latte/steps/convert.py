@@ -66,6 +66,11 @@ class ConvertConfig(Config):
         default=None,
         description="kind latte: vae, scaling_factor, image_size, noise_schedule and classes; null: as published",
     )
+    part: str | None = Field(
+        default=None,
+        min_length=1,
+        description="part of a training checkpoint, keys joined by /; null: its moving average, or else its weights",
+    )
     sha256: Annotated[str, AfterValidator(_digits)] | None = Field(
         default=None, description="SHA-256 that the source must have, hexadecimal"
     )
@@ -102,7 +107,7 @@ def run(config: ConvertConfig) -> manifest.Manifest:
         beside: dict[str, Any] = {}
     else:
         _check_target(config, [config.source])
-        source = open_checkpoint(config.source)
+        source = open_checkpoint(config.source, config.part or "")
         _check_target(config, source.uris)
         beside = _settings_beside(config)
     if config.sha256 is not None and len(source.files) != 1:
@@ -302,7 +307,8 @@ def _publish(tensors: dict[str, store.Tensor], uri: str) -> manifest.Shard:
 
 def _place(config: ConvertConfig, beside: dict[str, Any], digest: str) -> tuple[str, str]:
     """Folder and fingerprint of the weights under the root (no folder where there is no root)."""
-    told = [config.trained_on or TrainedOn()] if config.kind == "latte" else []
+    told: list[Any] = [config.trained_on or TrainedOn()] if config.kind == "latte" else []
+    told += [] if config.part is None else [config.part]
     fingerprint = manifest.fingerprint("convert", config.kind, beside, config.model, digest, *told)
     if config.root is None:
         return "", fingerprint

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from latte import manifest, storage
+from latte import finite, manifest, storage
 from latte.catalog import Catalog
-from latte.errors import LatteError
+from latte.errors import LatteError, UserError
 from latte.generation import EMBEDDING_SHAPE, TextSource, embedder
 from latte.latents import tensor_header
 from latte.progress import progress
@@ -104,7 +104,7 @@ def embed_all(shards: Sequence[CaptionShard], place: str, text: TextSource, dtyp
     """Embed and publish shards in order, in batches of one shape.
 
     Raises:
-        UserError: the weights or the tokenizer are not what their files say.
+        UserError: the weights or the tokenizer are not what their files say, or an embedding is not finite in `dtype`.
         StorageError: the store stayed away for too long, or the disk is full.
     """
     from latte import device
@@ -134,7 +134,14 @@ def _publish(
                 if not batch:
                     break
                 rows = embed(batch + [EMPTY] * (_BATCH - len(batch)))[: len(batch)]  # (n, 77, 768)
-                file.write(rows.astype(dtype).tobytes())
+                stored = finite.to_stored(rows, dtype)
+                if bad := finite.bad_rows(stored):
+                    cause = f"beyond the range of {dtype}; set dtype=float32"
+                    raise UserError(
+                        f"text_encoder: the embedding of the caption {batch[bad[0]][:40]!r} is "
+                        + ("not finite: these weights cannot be used" if finite.blemish(rows) else cause)
+                    )
+                file.write(stored.tobytes())
                 on_done(len(batch))
         digests = [_digest(caption) for caption in shard.captions]
         manifest.publish_shard(path, uri, len(digests), captions=digests, offset=len(header), dtype=dtype)

@@ -8,7 +8,6 @@ import csv
 import io
 import itertools
 import os
-import re
 import stat as modes
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,12 +18,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from latte import storage
+from latte import splits, storage
 from latte.config import Config
 from latte.decoding import FRAME_SUFFIXES, natural_key
 from latte.errors import UserError
 from latte.manifest import Reject, fingerprint
 from latte.progress import progress
+from latte.splits import read_text
 
 VIDEO_SUFFIXES = (".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 _HASH_THREADS = 4  # hashing leaves the interpreter's lock, and reading waits for the disk
@@ -122,7 +122,7 @@ def scan(config: DatasetConfig, read_contents: bool = True) -> Catalog:
     rows = None if config.csv is None else _read_csv(config.csv, found, rejects)
     chosen = sorted(found if rows is None else rows, key=os.fsencode)
     if config.split is not None:
-        chosen = _choose_split(config, config.split, chosen, rejects)
+        chosen = splits.choose(config.split, chosen, VIDEO_SUFFIXES if config.layout == "videos" else (), rejects)
     usable = []
     for name in chosen:
         problem = next((file.problem for file in found[name] if file.problem), None)
@@ -258,18 +258,9 @@ def _printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _read_text(key: str, uri: str) -> str:
-    try:
-        return storage.read_bytes(uri).decode("utf-8-sig")
-    except storage.NotThereError:
-        raise UserError(f"dataset.{key}: {uri}: no such file") from None
-    except UnicodeDecodeError:
-        raise UserError(f"dataset.{key}: {uri}: not UTF-8 text") from None
-
-
 def _read_csv(uri: str, found: dict[str, list[_File]], rejects: list[Reject]) -> dict[str, _Row]:
     """What the rows say, by video; rows that cannot be used go to `rejects`."""
-    reader = csv.DictReader(io.StringIO(_read_text("csv", uri), newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(read_text("csv", uri), newline=""), strict=True)
     rows: dict[str, _Row] = {}
     try:
         columns = set(reader.fieldnames or ())
@@ -306,35 +297,6 @@ def _row_problem(
         return None
     climbs = name.startswith("/") or ".." in name.split("/")
     return "not a path below dataset.videos" if climbs else "no such file"
-
-
-def _choose_split(config: DatasetConfig, uri: str, names: Sequence[str], rejects: list[Reject]) -> list[str]:
-    """The listed ones of `names`; a line may have another ending or none, and a number behind the path (UCF101)."""
-    stems: dict[str, list[str]] = {}
-    if config.layout == "videos":
-        for name in names:
-            stems.setdefault(_stem(name), []).append(name)
-    known = set(names)
-    chosen = set()
-    for line in map(str.strip, _read_text("split", uri).splitlines()):
-        if not line or line.startswith("#"):
-            continue
-        path = re.sub(r"[ \t,]+[0-9]+$", "", line) or line
-        alike = [name] if (name := line) in known or (name := path) in known else stems.get(_stem(path), [])
-        if len(alike) == 1:
-            chosen.add(alike[0])
-        elif alike:
-            rejects.append(Reject(item=path, reason=f"listed in the split without the ending of one of {len(alike)}"))
-        else:
-            rejects.append(Reject(item=path, reason="listed in the split, but there is no such video"))
-    if not chosen:
-        raise UserError(f"dataset.split: {uri}: names none of the dataset's {len(names)} videos")
-    return [name for name in names if name in chosen]
-
-
-def _stem(name: str) -> str:
-    """Without the ending of a video; other dots belong to the name."""
-    return name.rpartition(".")[0] if name.lower().endswith(VIDEO_SUFFIXES) else name
 
 
 def _labels(config: DatasetConfig, names: Sequence[str], rows: dict[str, _Row] | None) -> dict[str, str | None]:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import tempfile
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from latte import generation, manifest
+from latte import finite, generation, manifest
 from latte.decoders import Chunk, End, Limits, Source, decode_all
 from latte.errors import StorageError, UserError
 from latte.latents import tensor_header
@@ -202,6 +203,9 @@ class ShardWriter:
         self._items: list[dict[str, Any]] = []
         self._rejects: list[dict[str, Any]] = []
         self._num_rows = 0  # rows added, encoded or not
+        self._num_written = 0
+        self._not_finite: list[int] = []  # rows, as the autoencoder gave them
+        self._too_large: list[int] = []  # rows that the stored type has no numbers for
 
     def add(self, frames: np.ndarray) -> None:
         """Frames (n, S, S, 3) uint8 of the current video."""
@@ -234,9 +238,13 @@ class ShardWriter:
             self._pending, self._num_pending = [], 0
 
     def publish(self) -> manifest.Shard:
-        """Write the safetensors file, publish it with its record, and forget the rows."""
+        """Write the safetensors file, publish it with its record, and forget the rows.
+
+        A video with latents that cannot be stored as numbers is a reject of the record.
+        """
         try:
-            header, items = self._layout()
+            sound, rejects = self._sound()
+            header, items = self._layout(sound)
             with tempfile.TemporaryDirectory(prefix="latte-shard-") as folder:
                 path = Path(folder, "shard.safetensors")
                 with path.open("wb") as file:
@@ -244,9 +252,7 @@ class ShardWriter:
                     for item in items:
                         self._copy(file, item.pop("row"), item["num_frames"])
                 facts = {"row_shape": list(self._settings.row_shape), "dtype": self._settings.dtype}
-                return manifest.publish_shard(
-                    path, self.shard.uri, len(items), videos=items, rejects=self._rejects, **facts
-                )
+                return manifest.publish_shard(path, self.shard.uri, len(items), videos=items, rejects=rejects, **facts)
         finally:
             self.close()
 
@@ -254,13 +260,33 @@ class ShardWriter:
         """Forget the rows."""
         self._rows.close()
 
-    def _layout(self) -> tuple[bytes, list[dict[str, Any]]]:
+    def _sound(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The items whose latents are all numbers, and the rejects, those among them that have others."""
+        dtype = self._settings.dtype
+        problems = (
+            (self._not_finite, "its latents are not finite in {}"),
+            (self._too_large, f"its latents are beyond the range of {dtype} in {{}}; dtype=float32 holds them"),
+        )
+        sound, rejects = [], list(self._rejects)
+        for item in self._items:
+            reason = ""
+            for rows, words in problems:
+                bad = rows[bisect_left(rows, item["row"]) : bisect_left(rows, item["row"] + item["num_frames"])]
+                if bad and not reason:
+                    reason = words.format(finite.frames([row - item["row"] for row in bad]))
+            if reason:
+                rejects.append({"id": item["id"], "digest": item["digest"], "reason": reason})
+            else:
+                sound.append(item)
+        return sound, rejects
+
+    def _layout(self, sound: list[dict[str, Any]]) -> tuple[bytes, list[dict[str, Any]]]:
         """The file's header, and the items with the offset of each one's first row in the file."""
-        shapes = {item["digest"]: (item["num_frames"], *self._settings.row_shape) for item in self._items}
+        shapes = {item["digest"]: (item["num_frames"], *self._settings.row_shape) for item in sound}
         header = tensor_header(shapes, self._settings.dtype)  # (F, 2, C, h, w) each
         at = len(header)
         items = []
-        for item in self._items:
+        for item in sound:
             items.append({**item, "offset": at})
             at += item["num_frames"] * self._row_bytes
         return header, items
@@ -278,4 +304,10 @@ class ShardWriter:
         rows = np.stack([mean, logvar], axis=1)  # (n, 2, C, h, w)
         if rows.shape[1:] != self._settings.row_shape:
             raise UserError(f"vae: its latents are {rows.shape[1:]}, expected {self._settings.row_shape}")
-        self._rows.write(rows.astype(self._settings.dtype).tobytes())
+        stored = finite.to_stored(rows, self._settings.dtype)
+        if bad := finite.bad_rows(stored):
+            nowhere = set(finite.bad_rows(rows))
+            for row in bad:
+                (self._not_finite if row in nowhere else self._too_large).append(self._num_written + row)
+        self._num_written += len(rows)
+        self._rows.write(stored.tobytes())

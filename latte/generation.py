@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from latte import manifest, rng, storage
+from latte import finite, manifest, rng, storage
 from latte.conditions import Conditions
 from latte.config import build
 from latte.errors import UserError
@@ -102,12 +102,14 @@ class Recipe:
 def sampler(recipe: Recipe) -> Callable[[list[int], Callable[[int], None]], list[np.ndarray]]:
     """A function from the numbers of videos to these videos, each (F, H, W, 3) uint8; loads the networks.
 
+    The function raises UserError, with the number of the video, where latents or pixels are not finite.
+
     Raises:
         UserError: the weights do not fit the settings, the sampling steps do not fit the schedule, or the device does
             not have the precision.
     """
     from latte import device
-    from latte.diffusion import Diffusion
+    from latte.diffusion import Diffusion, NotFiniteError
     from latte.models.autoencoder_kl import decode_in_chunks
 
     device.setup(seed=recipe.seed)
@@ -135,18 +137,32 @@ def sampler(recipe: Recipe) -> Callable[[list[int], Callable[[int], None]], list
         if condition:
             condition["cfg_scale"] = recipe.cfg_scale
             condition["all_channels"] = recipe.cfg_channels == "all"
-        latents = diffusion.sample(
-            net,
-            noise(indices, "sample noise"),
-            method=recipe.method,
-            step_noise=lambda step, _shape: noise(indices, "sample step noise", step),
-            on_step=on_step,
-            **condition,
-        )
+        try:
+            latents = diffusion.sample(
+                net,
+                noise(indices, "sample noise"),
+                method=recipe.method,
+                step_noise=lambda step, _shape: noise(indices, "sample step noise", step),
+                on_step=on_step,
+                **condition,
+            )
+        except NotFiniteError as error:
+            overflow = (
+                ": too much for fp16; use precision=fp32, or bf16 on Ascend" if recipe.precision == "fp16" else ""
+            )
+            raise UserError(
+                f"video {indices[error.samples[0]]}: its latents are not finite from denoising step {error.step + 1} "
+                f"on{overflow or ': this checkpoint makes no videos; take an earlier one'}"
+            ) from None
         frames = latents.reshape(-1, *shape[1:]) / np.float32(recipe.scaling_factor)  # (N F, C, h, w)
         images = decode_in_chunks(vae, frames.astype(np.float32), recipe.decode_frames)  # (N F, 3, H, W)
-        pixels = np.clip(images * 127.5 + 128.0, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)  # (N F, H, W, 3)
-        return list(pixels.reshape(len(indices), model.num_frames, *pixels.shape[1:]))
+        videos = []
+        for index, clip in zip(indices, images.reshape(len(indices), model.num_frames, *images.shape[1:]), strict=True):
+            try:
+                videos.append(finite.pixels(clip))  # (F, H, W, 3)
+            except ArithmeticError as error:
+                raise UserError(f"video {index}: {error}; are checkpoint and vae right?") from None
+        return videos
 
     return sample
 
@@ -184,7 +200,7 @@ def network(kind: str, settings: dict[str, Any], weights: manifest.Shard, precis
         net = _fresh(kind, settings, weights.uri)
         layers.set_compute_type(net, compute_type)
         with storage.as_local_file(weights.uri, weights.sha256) as path:
-            checkpoints.load(net, str(path))
+            checkpoints.load(net, str(path), weights.uri)
         net.set_train(False)
         _networks[key] = net
     return _networks[key]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from latte import manifest, storage
+from latte import finite, manifest, storage
 from latte.errors import NotThereError, StorageError, UserError
 
 INDEX = "index.json"
@@ -147,7 +147,10 @@ class LatentClips:
             raise UserError("latents: no text embeddings; encode again with text_encoder and tokenizer")
         shape, (shard, offset) = self._text["shape"], place
         data = self._cache.read(self._shards[shard], offset, math.prod(shape) * self._dtype.itemsize)
-        return np.frombuffer(data, self._dtype).reshape(shape).astype(np.float32)  # (77, 768)
+        embedding = np.frombuffer(data, self._dtype).reshape(shape).astype(np.float32)  # (77, 768)
+        if what := finite.blemish(embedding):
+            raise UserError(f"latents: the embedding of a caption holds {what}; encode under another name")
+        return embedding
 
     def clip(
         self, index: int, start: int, stride: int, num_frames: int, mirrored: bool = False
@@ -162,7 +165,8 @@ class LatentClips:
             mirrored: of the mirrored copy; latents cannot be mirrored afterwards.
 
         Raises:
-            UserError: the video has not all of these frames, or no mirrored copy.
+            UserError: the video has not all of these frames or no mirrored copy, or a latent is NaN or infinite, which
+                early versions of the encode step let pass.
             StorageError: the store stayed away, or a shard is damaged.
         """
         video = self.videos[index]
@@ -177,7 +181,11 @@ class LatentClips:
         row_bytes = math.prod(self._row_shape) * self._dtype.itemsize
         data = self._cache.read(self._shards[place[0]], place[1] + start * row_bytes, span * row_bytes)
         rows = np.frombuffer(data, self._dtype).reshape(span, *self._row_shape)[::stride]  # (F, 2, C, h, w)
-        return rows[:, 0].astype(np.float32), rows[:, 1].astype(np.float32)
+        rows = rows.astype(np.float32)
+        if bad := finite.bad_rows(rows):
+            where = finite.frames([start + row * stride for row in bad])
+            raise UserError(f"video {video.id}: its latents are not finite in {where}; encode under another name")
+        return rows[:, 0], rows[:, 1]
 
 
 def tensor_header(shapes: Mapping[str, Sequence[int]], dtype: str) -> bytes:

@@ -114,9 +114,13 @@ class Manifest(Config):
         }
 
 
+# A number, but not that of a name such as float16.
+_COUNTED = re.compile(r"(?<![0-9])(?<![A-Za-z]{2})[0-9]+")
+
+
 def reject_rows(rejects: Sequence[Reject], limit: int = 20) -> list[str]:
     """Rejects as the lines of a table: how many for each reason, whatever its numbers, most first, with an example."""
-    alike = [(re.sub(r"[0-9]+", "…", reject.reason), reject) for reject in rejects]
+    alike = [(_COUNTED.sub("…", reject.reason), reject) for reject in rejects]
     reasons = Counter(reason for reason, _ in alike)
     examples = dict(reversed(alike))
     rows = [

@@ -12,8 +12,9 @@ from mindspore import ops
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from latte import generation, manifest, rng, storage, video
+from latte import finite, generation, manifest, rng, storage, video
 from latte.diffusion import Diffusion
+from latte.errors import LatteError
 from latte.models.autoencoder_kl import decode_in_chunks
 from latte.models.latte import Latte, LatteConfig
 
@@ -64,11 +65,21 @@ class Previews:
         self._vae = None if vae is None else generation.network("vae", vae.config["model"], vae.weights_file())
 
     def publish(self, step: int, weights: Mapping[str, np.ndarray]) -> None:
-        """Draw and write the samples of these weights, by parameter; equal weights make equal bytes."""
+        """Draw and write the samples of these weights, by parameter; equal weights make equal bytes.
+
+        Raises:
+            LatteError: a sample is not finite.
+        """
         own = {param.name: param for param in self._net.get_parameters()}
         for name, values in weights.items():
             # A compiled graph does not see set_data.
             ops.assign(own[name], ms.Tensor(values))
+        try:
+            self._publish(step)
+        except ArithmeticError as error:
+            raise LatteError(f"preview of step {step}: {error}; preview_every=0 trains on without any") from None
+
+    def _publish(self, step: int) -> None:
         latents = self._diffusion.sample(self._net, self._noise, method="ddim", **self._conditions)
         write(self._uri, step, latents, self._titles)
         if self._vae is None:
@@ -76,9 +87,8 @@ class Previews:
         with tempfile.TemporaryDirectory(prefix="latte-previews-") as folder:
             for number, clip in enumerate(latents):
                 images = decode_in_chunks(self._vae, clip / np.float32(self._scaling_factor), _DECODE_FRAMES)
-                pixels = np.clip(images * 127.5 + 128.0, 0, 255).astype(np.uint8)  # (F, 3, H, W)
                 path = Path(folder) / f"step-{step:08d}-{number}.mp4"
-                video.write_preview(path, pixels.transpose(0, 2, 3, 1), _FPS)
+                video.write_preview(path, finite.pixels(images), _FPS)
                 storage.upload(path, storage.join(self._uri, path.name))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from latte import manifest, plots, storage, video
+from latte import finite, manifest, plots, storage, video
 from latte.errors import UserError
 from latte.latents import EncodedVideo, LatentClips
 
@@ -100,7 +100,10 @@ def load_generated(clips: Sequence[GeneratedClip | None]) -> list[np.ndarray | N
 
 
 def make_decoder(vae: manifest.Manifest, num_frames: int) -> Callable[[np.ndarray], np.ndarray]:
-    """What turns the latents of one clip, (F, C, h, w), not scaled, into frames, uint8, (F, H, W, 3)."""
+    """What turns the latents of one clip, (F, C, h, w), not scaled, into frames, uint8, (F, H, W, 3).
+
+    The function raises UserError where a decoded frame is not finite.
+    """
     import mindspore as ms
 
     from latte import device, generation
@@ -114,6 +117,10 @@ def make_decoder(vae: manifest.Manifest, num_frames: int) -> Callable[[np.ndarra
         pixels = np.concatenate(
             [net.decode(ms.Tensor(latents[i : i + part])).asnumpy() for i in range(0, num_frames, part)]
         )  # (F, 3, H, W), about [-1, 1]
+        if bad := finite.bad_rows(pixels):
+            raise UserError(
+                f"vae {vae.file}: it decodes latents to numbers that are not finite in {finite.frames(bad)}"
+            )
         return np.clip(np.round((pixels + 1) * 127.5), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
     return decode

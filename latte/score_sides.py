@@ -31,6 +31,7 @@ class Side:
         load: reads clip i as (F, H, W, 3) uint8.
         check: raises where clip i is missing or damaged; much cheaper than features.
         key: what the features depend on beside the detector and the protocol's preparation.
+        name: what errors call clip i.
     """
 
     role: str
@@ -38,6 +39,7 @@ class Side:
     load: Callable[[int], np.ndarray] = field(repr=False)
     check: Callable[[int], None] = field(repr=False)
     key: dict[str, Any] = field(repr=False)
+    name: Callable[[int], str] = field(repr=False)
 
 
 def generated(uri: str, videos: manifest.Manifest, protocol: Protocol) -> Side:
@@ -76,7 +78,7 @@ def generated(uri: str, videos: manifest.Manifest, protocol: Protocol) -> Side:
             pass
 
     key = {"videos": [item["sha256"] for item in items], "stride": protocol.generated_stride}
-    return Side("generated", len(items), load, check_clip, key)
+    return Side("generated", len(items), load, check_clip, key, lambda index: str(items[index]["video"]))
 
 
 def real(uri: str, dataset: manifest.Manifest, protocol: Protocol) -> Side:
@@ -115,7 +117,11 @@ def real(uri: str, dataset: manifest.Manifest, protocol: Protocol) -> Side:
         "clips": [(videos[clip.video].id, clip.start_frame) for clip in clips],
         "stride": protocol.frame_stride,
     }
-    return Side("real", len(clips), load, check_clip, key)
+
+    def name(index: int) -> str:
+        return f"{videos[clips[index].video].id} from frame {clips[index].start_frame}"
+
+    return Side("real", len(clips), load, check_clip, key, name)
 
 
 def real_frames(dataset: manifest.Manifest) -> list[int]:

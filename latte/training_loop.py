@@ -12,7 +12,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from latte import batches, device, manifest, memory, optim, signals, training_start
+from latte import batches, device, finite, manifest, memory, optim, signals, training_start
 from latte.checkpoints import architectures, resume
 from latte.diffusion import Diffusion
 from latte.errors import LatteError, UserError
@@ -219,11 +219,18 @@ class _Loop:
         return [float(value) for value in self._accumulate(*(ms.Tensor(array) for array in arrays))]
 
     def _save(self, step: int) -> None:
+        """Start publishing a checkpoint.
+
+        Raises:
+            LatteError: the update that was just made left NaN or infinity in it; nothing is published.
+        """
         if not (self._group.leads or self._state.sharded):
             return
         parts = self._copies()
         if not self._group.leads:
             return
+        if any(finite.blemish(tensor) for tensors in parts.values() for tensor in tensors.values()):
+            raise self._diverged(step, "a weight or a moment")
         self._log.publish()
         loop = {"log_lines": len(self._log.lines)}
         if self._config.precision == "fp16":
@@ -283,15 +290,16 @@ class _Loop:
             self._log.restore(checkpoint.state["log_lines"])
         return newest
 
-    def _diverged(self, step: int) -> LatteError:
+    def _diverged(self, step: int, what: str = "loss or gradient") -> LatteError:
         self._writer.wait()
         found = resume.committed(self._uri)
         good = found[-1].uri if found else "none"
         everyone = range(self._config.batch_size)
         names = batches.make_batch(self._clips, self._usable, self._plan, step - 1, everyone).videos
         videos = ", ".join(dict.fromkeys(names))
+        remedy = "; too much for fp16: use precision=bf16 or fp32" if self._config.precision == "fp16" else ""
         return LatteError(
-            f"loss or gradient is NaN or infinite at step {step}; videos {videos}; last good checkpoint {good}"
+            f"{what} is NaN or infinite at step {step}; videos {videos}; last good checkpoint {good}{remedy}"
         )
 
 

@@ -7,7 +7,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from latte import checkpoints, manifest, storage
+from latte import checkpoints, finite, manifest, storage
+from latte.checkpoints import store
 from latte.errors import UserError
 from latte.latents import LatentClips
 from latte.models.configs import LatteConfig
@@ -64,12 +65,15 @@ def load(net: nn.Cell, start: "Start", model: LatteConfig, classes: Sequence[str
         Names of tensors, and of classes whose rows of the label table are fresh, as `tensor: class, class`.
 
     Raises:
-        UserError: a tensor is of another architecture. Only what follows from the condition, the number of classes, the
+        UserError: a tensor has numbers that are not finite, or is of another architecture. Only what follows from the condition, the number of classes, the
             number of frames and the latents' size may differ or be missing.
         StorageError: the weights are missing, or do not have their SHA-256.
     """
     with storage.as_local_file(start.uri, start.sha256) as path:
         given = checkpoints.read(str(path))
+    for name, array in given.items():
+        if what := finite.blemish(array):
+            raise UserError(f"init_from {start.uri}: {store.unusable(name, what)}")
     own = {param.name: param for param in net.get_parameters()}
     unknown = sorted(name for name in set(given) - set(own) if not name.startswith(_OF_CONDITIONS))
     if unknown:

@@ -25,14 +25,20 @@ def read(uri: str) -> dict[str, np.ndarray]:
     return {name: tensor.array() for name, tensor in open_checkpoint(uri).tensors.items()}
 
 
-def load(net: "nn.Cell", uri: str) -> None:
+def load(net: "nn.Cell", uri: str, called: str = "") -> None:
     """Load a checkpoint into a network whose parameters must match it in names, shapes and types, in both directions.
 
     Counters of batch normalisation (`num_batches_tracked`), which no forward pass reads, are passed over.
 
+    Args:
+        net: the network.
+        uri: the file.
+        called: what errors call the file, where it is a copy of another.
+
     Raises:
-        UserError: the file cannot be read, or it does not match the network; the line names the file and the tensors.
+        UserError: the file cannot be read, it does not match the network, or a tensor holds NaN or infinity; the line
+            names the file and the tensors.
     """
     from latte.checkpoints.store import load_into
 
-    load_into(net, uri)
+    load_into(net, uri, called)

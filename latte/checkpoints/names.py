@@ -8,6 +8,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Container, Mapping
 
+from latte.checkpoints import averages
 from latte.checkpoints.stored import Refusal, StoredTensor, show
 
 KINDS = ("latte", "vae", "i3d", "clip")
@@ -19,13 +20,13 @@ MARKERS = {
     "i3d": "Conv3d_1a_7x7.conv3d.weight",
     "clip": "text_model.embeddings.token_embedding.weight",
 }
-# Wrappers of whole networks: torch's DistributedDataParallel, and the EMA of common training loops.
-_WRAPPERS = ("module.", "ema_model.", "_orig_mod.")
-_AVERAGED = "n_averaged"  # what torch's AveragedModel has beside `module.*`
+# Wrappers of whole networks: torch's DistributedDataParallel, Lightning's modules, the EMA of common training loops.
+_WRAPPERS = ("module.", "model.", "ema_model.", "_orig_mod.")
 # Diffusers before 0.18 named the autoencoder's attention so, some files with 1x1 convolutions as weights.
 _OLD_VAE = re.compile(r"(.*\.mid_block\.attentions\.0)\.(query|key|value|proj_attn)\.(weight|bias)")
 _NEW_VAE = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _VAE_LINEAR = re.compile(r".*\.mid_block\.attentions\.0\.(to_q|to_k|to_v|to_out\.0)\.weight")
+_SHOWN = 4
 # Parts of a whole CLIP that its text encoder does without.
 _CLIP_REST = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")
 
@@ -41,13 +42,12 @@ def rename(kind: str, tensors: Mapping[str, StoredTensor]) -> tuple[dict[str, St
         Tensors by the network's names, and (name, why) of those that are left out.
 
     Raises:
-        Refusal: the file holds weights of another kind, or two tensors come to bear one name.
+        Refusal: the file holds weights of another kind, averages of which none is the network's or several are, or one
+            that has not begun; or two tensors come to bear one name.
     """
     left_out: list[tuple[str, str]] = []
-    if _AVERAGED in tensors and tensors[_AVERAGED].size == 1:
-        tensors = {name: tensor for name, tensor in tensors.items() if name != _AVERAGED}
-        left_out.append((_AVERAGED, "a counter of training steps"))
-    unwrapped = _without_wrapper(tensors)
+    tensors = _without_counter(tensors, left_out)
+    unwrapped = _without_wrapper(_average(kind, tensors, left_out))
     renamed: dict[str, StoredTensor] = {}
     for name, tensor in unwrapped.items():
         new_name, why = _RULES[kind](name)
@@ -66,6 +66,44 @@ def rename(kind: str, tensors: Mapping[str, StoredTensor]) -> tuple[dict[str, St
         what = f"it holds weights of kind {other}" if other else f"it has no tensor {MARKERS[kind]}"
         raise Refusal(f"not weights of kind {kind}: {what}")
     return renamed, left_out
+
+
+def _without_counter(tensors: Mapping[str, StoredTensor], left_out: list[tuple[str, str]]) -> dict[str, StoredTensor]:
+    """Without what torch's AveragedModel counts in, beside `module.*`."""
+    if averages.not_begun(tensors):
+        raise Refusal(f"its average has not begun: {averages.COUNTER} is 0; choose the weights with part=…")
+    counter = tensors.get(averages.COUNTER)
+    if counter is None or counter.size != 1:
+        return dict(tensors)
+    left_out.append((averages.COUNTER, "a counter of training steps"))
+    return {name: tensor for name, tensor in tensors.items() if name != averages.COUNTER}
+
+
+def _average(
+    kind: str, tensors: Mapping[str, StoredTensor], left_out: list[tuple[str, str]]
+) -> Mapping[str, StoredTensor]:
+    """The tensors of the average where names tell of one (`ema.x`) beside others; those go to `left_out`."""
+    groups: dict[str, dict[str, StoredTensor]] = {}
+    for name, tensor in tensors.items():
+        if prefix := averages.prefix(name):
+            groups.setdefault(prefix, {})[name.removeprefix(prefix)] = tensor
+    weights = {prefix: group for prefix, group in groups.items() if any(tensor.size > 1 for tensor in group.values())}
+    if not weights:
+        return tensors
+    fitting = []
+    for prefix, group in weights.items():
+        counted = {name: tensor for name, tensor in group.items() if name != averages.COUNTER}
+        if MARKERS[kind] in _renamed_names(kind, _without_wrapper(counted)):
+            fitting.append(prefix)
+    if len(fitting) != 1:
+        what = "their names are not the network's" if not fitting else "are several"
+        listed = ", ".join(f"{prefix}*" for prefix in sorted(fitting or weights)[:_SHOWN])
+        raise Refusal(
+            f"tensors {listed} look like a moving average, but {what}; choose with part=, what names begin with"
+        )
+    (prefix,) = fitting
+    left_out += [(name, f"{prefix}* is taken") for name in tensors if not name.startswith(prefix)]
+    return _without_counter(weights[prefix], left_out)
 
 
 def is_counter(name: str, size: int, names: Container[str]) -> bool:

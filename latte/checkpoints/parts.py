@@ -1,10 +1,10 @@
 """From the value of a PyTorch pickle to tensors by name: which part of a training checkpoint is taken, and why."""
 
 import itertools
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from latte.checkpoints import averages
 from latte.checkpoints.pickles import Inert
 from latte.checkpoints.stored import (
     MAX_NAME_LENGTH,
@@ -21,32 +21,44 @@ MAX_DEPTH = 64
 # Everything that is looked at in one file, counted: a pickle can name one large object a hundred thousand times.
 MAX_ITEMS = 10 * MAX_TENSORS
 # What a training loop wraps its state dict in. The moving average is taken before any of the others: first under a
-# name of these, then under any other that has the word "ema" in it.
+# name of these, then under any other that looks like an average's.
 AVERAGES = ("ema", "ema_state_dict", "model_ema")
 PARTS = ("model", "state_dict", "model_state_dict", "module", "params", "weights")
 # What an EMA's own object keeps its tensors in.
 _INSIDE = ("module", "shadow", "ema_model", "model", "state_dict", "params")
 _INSIDE_LEVELS = 2
+_SHOWN = 8
 
 # Counts the items that were looked at.
 Work = Iterator[int]
 
 
-def choose(layout: str, value: Any, storages: list[Storage]) -> Checkpoint:
+def choose(layout: str, value: Any, storages: list[Storage], asked: str = "") -> Checkpoint:
     """The tensors of a pickle's value: of its EMA, else of its weights, else those that it holds itself.
 
+    Args:
+        layout: the kind of file.
+        value: what the pickle holds.
+        storages: all that its tensors are views of.
+        asked: the part to take in place of that, its keys joined by "/".
+
     Raises:
-        Refusal: it holds no tensors, or an EMA that is not tensors by name: the raw weights are not what was asked for.
+        Refusal: it holds no tensors or no such part, or averages that are not tensors by name or of which no one is the
+            one: the raw weights are not what was asked for.
     """
     work: Work = itertools.count()
-    taken, part, found = _part(value, work) if isinstance(value, dict) else ("", "", value)
+    taken, part, found = "", "", value
+    if asked:
+        taken, part, found = _asked(value, asked, work)
+    elif isinstance(value, dict):
+        taken, part, found = _part(value, work)
     left_out: list[tuple[str, str]] = []
     settings: dict[str, Any] = {}
     if part:
         for key, item in value.items():
-            if isinstance(key, str) and key != taken:
+            if isinstance(key, str) and key != taken and (taken or not key.startswith(f"{asked}.")):
                 wins = f"{part} is taken" if _has_weights(item, work) else "no weights"
-                left_out.append((show(key).strip("'"), wins))
+                left_out.append((_bare(key), wins))
             if key in ("args", "hyper_parameters", "config"):
                 settings = plain_settings(item)
     tensors: dict[str, StoredTensor] = {}
@@ -68,20 +80,71 @@ def choose(layout: str, value: Any, storages: list[Storage]) -> Checkpoint:
 
 def _part(value: dict[Any, Any], work: Work) -> tuple[str, str, Any]:
     """What is taken of a training checkpoint: key, path ("ema/shadow"), value; of a state dict itself."""
-    averages = [key for key in value if isinstance(key, str) and "ema" in re.split(r"[^a-z0-9]+", key.lower())]
-    averages.sort(key=lambda key: AVERAGES.index(key) if key in AVERAGES else len(AVERAGES))
-    for key in averages:
-        inside = _inside(value[key], _INSIDE_LEVELS, work)
-        if inside is not None:
-            return key, key + inside[0], inside[1]
+    candidates = []
+    for path, item in averages.below(value):
+        _count(work)
+        if path:
+            candidates.append((path, item))
+    candidates.sort(key=lambda found: AVERAGES.index(found[0]) if found[0] in AVERAGES else len(AVERAGES))
     raw = next((key for key in PARTS if key in value and _has_tensors(value[key], work)), "")
-    for key in averages:
+    choice = f"; `latte convert` takes them with part={raw}" if raw else ""
+    usable = [(path, item, inside) for path, item in candidates if (inside := _inside(item, _INSIDE_LEVELS, work))]
+    if len(usable) > 1 and usable[0][0] not in AVERAGES:
+        listed = ", ".join(show(path) for path, *_ in usable[:_SHOWN])
+        raise Refusal(f"it has {len(usable)} moving averages, {listed}; choose with part={_bare(usable[0][0])}")
+    for path, item, inside in usable[:1]:
+        if averages.not_begun(item) or averages.not_begun(inside[1]):
+            raise Refusal(
+                f"its moving average {show(path)} has not begun ({averages.COUNTER} is 0)"
+                + (f", and {raw} would be the raw weights{choice}" if raw else "")
+            )
+        return path.partition("/")[0], path + inside[0], inside[1]
+    for path, item in candidates:
         # A tensor alone is a setting such as the decay, or one of many in a flat state dict.
-        is_flat = isinstance(value[key], StoredTensor) and (not raw or value[key].size <= 1)
-        if not is_flat and _holds_tensors(value[key], work):
+        is_flat = isinstance(item, StoredTensor) and (not raw or item.size <= 1)
+        if not is_flat and _holds_tensors(item, work):
             what = f"but {raw} would be the raw weights" if raw else "and nothing else is"
-            raise Refusal(f"its moving average {show(key)} is not tensors by name, {what}; nothing is taken")
+            raise Refusal(f"its moving average {show(path)} is not tensors by name, {what}; nothing is taken{choice}")
     return raw, raw, value[raw] if raw else value
+
+
+def _asked(value: Any, asked: str, work: Work) -> tuple[str, str, Any]:
+    """The part that was asked for: key, path, value. Its last key may be what names of tensors begin with."""
+    found, rest, taken = value, asked, ""
+    while rest:
+        inside = found.state if isinstance(found, Inert) else found
+        members = inside if isinstance(inside, dict) else dict(enumerate(inside)) if isinstance(inside, list) else {}
+        keys = [str(key) for key in members if f"{rest}/".startswith(f"{key}/")]
+        if not keys:
+            break
+        key = max(keys, key=len)
+        found = members[int(key) if isinstance(inside, list) else key]
+        taken, rest = taken or key, rest[len(key) + 1 :]
+    if not rest and _has_tensors(found, work):
+        return taken, asked, found
+    named = dict(entries(found, work)) if rest else {}
+    beginning = {name: item for name, item in named.items() if name.startswith(f"{rest}.")}
+    if not any(isinstance(item, StoredTensor) for item in beginning.values()):
+        has = ", ".join(_bare(key) for key in list(value)[:_SHOWN]) if isinstance(value, dict) else "no parts"
+        raise Refusal(f"part={_bare(asked)}: no tensors by name there; it has {has}")
+    return taken, asked, {name[len(rest) + 1 :]: item for name, item in beginning.items()}
+
+
+def with_prefix(tensors: Mapping[str, StoredTensor], asked: str) -> dict[str, StoredTensor]:
+    """Of tensors by name those whose names begin with a part's and a dot, without both.
+
+    Raises:
+        Refusal: there are none.
+    """
+    found = {name[len(asked) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(f"{asked}.")}
+    if not found:
+        begin = ", ".join(sorted({_bare(name.partition(".")[0]) for name in tensors})[:_SHOWN])
+        raise Refusal(f"part={_bare(asked)}: no tensor's name begins so; names begin with {begin}")
+    return found
+
+
+def _bare(value: Any) -> str:
+    return show(value).strip("'")
 
 
 def _inside(value: Any, levels: int, work: Work) -> tuple[str, Any] | None:

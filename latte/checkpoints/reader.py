@@ -14,6 +14,7 @@ import numpy as np
 
 from latte import storage
 from latte.checkpoints import torch_files
+from latte.checkpoints.parts import with_prefix
 from latte.checkpoints.stored import (
     MAX_AXES,
     MAX_TENSORS,
@@ -46,19 +47,24 @@ _NAME_MAX = 255  # bytes of a file's name, on every file system that is common
 _CRC_BYTES = len(_CRC_MARK) + 10
 
 
-def open_checkpoint(uri: str) -> Checkpoint:
+def open_checkpoint(uri: str, part: str = "") -> Checkpoint:
     """Open a checkpoint file (a path or URI), or the index of a sharded one (`*.index.json`).
+
+    Args:
+        uri: the file.
+        part: which of several sets of tensors to take: keys of a training checkpoint joined by "/", or what the names
+            of the tensors begin with; empty for the moving average, or else the weights.
 
     Raises:
         UserError: no such file, not a checkpoint, damaged or hostile; one line that names the file and the tensor.
     """
     try:
         if str(uri).endswith(".json"):
-            return _open_index(str(uri))
+            return _only(_open_index(str(uri)), part)
         if not storage.is_s3(str(uri)):
             check_regular(storage.local_path(str(uri)))
         with storage.as_local_file(str(uri)) as path:
-            return dataclasses.replace(_open_file(path), uris=[str(uri)])
+            return dataclasses.replace(_open_file(path, part), uris=[str(uri)])
     except Refusal as error:
         raise UserError(f"{uri}: {error}") from None
     except IsADirectoryError:
@@ -78,20 +84,29 @@ def check_small(uri: str) -> None:
         raise Refusal(f"it has {info.bytes} bytes, which is absurdly large")
 
 
-def _open_file(path: Path) -> Checkpoint:
+def _open_file(path: Path, part: str) -> Checkpoint:
     data = map_file(path)
     start = data[:64].tobytes()
     if start.startswith(b"PK\x03\x04"):
-        found = torch_files.read_zip(data)
+        found = torch_files.read_zip(data, part)
     elif start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= data.size:
-        found = _read_safetensors(data)
+        found = _only(_read_safetensors(data), part)
     elif start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05":
-        found = torch_files.read_legacy(data)
+        found = torch_files.read_legacy(data, part)
     elif start.startswith(b"\n"):
-        found = _read_mindspore(data)
+        found = _only(_read_mindspore(data), part)
     else:
         raise Refusal(_unknown(start))
     return dataclasses.replace(found, files=[data])
+
+
+def _only(found: Checkpoint, part: str) -> Checkpoint:
+    """Of a file without parts, the tensors whose names begin with the one that is asked for."""
+    if not part:
+        return found
+    tensors = with_prefix(found.tensors, part)
+    rest = [(name, f"{part} is taken") for name in found.tensors if not name.startswith(f"{part}.")]
+    return dataclasses.replace(found, part=part, tensors=tensors, left_out=found.left_out + rest)
 
 
 def _unknown(start: bytes) -> str:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from latte import storage
+from latte import finite, storage
 from latte.checkpoints.names import is_counter
 from latte.checkpoints.reader import MINDSPORE_TYPES, SAFETENSORS_TYPES, open_checkpoint
-from latte.checkpoints.stored import StoredTensor, forget
+from latte.checkpoints.stored import Refusal, StoredTensor, forget
 from latte.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,12 +27,14 @@ _PIECE_BYTES = 512 << 20
 _WRITE_BYTES = 8 << 20
 
 
-def save(tensors: Mapping[str, Tensor], target: str | Path) -> storage.Ref:
+def save(tensors: Mapping[str, Tensor], target: str | Path, only_finite: bool = False) -> storage.Ref:
     """Write tensors by name to a file or URI, atomically; its ending, `.safetensors` or `.ckpt`, names the format.
 
-    Equal tensors make equal bytes. No more than one tensor at a time is held in memory.
+    Equal tensors make equal bytes. No more than one tensor at a time is held in memory. With `only_finite` the numbers
+    are looked at as they are written, and nothing is left behind where one is NaN or infinite.
 
     Raises:
+        Refusal: `only_finite`, and a tensor holds NaN or infinity.
         UserError: the ending is another one, or the format has no such element type.
         StorageError: the store or the disk failed.
     """
@@ -42,11 +44,11 @@ def save(tensors: Mapping[str, Tensor], target: str | Path) -> storage.Ref:
         raise UserError(f"{target}: its ending names the format; write .safetensors or .ckpt")
     with storage.writing(uri) as path, path.open("wb") as file, ThreadPoolExecutor(1) as pool:
         hashing = _HashingFile(file, pool)
-        write(tensors, hashing, str(target))
+        write(tensors, hashing, str(target), only_finite)
     return storage.Ref(uri, hashing.bytes, hashing.sha256.hexdigest())
 
 
-def load_into(net: "nn.Cell", uri: str) -> None:
+def load_into(net: "nn.Cell", uri: str, called: str = "") -> None:
     """See `latte.checkpoints.load`."""
     import mindspore as ms
     from mindspore import ops
@@ -60,12 +62,15 @@ def load_into(net: "nn.Cell", uri: str) -> None:
             if name in parameters or not is_counter(name, tensor.size, parameters)
         },
         {name: (tuple(p.shape), str(p.dtype).lower()) for name, p in parameters.items()},
-        uri,
+        called or uri,
     )
     for name, parameter in parameters.items():
         tensor = found[name]
-        # A graph that was compiled before does not see set_data. A copy: MindSpore may keep the memory it is given.
-        ops.assign(parameter, ms.Tensor(np.array(tensor.array())))
+        values = np.array(tensor.array())  # a copy: MindSpore may keep the memory it is given
+        if what := finite.blemish(values):
+            raise UserError(f"{called or uri}: {unusable(name, what)}")
+        # A graph that was compiled before does not see set_data.
+        ops.assign(parameter, ms.Tensor(values))
         forget(tensor.storage.pieces[0])
 
 
@@ -92,6 +97,11 @@ def check_match(
         raise UserError(f"{file}: " + "; ".join(problems[:3]) + more)
 
 
+def unusable(name: str, what: str) -> str:
+    """What is said of a tensor that holds NaN or infinity."""
+    return f"tensor {name} holds {what}, and so would all that it computes; take an earlier or undamaged file"
+
+
 class _HashingFile:
     """A file being written whose SHA-256 is at hand when the last byte is out, without reading it again."""
 
@@ -107,7 +117,7 @@ class _HashingFile:
         self.bytes += len(data)
 
 
-def _write_safetensors(tensors: Mapping[str, Tensor], file: _HashingFile, target: str) -> None:
+def _write_safetensors(tensors: Mapping[str, Tensor], file: _HashingFile, target: str, only_finite: bool) -> None:
     header: dict[str, Any] = {}
     at = 0
     # By size of the element, so that each tensor lies aligned, then by name, as the format's own library writes.
@@ -122,11 +132,11 @@ def _write_safetensors(tensors: Mapping[str, Tensor], file: _HashingFile, target
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     for name in names:
-        for piece in _pieces(tensors[name], _WRITE_BYTES):
-            file.write(piece)
+        for piece in _pieces(tensors[name]):
+            file.write(_checked(piece, name, only_finite))
 
 
-def _write_mindspore(tensors: Mapping[str, Tensor], file: _HashingFile, target: str) -> None:
+def _write_mindspore(tensors: Mapping[str, Tensor], file: _HashingFile, target: str, only_finite: bool) -> None:
     for name in tensors:
         shape, dtype = tuple(tensors[name].shape), dtype_of(tensors[name])
         kind = _known(_MINDSPORE_NAMES, dtype, name, target)
@@ -140,8 +150,8 @@ def _write_mindspore(tensors: Mapping[str, Tensor], file: _HashingFile, target: 
             outer = len(tag) + len(_key(2, 2)) + len(_varint(inner)) + inner
             file.write(_key(1, 2) + _varint(outer) + tag + _key(2, 2) + _varint(inner) + facts)
             file.write(_key(3, 2) + _varint(length))
-            for piece in _pieces(tensors[name], _WRITE_BYTES, start, length):
-                file.write(piece)
+            for piece in _pieces(tensors[name], start, length):
+                file.write(_checked(piece, name, only_finite))
 
 
 def dtype_of(tensor: Tensor) -> np.dtype:
@@ -155,13 +165,21 @@ def _known(names: dict[str, str], dtype: np.dtype, name: str, target: str) -> st
     return names[dtype.name]
 
 
-def _pieces(tensor: Tensor, piece_bytes: int, start: int = 0, length: int | None = None) -> Iterator[memoryview]:
-    """Bytes `start` to `start + length` of a tensor in C order, a piece at a time."""
+def _checked(piece: np.ndarray, name: str, only_finite: bool) -> memoryview:
+    if only_finite and (what := finite.blemish(piece)):
+        raise Refusal(unusable(name, what))
+    return piece.view(np.uint8).data
+
+
+def _pieces(tensor: Tensor, start: int = 0, length: int | None = None) -> Iterator[np.ndarray]:
+    """Elements in bytes `start` to `start + length` of a tensor in C order, a piece at a time."""
     array = tensor.array() if isinstance(tensor, StoredTensor) else tensor
-    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    stop = flat.size if length is None else start + length
-    for at in range(start, stop, piece_bytes):
-        yield flat[at : min(at + piece_bytes, stop)].data
+    flat = np.ascontiguousarray(array).reshape(-1)
+    step = _WRITE_BYTES // flat.itemsize
+    first = start // flat.itemsize
+    stop = flat.size if length is None else first + length // flat.itemsize
+    for at in range(first, stop, step):
+        yield flat[at : min(at + step, stop)]
         if isinstance(tensor, StoredTensor):
             forget(tensor.storage.pieces[0])
 

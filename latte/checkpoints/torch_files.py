@@ -33,8 +33,8 @@ _DTYPE_NAMES = {
 }  # fmt: skip
 
 
-def read_zip(data: np.ndarray) -> Checkpoint:
-    """A zip archive of torch.save or torch.jit.save.
+def read_zip(data: np.ndarray, part: str = "") -> Checkpoint:
+    """A zip archive of torch.save or torch.jit.save; `part` as in `latte.checkpoints.parts.choose`.
 
     Raises:
         Refusal: it is damaged, hostile, or holds no tensors.
@@ -63,7 +63,7 @@ def read_zip(data: np.ndarray) -> Checkpoint:
     content = archive.verify(pickles[0], archive.read(pickles[0]))
     value, _ = interpret(content.data, persistent, CALLS)
     is_script = prefix + "constants.pkl" in archive.entries
-    found = choose("TorchScript archive" if is_script else "PyTorch zip", value, list(storages.values()))
+    found = choose("TorchScript archive" if is_script else "PyTorch zip", value, list(storages.values()), part)
     users = {id(tensor.storage): name for name, tensor in reversed(found.tensors.items())}
     for key, storage in storages.items():  # only what is taken is read: the optimizer's state may be twice as large
         if id(storage) in users:
@@ -74,7 +74,7 @@ def read_zip(data: np.ndarray) -> Checkpoint:
     return found
 
 
-def read_legacy(data: np.ndarray) -> Checkpoint:
+def read_legacy(data: np.ndarray, part: str = "") -> Checkpoint:
     """The stream that torch.save wrote before version 1.6: pickles (magic, version, system, value, keys), then bytes.
 
     Raises:
@@ -109,7 +109,7 @@ def read_legacy(data: np.ndarray) -> Checkpoint:
             raise Refusal(f"tensor {show(_user(storage, value))}: {error}") from None
     if position != data.size:
         raise Refusal(f"{data.size - position} bytes follow after its last storage")
-    return choose("PyTorch before 1.6", value, list(storages.values()))
+    return choose("PyTorch before 1.6", value, list(storages.values()), part)
 
 
 def _fill(storage: Storage, key: str, data: np.ndarray, position: int) -> int:

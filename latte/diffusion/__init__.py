@@ -8,15 +8,29 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
+from latte import finite
 from latte.diffusion import sampling
 from latte.diffusion.sampling import METHODS
 from latte.diffusion.schedule import NOISE_SCHEDULES, make_schedule
 from latte.diffusion.training import Losses
 from latte.models.latte import TEXT_CHANNELS, TEXT_TOKENS
 
-__all__ = ["METHODS", "NOISE_SCHEDULES", "Diffusion"]
+__all__ = ["METHODS", "NOISE_SCHEDULES", "Diffusion", "NotFiniteError"]
 
 _TEXT_SHAPE = (TEXT_TOKENS, TEXT_CHANNELS)
+
+
+class NotFiniteError(ArithmeticError):
+    """A sample became NaN or infinite.
+
+    Attributes:
+        samples: which of the batch.
+        step: number of the denoising step, 0 first.
+    """
+
+    def __init__(self, samples: list[int], step: int) -> None:
+        super().__init__(f"samples {samples} are not finite at denoising step {step}")
+        self.samples, self.step = samples, step
 
 
 @ms.jit_class
@@ -87,14 +101,18 @@ class Diffusion:
         Raises:
             ValueError: no such method, ddpm without `step_noise`, guidance without something to guide towards or
                 without a null class, or a condition that is missing, not one per sample or not the network's.
+            NotFiniteError: a sample became NaN or infinite; no further step is taken.
         """
         start = np.asarray(noise.asnumpy() if isinstance(noise, ms.Tensor) else noise, np.float32)
         predict = _predictor(model, len(start), cond)
         x = start
-        for index, state in enumerate(sampling.run(self.schedule, predict, start, method, step_noise)):
-            x = state
-            if on_step is not None:
-                on_step(index)
+        with np.errstate(over="ignore", invalid="ignore"):  # said by an error, not by a warning
+            for index, state in enumerate(sampling.run(self.schedule, predict, start, method, step_noise)):
+                x = state
+                if bad := finite.bad_rows(x):  # an array that is here anyway, small beside the network's work
+                    raise NotFiniteError(bad, index)
+                if on_step is not None:
+                    on_step(index)
         return ms.Tensor(x) if isinstance(noise, ms.Tensor) else x
 
 

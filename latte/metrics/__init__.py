@@ -8,10 +8,11 @@ from latte.metrics.frechet import (
     jackknife_interval,
     statistics,
 )
-from latte.metrics.moments import Moments
+from latte.metrics.moments import UNUSABLE, Moments, unusable_rows
 from latte.metrics.protocol import Protocol
 
 __all__ = [
+    "UNUSABLE",
     "Interval",
     "Moments",
     "Protocol",
@@ -20,4 +21,5 @@ __all__ = [
     "frechet_distance",
     "jackknife_interval",
     "statistics",
+    "unusable_rows",
 ]

@@ -16,6 +16,8 @@ _LIMB_BITS = 20
 _LIMBS = 3
 _LIMIT = 2.0 ** (_LIMBS * _LIMB_BITS - _FRACTION_BITS - 2)
 _BLOCK_ROWS = 8192  # products below 2^38, so sums below 2^51
+# What is said of a feature that cannot be summed.
+UNUSABLE = f"not finite, or not below {_LIMIT:.0f}"
 _MAX_ROWS = 1 << 22  # three products of a level, each below 2^38, so sums in int64 below 2^62
 
 
@@ -42,8 +44,8 @@ class Moments:
         """
         if features.ndim != 2 or not len(features):
             raise ValueError(f"features {features.shape}: expected (N, D) with N of at least 1")
-        if not (np.abs(features) < _LIMIT).all():
-            raise ValueError(f"a feature is not finite, or not below {_LIMIT:.0f}")
+        if unusable_rows(features):
+            raise ValueError(f"a feature is {UNUSABLE}")
         size = features.shape[1]
         sums = np.zeros((_LIMBS, size), np.int64)
         products = np.zeros((2 * _LIMBS - 1, size, size), np.int64)
@@ -88,6 +90,12 @@ class Moments:
         covariance[upper] = (centred / over).astype(np.float64)
         covariance.T[upper] = covariance[upper]
         return mean.astype(np.float64), covariance
+
+
+def unusable_rows(features: np.ndarray) -> list[int]:
+    """Rows of features (N, D) with a number that cannot be summed: NaN, infinite, or 2^18 or more."""
+    usable = np.abs(features) < _LIMIT  # false for NaN
+    return [] if usable.all() else np.flatnonzero(~usable.all(axis=1)).tolist()
 
 
 def _limbs(features: np.ndarray) -> list[np.ndarray]:

@@ -67,6 +67,11 @@ class ConvertConfig(Config):
         default=None,
         description="kind latte: vae, scaling_factor, image_size, noise_schedule and classes; null: as published",
     )
+    part: str | None = Field(
+        default=None,
+        min_length=1,
+        description="part of a training checkpoint, keys joined by /; null: its moving average, or else its weights",
+    )
     sha256: Annotated[str, AfterValidator(_digits)] | None = Field(
         default=None, description="SHA-256 that the source must have, hexadecimal"
     )
@@ -93,8 +98,8 @@ def run(config: ConvertConfig) -> manifest.Manifest:
     """Convert, print a table of what was taken and left out, and return the manifest of the weights.
 
     Raises:
-        UserError: the source cannot be read, is of another kind, or its tensors are not those of the architecture;
-            or the target cannot be written or is the source; nothing is left behind.
+        UserError: the source cannot be read, is of another kind, its tensors are not those of the architecture or hold
+            NaN or infinity; or the target cannot be written or is the source; nothing is left behind.
         StorageError: object storage stayed away for too long.
     """
     started = time.monotonic()
@@ -103,7 +108,7 @@ def run(config: ConvertConfig) -> manifest.Manifest:
         beside: dict[str, Any] = {}
     else:
         _check_target(config, [config.source])
-        source = open_checkpoint(config.source)
+        source = open_checkpoint(config.source, config.part or "")
         _check_target(config, source.uris)
         beside = _settings_beside(config)
     if config.sha256 is not None and len(source.files) != 1:
@@ -124,7 +129,10 @@ def run(config: ConvertConfig) -> manifest.Manifest:
             if done is not None and config.target is None:
                 return done
         tensors, facts = _prepare(config, source, beside)
-        return _write(config, source, tensors, facts, beside, digest, started)
+        try:
+            return _write(config, source, tensors, facts, beside, digest, started)
+        except Refusal as error:
+            raise UserError(f"{config.source}: {error}") from None
 
 
 def look(config: ConvertConfig) -> dict[str, Any]:
@@ -293,7 +301,7 @@ def _deleting_on_failure(target: str) -> Iterator[None]:
 
 
 def _save(tensors: dict[str, store.Tensor], uri: str) -> manifest.Shard:
-    ref = store.save(tensors, uri)
+    ref = store.save(tensors, uri, only_finite=True)
     return manifest.Shard(uri=ref.uri, bytes=ref.bytes, sha256=ref.sha256, items=len(tensors))
 
 
@@ -309,7 +317,8 @@ def _publish(tensors: dict[str, store.Tensor], uri: str) -> manifest.Shard:
 
 def _place(config: ConvertConfig, beside: dict[str, Any], digest: str) -> tuple[str, str]:
     """Folder and fingerprint of the weights under the root (no folder where there is no root)."""
-    told = [config.trained_on or TrainedOn()] if config.kind == "latte" else []
+    told: list[Any] = [config.trained_on or TrainedOn()] if config.kind == "latte" else []
+    told += [] if config.part is None else [config.part]
     fingerprint = manifest.fingerprint("convert", config.kind, beside, config.model, digest, *told)
     if config.root is None:
         return "", fingerprint

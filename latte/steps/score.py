@@ -100,7 +100,7 @@ def run(config: ScoreConfig) -> manifest.Manifest:
             score_sides.check(side)
     for side, place in zip(sides, places, strict=True):
         collected = place.found or _collect(side, place, detect, config, protocol)
-        rows, sums = _read_features(collected)
+        rows, sums = _read_features(side, collected)
         features.append(rows)
         moments.append(sums)
         digests.append(collected.fingerprint)
@@ -227,7 +227,7 @@ def _loaded(weights: manifest.Shard, network: I3DConfig) -> Any:
         device.setup()
         net = I3D(network)
         with storage.as_local_file(weights.uri, weights.sha256) as path:
-            checkpoints.load(net, str(path))
+            checkpoints.load(net, str(path), weights.uri)
         net.set_train(False)
         _detectors[weights.sha256] = net
     return _detectors[weights.sha256]
@@ -257,7 +257,11 @@ class _Place:
 def _collect(
     side: Side, place: _Place, detect: _Detector, config: ScoreConfig, protocol: Protocol
 ) -> manifest.Manifest:
-    """Compute the features of a side shard by shard, skipping shards that are published."""
+    """Compute the features of a side shard by shard, skipping shards that are published.
+
+    Raises:
+        UserError: a feature is not finite, or too large to be summed.
+    """
     started = time.monotonic()
     shards: list[manifest.Shard] = []
     label = f"score: {side.role} clips"
@@ -270,9 +274,13 @@ def _collect(
                 shards.append(shard)
                 bar.update(len(indices))
                 continue
-            parts = []
+            parts: list[np.ndarray] = []
             for batch, used in _batches(side, indices, config.batch_size, protocol, pool):
-                parts.append(detect(batch)[:used])
+                rows = detect(batch)[:used]
+                if bad := metrics.unusable_rows(rows):
+                    clip = first + sum(len(part) for part in parts) + bad[0]
+                    raise UserError(_unusable(f"{side.role} clip {side.name(clip)}"))
+                parts.append(rows)
                 bar.update(used)
             shards.append(_publish(np.concatenate(parts), uri))
     return manifest.finish(
@@ -317,7 +325,11 @@ def _publish(features: np.ndarray, uri: str) -> manifest.Shard:
     return manifest.publish_shard(save({"features": features.astype(np.float32)}), uri, items=len(features))
 
 
-def _read_features(collected: manifest.Manifest) -> tuple[np.ndarray, metrics.Moments]:
+def _unusable(clip: str) -> str:
+    return f"{clip}: a feature of the detector is {metrics.UNUSABLE}; are its weights right?"
+
+
+def _read_features(side: Side, collected: manifest.Manifest) -> tuple[np.ndarray, metrics.Moments]:
     """All features of a side (N, D) float32 in the order of its clips, and their moments.
 
     The moments are summed shard by shard, without rounding: how the clips were cut into shards does not show. The
@@ -332,10 +344,10 @@ def _read_features(collected: manifest.Manifest) -> tuple[np.ndarray, metrics.Mo
         if storage.sha256_bytes(data) != shard.sha256:
             raise StorageError(f"{shard.uri}: damaged: its content does not have the recorded SHA-256")
         rows = load(data)["features"]  # (n, D)
-        try:
-            part = metrics.Moments.of(rows)
-        except ValueError as error:
-            raise UserError(f"{shard.uri}: features of the detector: {error}; are its weights right?") from None
+        if bad := metrics.unusable_rows(rows):
+            number = sum(len(part) for part in parts) + bad[0]
+            raise UserError(_unusable(f"{shard.uri}: {side.role} clip {side.name(number)}"))
+        part = metrics.Moments.of(rows)
         parts.append(rows)
         moments = part if moments is None else moments + part
     if moments is None:

@@ -173,7 +173,7 @@ def test_split_lists_name_paths_with_or_without_ending_and_number(tmp_path: Path
     found = catalog(folder, split=str(split))
     assert ids(found) == ["A/v 1.avi", "B/v3.avi"]
     assert found.classes == ["A", "B"]
-    assert reasons(found) == {"B/none.avi": "listed in the split, but there is no such video"}
+    assert reasons(found) == {"B/none.avi 2": "listed in trainlist01.txt, line 5, but there is no such video"}
     split.write_text("x\n")
     with pytest.raises(UserError, match="names none of the dataset's 4 videos"):
         catalog(folder, split=str(split))
@@ -214,11 +214,48 @@ def test_a_split_never_takes_another_video(tmp_path: Path) -> None:
     assert ids(found) == ["take.2"]
     assert [r.item for r in found.rejects] == ["take.3"]
     fill(tmp_path / "videos", "a.mp4", "a.avi", "b.mp4", "c.mp4")
-    split.write_text("a\nb.mp4.bak\n.\n/\n, 1\nc.avi 7\n")
+    split.write_text("b.mp4.bak\n.\n/\n, 1\nc.avi 7\nc 8\n")
     found = catalog(tmp_path / "videos", split=str(split))
     assert ids(found) == ["c.mp4"]
-    assert reasons(found)["a"] == "listed in the split without the ending of one of 2"
-    assert set(reasons(found)) == {"a", "b.mp4.bak", ".", "/", ", 1"}
+    assert set(reasons(found)) == {"b.mp4.bak", ".", "/", ", 1", "c 8"}
+
+
+@pytest.mark.parametrize(
+    ("names", "lines", "chosen", "rejected"),
+    [
+        (["clip.mp4", "clip 1.mp4", "clip 2.mp4"], "clip 1\nclip 2", ["clip 1.mp4", "clip 2.mp4"], []),
+        (["clip.mp4", "clip 1.mp4"], "clip.mp4 1\nclip 1.mp4 2", ["clip.mp4", "clip 1.mp4"], []),
+        (["clip.mp4", "clip 1.mp4"], "clip 3\nclip 1", ["clip 1.mp4"], [("clip 3", 1)]),
+        (["clip.mp4", "clip.mp4 1.avi"], "clip.mp4 1", ["clip.mp4 1.avi"], []),
+        (["clip.mp4", "clip.avi"], "clip.avi 0", ["clip.avi"], []),
+        (["a.mp4.mp4", "a.mp4"], "a.mp4", ["a.mp4"], []),
+        (["#1.mp4", "clip.mp4"], "#1.mp4\nclip.mp4\n# 2 clips", ["#1.mp4", "clip.mp4"], []),
+        (["#1.mp4", "#2.mp4"], "#1\n#3.mp4", ["#1.mp4"], []),
+        (["a\u2028b.mp4", " c.mp4"], "a\u2028b.mp4\r\n c.mp4\r\nd", [" c.mp4", "a\u2028b.mp4"], [("d", 3)]),
+    ],
+)
+def test_a_line_of_a_split_names_a_video_exactly(
+    tmp_path: Path, names: list[str], lines: str, chosen: list[str], rejected: list[tuple[str, int]]
+) -> None:
+    fill(tmp_path / "videos", *names)
+    split = tmp_path / "split.txt"
+    split.write_bytes(lines.encode())
+    found = catalog(tmp_path / "videos", split=str(split))
+    assert sorted(ids(found)) == sorted(chosen)
+    assert reasons(found) == {
+        item: f"listed in split.txt, line {number}, but there is no such video" for item, number in rejected
+    }
+
+
+@pytest.mark.parametrize(("line", "others"), [("a", "'a.avi' and 'a.mp4'"), ("a.mkv 3", "'a.avi' and 'a.mp4'")])
+def test_a_line_of_a_split_that_could_be_two_videos_is_refused(tmp_path: Path, line: str, others: str) -> None:
+    fill(tmp_path / "videos", "a.mp4", "a.avi", "b.mp4")
+    split = tmp_path / "split.txt"
+    split.write_text(f"b.mp4\n{line}\n")
+    words = f"dataset.split: {split}, line 2: '{line}' could be {others}; write the whole name"
+    with pytest.raises(UserError) as caught:
+        catalog(tmp_path / "videos", split=str(split))
+    assert str(caught.value) == words
 
 
 def test_folders_that_link_to_each_other_count_once(tmp_path: Path) -> None:

@@ -122,8 +122,72 @@ def test_wrappers_in_wrappers_are_taken_off(tmp_path, prefix):
     made = run(ConvertConfig(kind="latte", source=str(source), target=str(target), model={"num_heads": 4}))
     assert made.config["left_out"] == [["n_averaged", "a counter of training steps"]]
     store.save({prefix + name: array for name, array in weights.items()} | {"module.x": np.ones(1)}, source)
+    if prefix.startswith("ema_model."):
+        made = run(ConvertConfig(kind="latte", source=str(source), target=str(target), model={"num_heads": 4}))
+        assert made.config["left_out"] == [["module.x", "ema_model.* is taken"]]
+        return
     with pytest.raises(UserError, match="it has no tensor x_embedder"):
         run(ConvertConfig(kind="latte", source=str(source), target=str(target), model={"num_heads": 4}))
+
+
+def renamed(weights, prefix, added=0.0):
+    return {prefix + name: array + np.float32(added) for name, array in weights.items()}
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors", "ckpt"])
+@pytest.mark.parametrize(
+    ("raw", "average"),
+    [
+        ("model.", "ema."),
+        ("", "ema."),
+        ("model.", "ema_model.module."),
+        ("net.", "model_ema."),
+        ("a.net.", "a.net_ema."),
+    ],
+)
+def test_an_average_beside_the_weights_is_told_by_its_names(tmp_path, ending, raw, average, capsys):
+    weights = checkpoints.read(str(DATA / "uncond.pt"))
+    source, target = tmp_path / f"flat.{ending}", tmp_path / "o.safetensors"
+    both = renamed(weights, raw, 1.0) | renamed(weights, average)
+    if "module" in average:
+        both["ema_model.n_averaged"] = np.array(7)
+    torch_files.save({"state_dict": both}, source) if ending == "pt" else store.save(both, source)
+    settings = {"kind": "latte", "source": str(source), "target": str(target), "model": {"num_heads": 4}}
+    made = run(ConvertConfig(**settings))
+    assert same(checkpoints.read(str(target)), weights)
+    assert any(why == f"{average.removesuffix('module.')}* is taken" for _, why in made.config["left_out"])
+    assert "* is taken" in capsys.readouterr().out
+    if raw:
+        part = ("state_dict/" if ending == "pt" else "") + raw.removesuffix(".")
+        other = run(ConvertConfig(**settings, part=part))
+        assert same(checkpoints.read(str(target)), renamed(weights, "", 1.0))
+        assert (other.config["part"], other.fingerprint == made.fingerprint) == (part, False)
+
+
+def test_an_average_that_is_not_the_networks_is_not_passed_over(tmp_path):
+    weights = checkpoints.read(str(DATA / "uncond.pt"))
+    source, target = tmp_path / "flat.safetensors", tmp_path / "o.safetensors"
+    settings = {"kind": "latte", "source": str(source), "target": str(target), "model": {"num_heads": 4}}
+    dotless = {f"model_ema.{name.replace('.', '')}": array for name, array in weights.items()}
+    begun_not = renamed(weights, "ema.module.") | {"ema.n_averaged": np.array(0)}
+    for added, message in (
+        (
+            dotless,
+            r"tensors model_ema\.\* look like a moving average, but their names are not the network's; choose with",
+        ),
+        (
+            renamed(weights, "ema.") | renamed(weights, "ema2."),
+            r"tensors ema\.\*, ema2\.\* look like .*, but are several",
+        ),
+        (begun_not, "its average has not begun: n_averaged is 0"),
+    ):
+        store.save(renamed(weights, "model.", 1.0) | added, source)
+        with pytest.raises(UserError, match=message) as caught:
+            run(ConvertConfig(**settings))
+        assert str(caught.value).startswith(f"{source}: ")
+        assert not target.exists()
+        run(ConvertConfig(**settings, part="model"))
+        target.unlink()
 
 
 def test_large_tensors_are_written_in_pieces(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ Runs inside a decoder process (`latte.decoding`). PyAV decodes every file from i
 whatever its size.
 """
 
+import itertools
 import math
 import re
 import struct
@@ -122,28 +123,29 @@ def _decoded(container: Any, stream: Any) -> Iterator[Any]:
     Packets that need a keyframe from before the stream begins give nothing.
 
     Raises:
-        av.FFmpegError: a packet behind the first frame cannot be decoded, or none can.
+        av.FFmpegError: a packet behind the first keyframe cannot be decoded, or none can.
+        ValueError: one of the frames in a packet cannot be decoded.
     """
     from av.error import InvalidDataError
 
     decoder = stream.codec_context
     decoder.thread_count = 1  # there is a process for each core
     begun, trouble = False, None
-    for packet in container.demux(stream):
-        if not packet.size:
-            continue  # a frame that was dropped when it was recorded; the decoder would take it for the end
+    # A packet without data is a frame that was dropped when it was recorded; the decoder would take it for the end.
+    for packet in itertools.chain((packet for packet in container.demux(stream) if packet.size), (None,)):
         try:
             frames = decoder.decode(packet)
         except InvalidDataError as error:
             if begun:
                 raise
+            decoder.flush_buffers()  # of what else is in the packet, which would stand in the way of the next one
             trouble = error
             continue
-        begun |= bool(frames)
+        except BlockingIOError:  # PyAV hands on the frames of a packet before a damaged one, and leaves that for later
+            raise ValueError("a frame is damaged") from None
+        begun |= bool(frames) or (packet is not None and packet.is_keyframe)
         yield from frames
-    rest = decoder.decode(None)
-    yield from rest
-    if trouble is not None and not begun and not rest:
+    if trouble is not None and not begun:
         raise trouble
 
 

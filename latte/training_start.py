@@ -65,8 +65,8 @@ def load(net: nn.Cell, start: "Start", model: LatteConfig, classes: Sequence[str
         Names of tensors, and of classes whose rows of the label table are fresh, as `tensor: class, class`.
 
     Raises:
-        UserError: a tensor has numbers that are not finite, or is of another architecture. Only what follows from the condition, the number of classes, the
-            number of frames and the latents' size may differ or be missing.
+        UserError: a tensor has numbers that are not finite, or is of another architecture. Only what follows from the
+            condition, the number of classes, the number of frames and the latents' size may differ or be missing.
         StorageError: the weights are missing, or do not have their SHA-256.
     """
     with storage.as_local_file(start.uri, start.sha256) as path:

@@ -76,7 +76,7 @@ def count(path: str) -> int:
 
 
 def at_most(path: str, most: int) -> int:
-    """The most frames that a video file can give, counted by packets to `most`; 0 without a video, `most` if damaged."""
+    """The most frames that a file can give, by its packets, counted to `most`; 0 without a video, `most` if damaged."""
     number = 0
     try:
         with _opened(path) as container:

@@ -35,6 +35,7 @@ WEIGHT_DECAY = 0.01
 MUSHY_VERSIONS = 4
 CLASSES = tuple(source.label for source in data.SOURCES)
 CONFIG = I3DConfig(num_classes=len(CLASSES) + len(degradations.KINDS), width=WIDTH, image_size=data.IMAGE_SIZE)
+KEPT = Path(__file__).parents[2] / "configs" / "demo" / "detector" / "i3d.safetensors"
 AUTOENCODER = Path(__file__).parents[2] / "configs" / "demo" / "autoencoder" / "diffusion_pytorch_model.safetensors"
 _CHUNK = 64
 
@@ -184,6 +185,13 @@ def detector(weights: dict[str, np.ndarray]) -> "I3D":
         param.set_data(ms.Tensor(weights[param.name]))
     net.set_train(False)
     return net
+
+
+def weights_kept() -> dict[str, np.ndarray]:
+    """The weights that the repository keeps."""
+    from safetensors.numpy import load_file
+
+    return load_file(KEPT)
 
 
 def write(output: Path, weights: dict[str, np.ndarray], held_out: Clips, figures: dict[str, Any]) -> None:

@@ -127,8 +127,8 @@ def test_on_this_machine(here: dict[str, dict[str, str]]) -> None:
     assert "data:image/png;base64,iVBOR" in submit["done.contact_sheet()"]
     assert "data:image/png;base64,iVBOR" in bulk["for name, done in runs.items():"]
     assert "2 videos of the set bulk" in bulk["for name, done in runs.items():"]
-    assert "<td style='text-align:left'>frechet_random_i3d</td>" in bulk["notebook.scores(*runs.values())"]
-    assert submit["notebook.scores(done)"].count("frechet_random_i3d") == 2
+    assert "<td style='text-align:left'>frechet_small_i3d</td>" in bulk["notebook.scores(*runs.values())"]
+    assert submit["notebook.scores(done)"].count("frechet_small_i3d") == 2
 
 
 def test_on_a_cluster_by_changing_one_cell(

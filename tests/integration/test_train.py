@@ -257,11 +257,13 @@ def test_finetuning_names_what_was_reinitialised(whole: Run, latents: str, tmp_p
     source = storage.join(whole.result.uri, "manifest.json")
     model = {**TINY, "num_frames": 8, "num_classes": 5}
     done = run(tmp_path, latents, init_from=source, model=model, steps=1)
-    assert sorted(done.config["reinitialised"]) == ["temp_embed", "y_embedder.embedding_table.weight"]
+    assert done.config["reinitialised"] == ["temp_embed"]
     start = checkpoints.read(done.shard("step-00000000/model.safetensors").uri)
     given = checkpoints.read(whole.result.shard(f"step-{STEPS:08d}/ema.safetensors").uri)
     np.testing.assert_array_equal(start["blocks.0.attn.qkv.weight"], given["blocks.0.attn.qkv.weight"])
-    assert start["y_embedder.embedding_table.weight"].shape == (6, 32)
+    rows, known = (weights["y_embedder.embedding_table.weight"] for weights in (start, given))
+    assert rows.shape == (6, 32)
+    np.testing.assert_array_equal(rows[[0, 1, 5]], known)
     assert start["temp_embed"].shape == (1, 8, 32)
 
 

@@ -8,7 +8,7 @@ import pytest
 from latte.config import load
 from latte.errors import UserError
 from latte.metrics.protocol import Protocol
-from latte.models.configs import AutoencoderKLConfig, LatteConfig
+from latte.models.configs import AutoencoderKLConfig, I3DConfig, LatteConfig
 from latte.steps import dataset_demands, demands
 from latte.steps.convert import ConvertConfig
 from latte.steps.dataset_demands import Dataset
@@ -186,6 +186,43 @@ def test_sizes_that_do_not_fit_the_autoencoder(sections: Given, line: str) -> No
         check(sections)
 
 
+PRETRAINED = LatteConfig(hidden_size=16, num_heads=2, depth=2, patch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("sections", "line"),
+    [
+        (
+            {"train": {"model": {**SIZES, "patch_size": 2}}},
+            "train.model.patch_size=2: the weights of pretrained.source have patch_size 4; train.model.patch_size=4 "
+            "works, or pretrained={} for fresh weights",
+        ),
+        (
+            {"train": {"model": {"preset": "Latte-S/2"}}},
+            "train.model.hidden_size=384: .* train.model.hidden_size=16 works",
+        ),
+        (
+            {"train": {"model": SIZES, "init_from": "s3://b/m.json"}},
+            "train.init_from: training starts from the weights",
+        ),
+        (
+            {"score": {"protocol": DEMO}},
+            "score.protocol.resolution=224: .* 64 pixels; score.protocol.resolution=64 works",
+        ),
+    ],
+)
+def test_settings_that_the_weights_are_not_for(sections: Given, line: str) -> None:
+    with pytest.raises(UserError, match=line.replace("{}", r"\{\}")) as caught:
+        demands.check_weights(asked_of(sections), I3DConfig(image_size=64), PRETRAINED)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_fit_are_let_through() -> None:
+    sections = {"train": {"model": SIZES}, "score": {"protocol": {**DEMO, "resolution": 64}}}
+    demands.check_weights(asked_of(sections), I3DConfig(image_size=64), PRETRAINED)
+    demands.check_weights(asked_of({"train": {"model": {"preset": "Latte-S/2"}}, "score": {"protocol": DEMO}}))
+
+
 def test_a_preset_that_is_not_there_is_named_by_its_section() -> None:
     line = refused(check, {"train": {"model": {"preset": "Latte-M/2"}}})
     assert line.startswith("train.model.preset 'Latte-M/2' is unknown; known: Latte-XL/2, ")
@@ -206,6 +243,7 @@ def test_sampling_with_another_text_encoder_than_training_is_refused(tmp_path: P
 SECTIONS: dict[str, dict[str, Any]] = {
     "vae": {**ConvertConfig.model_fields, **dict.fromkeys(AutoencoderKLConfig.model_fields)},
     "detector": ConvertConfig.model_fields,
+    "pretrained": ConvertConfig.model_fields,
     "encode": EncodeConfig.model_fields,
     "train": {**TrainConfig.model_fields, **dict.fromkeys(LatteConfig.model_fields)},
     "sample": SampleConfig.model_fields,
@@ -218,9 +256,9 @@ SECTIONS: dict[str, dict[str, Any]] = {
 FILLED_IN = {"root", "name", "vae", "latents", "videos", "checkpoint", "detector", "real", "step", "output"}
 # Each section's own business: what is converted, how its own work is shared out, drawn or computed.
 OWN = {
-    "kind", "source", "target", "page", "sha256", "trained_on", "batch_size", "num_tasks", "workers", "precision",
+    "kind", "source", "part", "target", "page", "sha256", "trained_on", "batch_size", "num_tasks", "workers", "precision",
     "seed",
-    # Of vae and detector, of train and of Volcano: a network each.
+    # Of vae, detector and pretrained, of train and of Volcano: a network each.
     "model",
     # The pictures' channels of the autoencoder; the latents' of the model.
     "in_channels",

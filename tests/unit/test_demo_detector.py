@@ -23,7 +23,7 @@ def clips() -> tuple[train_detector.Clips, train_detector.Clips]:
 
 @pytest.fixture(scope="module")
 def net() -> Any:
-    return train_detector.detector(load_file(WEIGHTS))
+    return train_detector.detector(train_detector.weights_kept())
 
 
 def table(heading: str) -> dict[str, float]:
@@ -43,7 +43,7 @@ def test_weights_are_small_and_of_the_layout_of_i3d() -> None:
 
 
 def test_the_card_states_what_is_measured(clips: tuple[train_detector.Clips, train_detector.Clips]) -> None:
-    figures = train_detector.evaluate(load_file(WEIGHTS), *clips, seed=0)
+    figures = train_detector.evaluate(train_detector.weights_kept(), *clips, seed=0)
     accuracy, distances = table("| kind | told right |\n|---|---|\n"), table("| kind | distance |\n|---|---|\n")
     assert {kind: 100 * value for kind, value in figures["kind_accuracy"].items()} == pytest.approx(accuracy, abs=1.5)
     assert figures["distances"] == pytest.approx(distances, rel=0.02, abs=0.05)

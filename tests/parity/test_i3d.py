@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from latte import device
+from latte.checkpoints.architectures import i3d_shapes
 from latte.metrics.protocol import prepare
+from latte.models.configs import I3DConfig
 from latte.models.i3d import I3D, mixing
 from tests import peers
 
@@ -82,6 +84,36 @@ def test_scores_of_uint8_clips_equal_those_of_cdfvd(net):
     assert ours.shape == theirs.shape
     assert np.abs(ours - theirs).max() <= 1e-3 * np.abs(theirs).max()
     assert np.abs(theirs[0] - theirs[1]).max() > 0.05 * np.abs(theirs).max()
+
+
+@pytest.mark.peers
+def test_a_narrow_network_is_the_one_that_was_trained_in_pytorch():
+    config = I3DConfig(num_classes=5, width=0.125, image_size=64)
+    rng = np.random.default_rng(4)
+    weights = {
+        name: (rng.random(shape) + 0.5 if name.endswith("running_var") else rng.standard_normal(shape) / 3)
+        for name, shape in i3d_shapes(config).items()
+    }
+    weights = {name: value.astype(np.float32) for name, value in weights.items()}
+    clips = (rng.random((2, 3, 16, 64, 64)) * 2 - 1).astype(np.float32)
+
+    def ask() -> np.ndarray:
+        import torch
+
+        from pipelines.demo import torch_i3d
+
+        twin = torch_i3d.I3D(config).eval()
+        missing = twin.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()}, strict=False)
+        assert all(name.endswith("num_batches_tracked") for name in missing.missing_keys)
+        with torch.no_grad():
+            return twin(torch.from_numpy(clips)).numpy()
+
+    net = I3D(config)
+    for param in net.get_parameters():
+        param.set_data(ms.Tensor(weights[param.name]))
+    ours = net(ms.Tensor(clips)).asnumpy()
+    theirs = peers.one("narrow-i3d", ask).values.reshape(2, 5)
+    assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 15, 224, 224), (1, 3, 16, 128, 224), (1, 1, 16, 224, 224), (3, 16, 224, 224)])

@@ -256,8 +256,8 @@ SECTIONS: dict[str, dict[str, Any]] = {
 FILLED_IN = {"root", "name", "vae", "latents", "videos", "checkpoint", "detector", "real", "step", "output"}
 # Each section's own business: what is converted, how its own work is shared out, drawn or computed.
 OWN = {
-    "kind", "source", "part", "target", "page", "sha256", "trained_on", "batch_size", "num_tasks", "workers", "precision",
-    "seed",
+    "kind", "source", "part", "target", "page", "sha256", "trained_on", "batch_size", "num_tasks", "workers",
+    "precision", "seed",
     # Of vae, detector and pretrained, of train and of Volcano: a network each.
     "model",
     # The pictures' channels of the autoencoder; the latents' of the model.

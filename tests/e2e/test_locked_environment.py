@@ -52,7 +52,7 @@ def environment(tmp_path: Path) -> Iterator[Path]:
 
 def test_what_the_locks_name_is_on_the_public_index_and_enough(environment: Path) -> None:
     wanted = sorted(imported() - PEERS)
-    assert {"mindspore", "kfp", "decord", "pytest", "tensorboardX"} <= set(wanted)
+    assert {"mindspore", "kfp", "av", "pytest", "tensorboardX"} <= set(wanted)
     code = (
         "import importlib, sys\n"
         f"for name in {wanted!r}:\n"

@@ -92,12 +92,19 @@ def test_a_decoder_that_is_killed_costs_one_video(tmp_path: Path) -> None:
     good = video_files.write(tmp_path / "good.mp4", video_files.moving(5))
     mark = f"latte.decoding {os.getpid()}"
 
+    def is_read() -> bool:
+        try:
+            held.append(os.open(tmp_path / "victim.mp4", os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:  # nobody has opened it yet
+            return False
+        return True
+
     def kill_the_decoder() -> None:
-        wait_until(lambda: processes_named(mark))
-        time.sleep(1)
+        wait_until(is_read, 120)
         for pid in processes_named(mark):
             os.kill(pid, signal.SIGKILL)
 
+    held: list[int] = []
     before = processes_named(mark)
     for pid in before:  # the decoder that single clips share
         os.kill(pid, signal.SIGKILL)
@@ -106,6 +113,7 @@ def test_a_decoder_that_is_killed_costs_one_video(tmp_path: Path) -> None:
     killer.start()
     (_, end), (got, _) = decode(tmp_path / "victim.mp4", good, workers=1, limits=Limits(decode_limit_s=60))
     killer.join()
+    os.close(held[0])
     assert end.reject == "its decoder ended by SIGKILL"
     assert len(got) == 5
 

@@ -162,7 +162,7 @@ def test_what_is_too_much_for_a_folder_is_said_before_any_work(weights: tuple[st
     started = time.monotonic()
     with pytest.raises(UserError, match=r"^score\.protocol\.num_clips=48: the 4 videos give 16 real clips .* works$"):
         evaluate(
-            tmp_path / "four", weights,
+            tmp_path / "four", weights, sample={"num_videos": 48},
             score={"protocol": {"num_clips": 48, "frame_stride": 1, "clips_per_video": 4}},
         )  # fmt: skip
     with pytest.raises(UserError, match=r"^sample\.labels: no class 'c' \(known: a, b\)$"):

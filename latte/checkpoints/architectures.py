@@ -29,6 +29,9 @@ _I3D_MIXED = {
     "5c": (832, (384, 192, 384, 48, 128, 128)),
 }
 _I3D_CLASSES = 400
+# SHA-256 of VideoGPT's i3d_pretrained_400.pt. Other ports have the same names and shapes but normalise with another
+# epsilon, which no tensor tells.
+PUBLISHED_I3D = ("55095f049e706479d48e221adcdb145b2b9dc930ba28b081ed72367ffaa32343",)
 
 
 _TEXT_CHANNELS = 77 * 768  # tokens and channels of CLIP's text embedding

@@ -393,4 +393,6 @@ def _print_table(
         console.width = 120
     console.print(table)
     console.print(f"source sha256 {result.inputs['source']}")
+    if result.config["kind"] == "i3d" and result.inputs["source"] not in architectures.PUBLISHED_I3D:
+        console.print("not from the published file of I3D: a score by it is not called fvd")
     console.print(f"wrote {result.shards[0].uri}")

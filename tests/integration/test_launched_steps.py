@@ -49,7 +49,7 @@ def artifact(path: Path | str) -> Any:
 
 
 def copied(uri: str, path: Path) -> Any:
-    """A manifest as KFP hands it over: a file of this pod, which a component has written and which lies under no root."""
+    """A manifest as KFP hands it over: a file of this pod that a component has written and that lies under no root."""
     manifest.write(manifest.read(uri), path)
     return artifact(path)
 

@@ -221,6 +221,9 @@ def test_random_features_are_never_called_fvd():
     assert random["note"].startswith("This is not FVD")
     assert "FVD" not in random["title"] + random["short"]
     assert words.board("fvd", [(score(5.0, metric="fvd"), "x")])["note"] is None
+    other = words.board("frechet_i3d_01234567", [(score(5.0, metric="frechet_i3d_01234567"), "x")])
+    assert "It is no FVD" in other["text"]
+    assert "FVD" not in other["title"] + other["short"]
 
 
 def test_protocol_shows_a_value_once_where_scores_agree():

@@ -16,6 +16,9 @@ from latte.models.configs import LATTE_SIZES, AutoencoderKLConfig, ClipTextConfi
 
 Shapes = dict[str, tuple[int, ...]]
 
+# SHA-256 of VideoGPT's i3d_pretrained_400.pt. Other ports have the same names and shapes but normalise with another
+# epsilon, which no tensor tells.
+PUBLISHED_I3D = ("55095f049e706479d48e221adcdb145b2b9dc930ba28b081ed72367ffaa32343",)
 _TEXT_CHANNELS = 77 * 768  # tokens and channels of CLIP's text embedding
 _TIMESTEP_CHANNELS = 256
 _FIXED = ("pos_embed", "temp_embed")

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from latte import manifest
-from latte.checkpoints import store
+from latte.checkpoints import architectures, store
 from latte.checkpoints.stored import Checkpoint
 
 
@@ -57,4 +57,6 @@ def show(
         console.width = 120
     console.print(table)
     console.print(f"source sha256 {result.inputs['source']}")
+    if result.config["kind"] == "i3d" and result.inputs["source"] not in architectures.PUBLISHED_I3D:
+        console.print("not from the published file of I3D: a score by it is not called fvd")
     console.print(f"wrote {result.shards[0].uri}")

@@ -47,6 +47,14 @@ NOTES = {
         "paper, nor with this distance under another protocol or another seed."
     ),
 }
+# What a name begins with that ends in the first digits of the detector's SHA-256.
+_OTHER_I3D = "frechet_i3d_"
+_OTHER_WORDS = (
+    "Fréchet distance",
+    "Fréchet distance in features of another I3D",
+    "The Fréchet distance between real and generated clips in features of an I3D whose weights are not from the "
+    "published file. Lower is better. It is no FVD: other ports of I3D give other features for the same clips.",
+)
 
 
 # Titles of the set that a run's weights made before their first update.
@@ -113,7 +121,8 @@ def board(metric: str, members: Sequence[tuple[Manifest, str]]) -> dict[str, Any
         for key in ("value", "low", "high"):
             bar[f"{key}_percent"] = None if bar[key] is None else round(100 * max(bar[key], 0.0) / scale, 2)
     confidence = members[0][0].config.get("protocol", {}).get("confidence")
-    short, title, text = METRICS.get(metric, (metric, metric, "Lower is better."))
+    unknown = _OTHER_WORDS if metric.startswith(_OTHER_I3D) else (metric, metric, "Lower is better.")
+    short, title, text = METRICS.get(metric, unknown)
     return {
         "metric": metric,
         "short": short,

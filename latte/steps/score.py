@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
 from latte import manifest, metrics, score_sides, storage
+from latte.checkpoints.architectures import PUBLISHED_I3D
 from latte.config import Config, Root, ToldError, prefix_of
 from latte.errors import StorageError, UserError
 from latte.metrics import protocol as protocols
@@ -24,8 +25,10 @@ from latte.progress import progress
 from latte.score_sides import Side
 
 PUBLISHED_METRIC = "fvd"
+POOLED_METRIC = "frechet_i3d_pool"
 RANDOM_METRIC = "frechet_random_i3d"
 SMALL_METRIC = "frechet_small_i3d"
+OTHER_METRIC = "frechet_i3d"
 _detectors: dict[str, Any] = {}
 
 
@@ -83,7 +86,7 @@ def run(config: ScoreConfig) -> manifest.Manifest:
     fingerprint = manifest.fingerprint("score", videos.fingerprint, real_digest, weights.sha256, protocol)
     uri = storage.join(config.root, "scores", config.name, fingerprint[:16])
     done = manifest.find(uri, "score")
-    if done is not None:
+    if done is not None and metric_name(detector, protocol) in done.metrics:  # early versions said fvd more often
         return done
 
     started = time.monotonic()
@@ -154,12 +157,23 @@ def network_of(detector: manifest.Manifest) -> I3DConfig:
 
 
 def metric_name(detector: manifest.Manifest, protocol: Protocol) -> str:
-    """What the distance may be called: "fvd" is kept for the published features of published weights."""
+    """What the distance may be called: "fvd" is kept for the published features of the published weights.
+
+    Weights from another file have the first digits of their SHA-256 in the name.
+    """
     if detector.config.get("random", True):
         return RANDOM_METRIC
     if not network_of(detector).is_published:
         return SMALL_METRIC
-    return PUBLISHED_METRIC if protocol.features == "logits" else "frechet_i3d_pool"
+    name = PUBLISHED_METRIC if protocol.features == "logits" else POOLED_METRIC
+    if _is_published(detector):
+        return name
+    other = OTHER_METRIC if name == PUBLISHED_METRIC else name
+    return f"{other}_{detector.weights_file().sha256[:8]}"
+
+
+def _is_published(detector: manifest.Manifest) -> bool:
+    return detector.inputs.get("source") in PUBLISHED_I3D
 
 
 def _values(
@@ -189,6 +203,8 @@ def _notes(features: list[np.ndarray], values: dict[str, Any], detector: manifes
         )
     if detector.config.get("random", True):
         notes.append("the detector has random weights: the value tells noise from video, is no FVD and ranks no models")
+    elif not _is_published(detector):
+        notes.append("the detector is not from the published file: the value is no FVD, only others by it compare")
     return notes
 
 

@@ -358,4 +358,5 @@ def test_a_preset_converts(tmp_path):
     files = [f"source={tmp_path}/i3d.pt", f"target={tmp_path}/i3d.ckpt"]
     done = click.testing.CliRunner().invoke(cli, ["convert", "-c", str(preset), *files])
     assert done.exit_code == 0, done.output
+    assert "not from the published file of I3D: a score by it is not called fvd" in done.output
     assert set(checkpoints.read(str(tmp_path / "i3d.ckpt"))) == set(shapes)

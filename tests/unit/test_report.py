@@ -224,6 +224,9 @@ def test_random_features_are_never_called_fvd():
     small = words.board("frechet_small_i3d", [(score(5.0, metric="frechet_small_i3d"), "Generated, trained")])
     assert small["note"].startswith("This is not FVD")
     assert words.board("fvd", [(score(5.0, metric="fvd"), "x")])["note"] is None
+    other = words.board("frechet_i3d_01234567", [(score(5.0, metric="frechet_i3d_01234567"), "x")])
+    assert "It is no FVD" in other["text"]
+    assert "FVD" not in other["title"] + other["short"]
 
 
 def test_a_difference_that_cannot_be_measured_is_no_failure():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from latte import comparison, latents, manifest, score_sides, storage, video
+from latte.checkpoints.architectures import PUBLISHED_I3D
 from latte.config import load
 from latte.errors import StorageError, UserError
 from latte.metrics.protocol import Protocol
@@ -57,10 +58,11 @@ def dataset(root: Path, lengths: list[int], image_size: int = SIZE) -> str:
     return finish(root, place, "latents", shards=[shard], inputs={"catalog": place}, config=config)
 
 
-def detector(root: Path, kind: str = "i3d", random: bool = True) -> str:
-    place = f"weights/{kind}-{random}"
+def detector(root: Path, kind: str = "i3d", random: bool = True, source: str = "0" * 64) -> str:
+    place = f"weights/{kind}-{random}-{source[:4]}"
     shard = manifest.publish_shard(b"not read here", storage.join((root / place).as_uri(), "model.safetensors"))
-    return finish(root, place, "weights", shards=[shard], config={"kind": kind, "random": random})
+    config, inputs = {"kind": kind, "random": random}, {"source": source}
+    return finish(root, place, "weights", shards=[shard], config=config, inputs=inputs)
 
 
 PROTOCOL = {"num_clips": 4, "frame_stride": 2}
@@ -112,14 +114,23 @@ def test_missing_and_damaged_clips_are_refused_before_the_detector_starts(tmp_pa
     assert not (tmp_path / "features").exists()
 
 
+OTHER = storage.sha256_bytes(b"not read here")[:8]
+
+
 @pytest.mark.parametrize(
-    ("random", "features", "name"),
-    [(True, "logits", "frechet_random_i3d"), (False, "logits", "fvd"), (False, "pool", "frechet_i3d_pool")],
+    ("random", "source", "features", "name"),
+    [
+        (True, "0" * 64, "logits", "frechet_random_i3d"),
+        (False, PUBLISHED_I3D[0], "logits", "fvd"),
+        (False, PUBLISHED_I3D[0], "pool", "frechet_i3d_pool"),
+        (False, "0" * 64, "logits", f"frechet_i3d_{OTHER}"),
+        (False, "0" * 64, "pool", f"frechet_i3d_pool_{OTHER}"),
+    ],
 )
 def test_only_published_weights_and_features_make_an_fvd(
-    tmp_path: Path, random: bool, features: Any, name: str
+    tmp_path: Path, random: bool, source: str, features: Any, name: str
 ) -> None:
-    weights = manifest.read(detector(tmp_path, random=random))
+    weights = manifest.read(detector(tmp_path, random=random, source=source))
     assert score.metric_name(weights, Protocol(features=features)) == name
 
 
@@ -191,6 +202,30 @@ def test_the_real_side_is_its_videos_and_not_what_else_was_encoded(
     again = encoded_again(real, **changes)
     sides = [score_sides.real(uri, manifest.read(uri), Protocol(**PROTOCOL)) for uri in (real, again)]
     assert (sides[0].key == sides[1].key) is same
+
+
+def test_another_port_of_the_detector_is_said_to_be_one_and_an_old_fvd_of_it_is_named_again(tmp_path: Path) -> None:
+    weights, real = detector(tmp_path, random=False), dataset(tmp_path, [40] * 4)
+    settings = config(tmp_path, video_set(tmp_path, 4), real, weights, jackknife_groups=2)
+    protocol = Protocol(**settings.protocol)
+    detect = score._Detector(manifest.read(weights).shards[0], protocol)
+    read = manifest.read
+    for side in (
+        score_sides.real(real, read(real), protocol),
+        score_sides.generated(settings.videos, read(settings.videos), protocol),
+    ):
+        place = score._Place.of(side, detect, settings, protocol)
+        rows = np.random.default_rng(len(side.role)).standard_normal((4, 3))
+        shard = score._publish(rows, storage.join(place.uri, "features-00000.safetensors"))
+        features = manifest.Manifest(kind="features", name="f", uri=place.uri, fingerprint=place.fingerprint)
+        manifest.finish(features.model_copy(update={"shards": [shard]}))
+    done = score.run(settings)
+    assert comparison.distance(done)[0] == f"frechet_i3d_{OTHER}"
+    assert any("not from the published file" in note for note in done.config["notes"])
+    assert score.run(settings) == done
+    old = {("fvd" if key.startswith("frechet") else key): value for key, value in done.metrics.items()}
+    manifest.finish(done.model_copy(update={"metrics": old}))
+    assert score.run(settings).metrics == done.metrics
 
 
 def test_scores_before_and_after_mirrored_copies_were_added_are_compared(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from latte.encoding import Planned, PlannedShard, Settings, ShardWriter
 from latte.errors import UserError
 from latte.latents import LatentClips
 from latte.metrics.protocol import Protocol
-from latte.models.configs import ClipTextConfig
+from latte.models.configs import ClipTextConfig, I3DConfig
 from latte.steps import score
 from latte.steps.convert import ConvertConfig, run
 from tests import small_clip, small_vae, torch_files
@@ -201,7 +201,7 @@ def test_features_that_cannot_be_summed_are_named_by_their_clip_and_not_publishe
     side = score_sides.generated(videos, manifest.read(videos), protocol)
     config = test_score.config(tmp_path, videos, "", "")
     config = config.model_copy(update={"batch_size": 1})
-    detect = score._Detector(shard, protocol)
+    detect = score._Detector(shard, I3DConfig(), protocol)
     features = score._Place.of(side, detect, config, protocol)
     with pytest.raises(UserError, match=r"generated clip .*/clip-00000\.mkv: a feature .* is not finite, or not below"):
         score._collect(side, features, detect, config, protocol)

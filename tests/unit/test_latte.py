@@ -69,7 +69,7 @@ def test_presets_of_256_and_512_pixels(pixels, side):
         ({"patch_size": 3}, "patch_size"),
         ({"num_heads": 3}, "num_heads"),
         ({"depth": 3}, "depth"),
-        ({"mlp_ratio": 0.01}, r"mlp_ratio 0\.01 leaves"),
+        ({"mlp_ratio": 0.01}, r"mlp_ratio=0\.01: leaves"),
         ({"hidden_size": 18, "num_heads": 2}, "hidden_size"),
         ({"condition": "class", "num_classes": 0}, "num_classes"),
         ({"condition": "sound"}, "condition"),

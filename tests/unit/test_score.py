@@ -208,7 +208,7 @@ def test_another_port_of_the_detector_is_said_to_be_one_and_an_old_fvd_of_it_is_
     weights, real = detector(tmp_path, random=False), dataset(tmp_path, [40] * 4)
     settings = config(tmp_path, video_set(tmp_path, 4), real, weights, jackknife_groups=2)
     protocol = Protocol(**settings.protocol)
-    detect = score._Detector(manifest.read(weights).shards[0], protocol)
+    detect = score._Detector(manifest.read(weights).shards[0], score.network_of(manifest.read(weights)), protocol)
     read = manifest.read
     for side in (
         score_sides.real(real, read(real), protocol),

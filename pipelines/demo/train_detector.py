@@ -123,16 +123,23 @@ def train(output: Path, steps: int, seed: int) -> dict[str, Any]:
 def load_clips(seed: int) -> tuple[Clips, Clips]:
     """The demo's clips before coding: those that the autoencoder was trained on, and those that were held out."""
     net = _autoencoder()
-    parts = {}
-    for held_out in (False, True):
-        clips, labels = [], []
-        for label, source in enumerate(data.SOURCES):
-            for name, frames in data.windows(source):
-                if data.is_held_out(name) == held_out:
-                    clips.append(np.stack(frames))
-                    labels.append(label)
-        parts[held_out] = _versions(net, np.stack(clips), np.array(labels), seed)
-    return parts[False], parts[True]
+    seen, held_out = (_versions(net, *real_clips(held_out=part), seed) for part in (False, True))
+    return seen, held_out
+
+
+def real_clips(held_out: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The demo's clips before coding (N, F, H, W, 3) uint8 and the numbers of their classes (N,).
+
+    Args:
+        held_out: those that the autoencoder was not trained on, or those that it was.
+    """
+    clips, labels = [], []
+    for label, source in enumerate(data.SOURCES):
+        for name, frames in data.windows(source):
+            if data.is_held_out(name) == held_out:
+                clips.append(np.stack(frames))
+                labels.append(label)
+    return np.stack(clips), np.array(labels)
 
 
 def features(net: "I3D", clips: np.ndarray) -> np.ndarray:

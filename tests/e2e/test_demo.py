@@ -58,10 +58,10 @@ def test_generated_clips_are_nearest_to_real_clips_of_their_class(
 def test_the_score_agrees_with_the_eye(
     finetuned: dict[tuple[str, str], manifest.Manifest], fresh: dict[tuple[str, str], manifest.Manifest]
 ) -> None:
-    seen, _ = train_detector.load_clips(0)
+    real, _ = train_detector.real_clips(held_out=False)
     net = train_detector.detector(train_detector.weights_kept())
-    order = rng.stream(0, "halves").permutation(len(seen.real))
-    one, other = (train_detector.features(net, seen.real[part]) for part in (order[:24], order[24:48]))
+    order = rng.stream(0, "halves").permutation(len(real))
+    one, other = (train_detector.features(net, real[part]) for part in (order[:24], order[24:48]))
     halves = train_detector.distance(one, other)
     better, mush, untrained = (
         side["score", name].metrics[METRIC]

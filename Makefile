@@ -81,7 +81,7 @@ demo: setup
 	$(BIN)/latte-pipeline run -c configs/demo/pipeline.yaml "encode.dataset.videos=$(VIDEOS)"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-peers: $(PEERS)/.installed
 	LATTE_PEERS=live $(PEERS)/bin/python -m pytest -m peers

@@ -159,7 +159,7 @@ def test_a_failure_while_scheduling_leaves_the_old_schedule(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"train": {"steps": 0}}, "params: train: steps: Input should be greater than 0"),
+        ({"train": {"steps": 0}}, "params: train.steps: Input should be greater than 0"),
         ({"train": {"step": 5}}, "unknown key step"),
         ({"surprise": 1}, "unknown key surprise"),
         ({"root": "file:///tmp/x"}, "a cluster needs a place in a bucket"),

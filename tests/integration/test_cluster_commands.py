@@ -149,7 +149,7 @@ def test_submit_and_schedule(server: kfp_server.KfpServer, tmp_path: Path) -> No
 
     waiting = call(server, tmp_path, "status")  # of the newest: the one just sent
     assert waiting.stdout.startswith("PENDING  train_and_evaluate demo  "), waiting.stderr
-    assert waiting.stdout.count(" WAITING ") == 15
+    assert waiting.stdout.count(" WAITING ") == 16
 
 
 def test_the_status_of_recorded_runs_as_tables_json_and_exit_codes(
@@ -241,7 +241,7 @@ def test_what_a_cluster_says_does_not_steer_the_terminal(
     ("arguments", "env", "message"),
     [
         (("submit", *CONFIG), {}, "a cluster needs --root s3://bucket/prefix"),
-        (("submit", *CONFIG, "--root", "s3://b/x", "train.steps=0"), {}, "train: steps"),
+        (("submit", *CONFIG, "--root", "s3://b/x", "train.steps=0"), {}, "train.steps"),
         (("schedule", *CONFIG, "--root", "s3://b/x", "--cron", "0 2 * * *"), {}, '"0 0 2 * * *"'),
         (("status", "nothing"), {"KFP_TOKEN": "old"}, "the token has expired"),
         (("status", "nothing"), {}, "run nothing: not found at"),

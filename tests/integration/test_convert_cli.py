@@ -188,7 +188,7 @@ def test_settings_may_all_be_overrides(tmp_path):
 def test_a_signal_leaves_nothing_half_written(tmp_path, monkeypatch, number):
     before = signal.getsignal(number)
 
-    def write(_tensors, file, _target):
+    def write(_tensors, file, *_):
         file.write(b"half of it")
         assert [path.name[:5] for path in (tmp_path / "out").iterdir()] == [".tmp-"]
         os.kill(os.getpid(), number)

@@ -40,7 +40,7 @@ def finetuned(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tu
 @pytest.fixture(scope="module")
 def fresh(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], manifest.Manifest]:
     """A few updates from fresh weights: mush."""
-    settings = {"pretrained": {}, "train.steps": 60, "train.learning_rate": 1e-3}
+    settings = {"pretrained": {}, "train.steps": 60, "train.learning_rate": 1e-3, "train.ema_decay": 0.9}
     return run(tmp_path_factory.mktemp("root"), tmp_path_factory.mktemp("run"), videos, **settings)
 
 

@@ -1,7 +1,8 @@
 """`latte <step> -c config.yaml key=value …`: every step of the pipeline as a command."""
 
+from latte import interrupts  # isort: skip - before what takes seconds to import
+
 import contextlib
-import importlib
 import json
 import os
 import signal
@@ -13,21 +14,23 @@ from typing import Any
 
 import click
 
-from latte import __version__, manifest
-from latte.config import load
+from latte import __version__, config_help, machine_errors
+from latte.config import Config, load
 from latte.errors import LatteError, UserError
+from latte.kinds import KINDS
 from latte.signals import handled_by, ignore
+from latte.steps import STEPS, call, config_class
+from latte.storage import manifest
+from latte.terminal import shown
 
-# command: (module under latte.steps, config class, function, one line of help)
-STEPS = {
-    "encode": ("encode", "EncodeConfig", "run", "Encode a dataset's videos into latents: plan, encode, merge."),
-    "train": ("train", "TrainConfig", "run", "Train or finetune a Latte on latents; goes on where it was stopped."),
-    "sample": ("sample", "SampleConfig", "run", "Generate a set of videos from a checkpoint."),
-    "score": ("score", "ScoreConfig", "run", "Measure the Fréchet video distance of a set to real videos."),
-    "promote": ("promote", "PromoteConfig", "run", "Promote a checkpoint whose score passes the gate, or roll back."),
-    "report": ("report", "ReportConfig", "run", "Write one HTML page that shows a whole run."),
-}
-
+KEEP = click.option(
+    "--keep",
+    "words",
+    multiple=True,
+    metavar="WHAT",
+    help="What stays: a number (the newest of each name; 1 if not given), an age (12h, 14d, 4w), or a place's name "
+    "(videos/trained, with or without its fingerprint). May be given several times.",
+)
 # command: keys of its config that are given as options, and what they do
 FLAGS = {"promote": {"rollback": "Go back to the model that was promoted before; needs only root and name."}}
 
@@ -35,25 +38,42 @@ FLAGS = {"promote": {"rollback": "Go back to the model that was promoted before;
 def guarded(function: Callable[[], Any]) -> Any:
     """Call it; a LatteError becomes one line on standard error and its exit code, Ctrl-C becomes 130.
 
-    Any other exception is a bug and keeps its traceback.
+    So does a full disk (`machine_errors`). Any other exception is a bug and keeps its traceback.
     """
     try:
         return function()
     except LatteError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {shown(error)}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         click.echo("interrupted; run the same command again to go on", err=True)
-        sys.exit(130)
+        sys.exit(interrupts.EXIT_CODE)
+    except Exception as error:
+        if interrupts.came():
+            sys.exit(interrupts.EXIT_CODE)
+        of_the_machine = machine_errors.explained(error)
+        if of_the_machine is None:
+            raise
+        click.echo(f"error: {shown(of_the_machine)}", err=True)
+        sys.exit(of_the_machine.exit_code)
 
 
-def config_class(step: str) -> Any:
-    """The config class of a step; imports the step's module, not its networks."""
-    module, name, _, _ = STEPS[step]
-    return getattr(importlib.import_module(f"latte.steps.{module}"), name)
+class _Steps(click.Group):
+    """The commands below, and one for every step of the table that is not among them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of all commands, sorted."""
+        return sorted({*self.commands, *(name for name, step in STEPS.items() if step.help)})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name."""
+        step = STEPS.get(cmd_name)
+        if cmd_name in self.commands or step is None or not step.help:
+            return super().get_command(ctx, cmd_name)
+        return _step_command(cmd_name, step.help)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(cls=_Steps, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="latte")
 def cli() -> None:
     """Video diffusion with Latte on MindSpore, step by step.
@@ -68,8 +88,8 @@ def cli() -> None:
     """
 
 
-@cli.command()
-@click.option("--kind", type=click.Choice(["latte", "vae", "i3d", "clip"]), help="What the weights are of.")
+@cli.command(help=STEPS["convert"].help)
+@click.option("--kind", type=click.Choice(list(KINDS)), help="What the weights are of.")
 @click.option("--source", help="Published file: .pt, .pth, .bin, .ckpt, .safetensors or its index.")
 @click.option("--target", help="File to write; its ending, .ckpt or .safetensors, names the format.")
 @click.option("-c", "--config", "path", type=click.Path(path_type=Path), help="YAML config instead of the options.")
@@ -122,26 +142,34 @@ def _finish(result: manifest.Manifest, output: Path | None) -> None:
     if output is not None:
         manifest.write(result, output)
     for key, value in result.summary().items():
-        click.echo(f"{key:>14}  {value}")
+        click.echo(f"{key:>14}  {shown(value)}")
     for row in manifest.reject_rows(result.rejects):
         click.echo(row)
 
 
-def _add_step(name: str, module: str, function: str, text: str) -> None:
+def _step_command(name: str, text: str) -> click.Command:
     @click.option("-c", "--config", "path", type=click.Path(path_type=Path), help="YAML config of the step.")
     @click.option("--manifest", "output", type=click.Path(path_type=Path), help="Also write the manifest to this file.")
     @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
     def command(path: Path | None, output: Path | None, overrides: tuple[str, ...], **flags: bool) -> None:
         def go() -> None:
-            step = importlib.import_module(f"latte.steps.{module}")
             given = [*overrides, *(f"{key}=true" for key, on in flags.items() if on)]
-            _finish(getattr(step, function)(load(config_class(name), path, given)), output)
+            _finish(call(name, load(config_class(name), path, given)), output)
 
         guarded(go)
 
     for key, what in FLAGS.get(name, {}).items():
         click.option(f"--{key}", key, is_flag=True, help=what)(command)
-    cli.add_command(_StepCommand(name, callback=command, params=_params(command), help=text, short_help=text))
+    return _StepCommand(name, callback=command, params=_params(command), help=text, short_help=text)
+
+
+def inside(step: str) -> dict[str, type[Config]]:
+    """The keys of settings that take a mapping: what they are of."""
+    from latte.metrics.protocol import Protocol
+    from latte.models.configs import LatteConfig
+
+    known: dict[str, dict[str, type[Config]]] = {"train": {"model": LatteConfig}, "score": {"protocol": Protocol}}
+    return known.get(step, {})
 
 
 def _params(function: Any) -> list[click.Parameter]:
@@ -149,7 +177,7 @@ def _params(function: Any) -> list[click.Parameter]:
 
 
 class _StepCommand(click.Command):
-    """A command whose help lists the keys of its config with defaults and explanations.
+    """A command whose help lists the keys of its config: nested ones, what they may be, defaults and explanations.
 
     It may have commands of its own (`latte score compare A B`), told by the first word after it.
     """
@@ -164,13 +192,8 @@ class _StepCommand(click.Command):
         return super().make_context(info_name, args, parent, **extra)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        fields = config_class(self.name or "").model_fields
-        rows = []
-        for key, field in fields.items():
-            default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
-            rows.append((key, f"{field.description or ''} [{default}]".strip()))
         with formatter.section("Keys of the config"):
-            formatter.write_dl(rows)
+            formatter.write_dl(list(config_help.rows(config_class(self.name or ""), inside(self.name or ""))))
         own = COMMANDS.get(self.name or "", {})
         if own:
             with formatter.section("Commands"):
@@ -182,7 +205,7 @@ class _StepCommand(click.Command):
 @click.argument("second", metavar="B")
 def _compare(first: str, second: str) -> None:
     """Compare two scores by their manifests; refused, with the reason, where protocol, detector or real side differ."""
-    from latte.comparison import compare
+    from latte.metrics.comparison import compare
 
     click.echo(guarded(lambda: compare(first, second)))
 
@@ -196,9 +219,10 @@ def ls(root: str, as_json: bool) -> None:
     ROOT is s3://bucket/prefix, file:///dir or the path of a folder. The store that a run of `latte-pipeline run` keeps
     for itself is looked into by `latte-pipeline ls`.
     """
-    from latte import inventory, inventory_tables
+    from latte import inventory
+    from latte.inventory import tables
 
-    guarded(lambda: inventory_tables.show_items(inventory.listing(root), as_json))
+    guarded(lambda: tables.show_items(inventory.listing(root), as_json))
 
 
 @cli.command()
@@ -209,23 +233,57 @@ def show(what: str, as_json: bool) -> None:
 
     A place is named by its manifest or its folder, as a URI or a path; <root>/registry/<model> shows its promotions.
     """
-    from latte import inventory_tables
+    from latte.inventory import tables
 
-    guarded(lambda: inventory_tables.show(what, as_json))
+    guarded(lambda: tables.show(what, as_json))
+
+
+@cli.command()
+@click.argument("root")
+@click.option("--repair", is_flag=True, help="Remove what is damaged, so that the next run makes it again.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def verify(root: str, repair: bool, as_json: bool) -> None:
+    """Read all that lies under ROOT and compare it with the SHA-256 that was recorded when it was written.
+
+    Prints what is damaged and what would make it again; exit code 1 where something is damaged. With --repair it is
+    removed, or put back where ROOT has another copy; exit code 1 where something is left that only a person can mend.
+    Not while a step writes there.
+    """
+    from latte.inventory import tables
+    from latte.inventory.verify import verify
+
+    found = guarded(lambda: verify(root, repair))
+    tables.show_damages(found, root, as_json)
+    sys.exit(1 if found.left else 0)
+
+
+@cli.command()
+@click.argument("root")
+@KEEP
+@click.option("--yes", is_flag=True, help="Remove what the table shows.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def gc(root: str, words: tuple[str, ...], yes: bool, as_json: bool) -> None:
+    """Show what of ROOT nothing needs any more: what, size, age, why it may go; with --yes, remove it.
+
+    Promoted models, all that their history can go back to, what is written or read at present, what is younger than a
+    day, what --keep names, and all that these were made from stay: of a score the set, of a set the checkpoint, of a
+    checkpoint the latents, of all of them the weights. So does what has no manifest, for seven days. Files that were
+    uploaded (uploads/) and decisions are never removed.
+    """
+    from latte.inventory import tables
+
+    guarded(lambda: tables.show_housekeeping(root, words, yes, as_json))
 
 
 # step: commands of its own
 COMMANDS: dict[str, dict[str, click.Command]] = {"score": {"compare": _compare}}
 
 
-for _name, (_module, _class, _function, _text) in STEPS.items():
-    _add_step(_name, _module, _function, _text)
-
-
 def main() -> None:
     """Entry point of `latte`."""
     # MindSpore's own log lines would bury the one line that matters.
     os.environ.setdefault("GLOG_v", "3")
+    interrupts.end_by_exception()
     cli()
 
 

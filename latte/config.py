@@ -1,13 +1,15 @@
 """Typed configs: a YAML file, then `key=value` overrides; an unknown key or a bad value is an error that names it."""
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import pydantic
 import yaml
 
-from latte import storage
+from latte import uris, yaml_text
 from latte.errors import UserError
 
 C = TypeVar("C", bound="Config")
@@ -15,17 +17,17 @@ C = TypeVar("C", bound="Config")
 
 def _checked_root(root: str) -> str:
     try:
-        return storage.root_uri(root)
+        return uris.root_uri(root)
     except UserError as error:
         raise ValueError(str(error).partition(": ")[2]) from None
 
 
 class ToldError(ValueError):
-    """What a validator says in full, keys with `prefix_of` and values included: nothing is put around it."""
+    """A validator's error in full, keys with `prefix_of` and values included: nothing is put around it."""
 
 
 def prefix_of(info: pydantic.ValidationInfo) -> str:
-    """What `build` was told to put before keys, for a validator that names some."""
+    """Prefix that `build` was told to put before keys, for a validator that names some."""
     return str((info.context or {}).get("prefix", ""))
 
 
@@ -39,10 +41,24 @@ _NAMED_FIELDS = ("protocol",)
 Root = Annotated[str, pydantic.AfterValidator(_checked_root)]
 
 
+@dataclass(frozen=True)
+class FileKey:
+    """Mark of a key whose value names a file or a folder by its path or URI: `Annotated[str, FileKey("file")]`.
+
+    Attributes:
+        kind: what lies there. "weights": a file and what its reader takes from beside it; "manifest": one, or what it
+            is of; "tokenizer": tokenizer.json, or vocab.json with merges.txt; "videos": the folder of a dataset;
+            "protocol": a preset's name, or a YAML file of fields, or fields that name one; "target": what is written.
+    """
+
+    kind: Literal["file", "weights", "manifest", "tokenizer", "videos", "protocol", "target"]
+
+
 class Config(pydantic.BaseModel):
     """Base of every config: frozen; a key it does not know is refused.
 
-    So is a number that is not finite, and true or false for a key that takes a number, where Python reads 1 and 0.
+    So is a number that is not finite, true or false for a key that takes a number, where Python reads 1 and 0, and a
+    name with control characters, which would become a folder's and stand on terminals.
     """
 
     model_config = pydantic.ConfigDict(
@@ -51,10 +67,46 @@ class Config(pydantic.BaseModel):
 
     @pydantic.field_validator("*", mode="before")
     @classmethod
-    def _no_switch_for_a_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+    def _no_switch_for_a_number_and_no_odd_name(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
         if isinstance(value, bool) and not _takes_switches(cls.model_fields[str(info.field_name)].annotation):
             raise ValueError("YAML reads it as true or false; give a number, or put a text in quotes")
+        if info.field_name == "name" and isinstance(value, str) and not value.isprintable():
+            raise ValueError("a name is one line of text, without control characters")
         return value
+
+    @classmethod
+    def paths(cls) -> Iterator[str]:
+        """Every key of the config, those of sections with the way to them: dataset.videos."""
+        for name, field in cls.model_fields.items():
+            yield name
+            section = section_of(field)
+            if section is not None:
+                yield from (f"{name}.{path}" for path in section.paths())
+
+
+def section_of(field: Any) -> type[Config] | None:
+    """The config that a key's value is, where it is one."""
+    for each in (field.annotation, *get_args(field.annotation)):
+        if isinstance(each, type) and issubclass(each, Config):
+            return each
+    return None
+
+
+def meant(key: str, known: Iterable[str], paths: Iterable[str] = ()) -> str:
+    """The end of an error about a key that is not there: the key that was probably meant, or those that there are.
+
+    Args:
+        key: that is not there.
+        known: keys beside it.
+        paths: keys elsewhere, with the way to them.
+    """
+    known = sorted(known)
+    last = key.rpartition(".")[2]
+    elsewhere = [path for path in paths if path.rpartition(".")[2] == last and path != key]
+    near = elsewhere[:2] if elsewhere and last not in known else difflib.get_close_matches(key, known, n=1, cutoff=0.65)
+    if near:
+        return f" (did you mean {' or '.join(near)}?)"
+    return f" (known: {', '.join(known)})" if known else ""
 
 
 def load(cls: type[C], path: str | Path | None = None, overrides: Sequence[str] = ()) -> C:
@@ -70,12 +122,21 @@ def load(cls: type[C], path: str | Path | None = None, overrides: Sequence[str] 
     if path is not None:
         source = str(path)
         values = read_yaml(path)
+    return build(cls, overridden(values, overrides), source)
+
+
+def overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The values with `key=value` overrides put into them.
+
+    Raises:
+        UserError: one is not of that form, or reaches into what is no section.
+    """
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign or not key:
             raise UserError(f"override {override!r}: write it as key=value")
         _put(values, key.split("."), _parse(text, f"override {key}"), key)
-    return build(cls, values, source)
+    return values
 
 
 def build(cls: type[C], values: Mapping[str, Any], source: str = "", prefix: str = "") -> C:
@@ -116,7 +177,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def _parse(text: str, what: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml_text.parse(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -140,10 +201,19 @@ def _explain(cls: type[Config], error: Any, prefix: str) -> str:
     section = f"{prefix.removesuffix('.')}: " if prefix else ""
     key = ".".join(str(part) for part in error["loc"]) or "config"
     if error["type"] == "extra_forbidden":
-        known = ", ".join(sorted(cls.model_fields)) if len(error["loc"]) == 1 else ""
-        return f"{section}unknown key {key}" + (f" (known: {known})" if known else "")
+        return f"{section}unknown key {key}{_meant(cls, [str(part) for part in error['loc']])}"
     if error["type"] == "missing":
         return f"{section}missing key {key}"
     message = error["msg"].removeprefix("Value error, ")
     # A rule between keys names them itself; its input is the whole config.
     return f"{prefix}{key}: {message} (got {error['input']!r})" if error["loc"] else f"{section}{message}"
+
+
+def _meant(cls: type[Config], way: list[str]) -> str:
+    """Key that was probably meant by one that is not there."""
+    owner: type[Config] | None = cls
+    for name in way[:-1]:
+        owner = section_of(owner.model_fields[name]) if owner is not None and name in owner.model_fields else None
+    above = "".join(f"{name}." for name in way[:-1])
+    known = [] if owner is None else [above + name for name in owner.model_fields]
+    return meant(above + way[-1], known, cls.paths())

@@ -1,4 +1,4 @@
-"""What a step raises when a person has to do something; everything else is a bug and keeps its traceback."""
+"""Errors that a person has to do something about; everything else is a bug and keeps its traceback."""
 
 
 class LatteError(Exception):
@@ -7,8 +7,14 @@ class LatteError(Exception):
     exit_code = 1
 
     def _render_traceback_(self) -> list[str]:
-        """What a notebook shows of it: IPython's own interface."""
+        """The notebook's view of it: IPython's own interface."""
         return [f"error: {self}"]
+
+
+class StoppedByUserError(LatteError):
+    """Ctrl-C, after what was to be saved is saved."""
+
+    exit_code = 130
 
 
 class UserError(LatteError):
@@ -25,3 +31,21 @@ class StorageError(LatteError):
 
 class NotThereError(UserError):
     """No object under this URI."""
+
+
+class UnreadableError(UserError):
+    """A document that is not JSON, or not what it is taken for; where it can be made again it counts as not done."""
+
+
+class DamagedError(StorageError):
+    """Stored bytes are not those that were recorded.
+
+    Attributes:
+        what: which, without what to do about it.
+    """
+
+    REMEDY = "`latte verify ROOT --repair` tells what makes it again"
+
+    def __init__(self, what: str, remedy: str = REMEDY) -> None:
+        super().__init__(f"{what}; {remedy}")
+        self.what = what

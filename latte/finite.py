@@ -8,7 +8,7 @@ _BLOCK = 1 << 20  # elements looked at together: the masks stay small beside the
 
 
 def blemish(values: np.ndarray) -> str:
-    """What in an array of any shape and type is not a finite number: "NaN", "infinity", or "" where all are."""
+    """The first kind of number in an array that is not finite: "NaN", "infinity", or "" where all are."""
     if values.dtype.kind not in "fc":
         return ""
     flat = values.reshape(-1)
@@ -20,7 +20,7 @@ def blemish(values: np.ndarray) -> str:
 
 
 def bad_rows(values: np.ndarray) -> list[int]:
-    """Which of the first axis' rows (N, …) hold a number that is not finite."""
+    """Indices of the first axis' rows (N, …) that hold a number that is not finite."""
     finite = np.isfinite(values)
     return [] if finite.all() else np.flatnonzero(~finite.reshape(len(values), -1).all(axis=1)).tolist()
 

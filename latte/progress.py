@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from latte.errors import UserError
+from latte.terminal import shown
 
 
 def progress(
@@ -30,7 +31,7 @@ def progress(
         file=sys.stderr if sys.stderr.isatty() else _Lines(),
         disable=disable,
         total=total,
-        desc=desc,
+        desc=shown(desc),
         unit=unit,
         unit_scale=scaled,
         dynamic_ncols=sys.stderr.isatty(),
@@ -48,7 +49,7 @@ def _interval_s() -> float:
 
 
 def teller(bar: tqdm) -> Callable[[str], None]:
-    """What shows a text behind a bar between two of its updates, no more often than the bar is shown itself."""
+    """A function that shows a text behind a bar between two of its updates, as seldom as the bar is shown itself."""
     shown_at_s = -math.inf
 
     def tell(text: str) -> None:

@@ -1,5 +1,7 @@
-"""SIGTERM and Ctrl-C, handled for a while."""
+"""SIGTERM and Ctrl-C, handled for a while; the end of another process, as if it were a signal to this one."""
 
+import os
+import select
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +25,20 @@ def handled_by(handler: Callable[[int, object], None]) -> Iterator[None]:
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)
+
+
+def end_with(pid: int) -> None:
+    """From now on this process ends, with exit code 1, when another one does, even if that is killed."""
+    try:
+        other = os.pidfd_open(pid)
+    except ProcessLookupError:
+        os._exit(1)
+
+    def wait() -> None:
+        select.select([other], [], [])
+        os._exit(1)
+
+    threading.Thread(target=wait, name="end-with", daemon=True).start()
 
 
 def ignore() -> None:

@@ -1,4 +1,4 @@
-"""Which steps of a diffusion sampling visits: settings are checked against it without the import of MindSpore."""
+"""Steps of a diffusion that sampling visits: settings are checked against them without the import of MindSpore."""
 
 import re
 

@@ -59,11 +59,6 @@ def local_path(uri: str) -> Path:
     return Path(unquote(rest))
 
 
-def is_s3(uri: str) -> bool:
-    """Whether the URI lies in an S3 bucket."""
-    return uri.startswith("s3://")
-
-
 def root_uri(root: str) -> str:
     """The URI of a root, which may be written as a local path: /data/out is file:///data/out.
 
@@ -139,7 +134,7 @@ def seen_from(root: str, value: Any) -> Any:
 
 
 def spellings(root: str) -> list[str]:
-    """How URIs below a root may begin: a file's URI may be written with or without percent signs."""
+    """Beginnings of URIs below a root: a file's URI may be written with or without percent signs."""
     plain = root.rstrip("/")
     if not plain.startswith("file:///"):
         return [plain]

@@ -23,7 +23,7 @@ _LOCAL = struct.Struct("<4s5H3L2H")
 
 
 @dataclass(frozen=True)
-class Entry:
+class ArchiveEntry:
     """A file in the archive: where its bytes lie and how they are packed."""
 
     name: str
@@ -66,7 +66,7 @@ class Archive:
             raise Refusal(f"entry {show(name)} is damaged: its checksum is wrong")
         return content
 
-    def _inflate(self, entry: Entry, packed: np.ndarray) -> np.ndarray:
+    def _inflate(self, entry: ArchiveEntry, packed: np.ndarray) -> np.ndarray:
         self._inflated_bytes += entry.bytes
         if entry.bytes > MAX_RATIO * entry.packed_bytes + 4096 or self._inflated_bytes > MAX_INFLATED_BYTES:
             raise Refusal(f"entry {show(entry.name)} claims to inflate {entry.packed_bytes} bytes to {entry.bytes}")
@@ -88,12 +88,12 @@ def _crc32(content: np.ndarray) -> int:
     return value
 
 
-def _read_directory(data: np.ndarray) -> dict[str, Entry]:
+def _read_directory(data: np.ndarray) -> dict[str, ArchiveEntry]:
     count, size, start = _find_directory(data)
     if size > MAX_DIRECTORY_BYTES:
         raise Refusal(f"its zip directory of {size} bytes is absurdly large")
     directory = _slice(data, start, size)
-    entries: dict[str, Entry] = {}
+    entries: dict[str, ArchiveEntry] = {}
     spans = []
     position = 0
     for _ in range(count):
@@ -116,7 +116,7 @@ def _read_directory(data: np.ndarray) -> dict[str, Entry]:
         content = _content_start(data, local, name)
         if content + packed > start or (method == _STORED and plain != packed):
             raise Refusal(f"entry {show(name)} lies outside of the archive")
-        entries[name] = Entry(name, method, crc, packed, plain, content)
+        entries[name] = ArchiveEntry(name, method, crc, packed, plain, content)
         spans.append((local, content + packed, name))
     spans.sort()
     for (_, end, first), (begin, _, second) in itertools.pairwise(spans):

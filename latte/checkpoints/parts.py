@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from latte.checkpoints import averages
+from latte.checkpoints import averages, foreign
 from latte.checkpoints.pickles import Inert
 from latte.checkpoints.stored import (
     MAX_NAME_LENGTH,
@@ -71,7 +71,7 @@ def choose(layout: str, value: Any, storages: list[Storage], asked: str = "") ->
         if len(tensors) > MAX_TENSORS:
             raise Refusal(f"it has more than {MAX_TENSORS:,} tensors")
     if not tensors:
-        raise Refusal("it holds no tensors by name")
+        raise Refusal(foreign.by_objects(item for _, item in entries(found, work)) or "it holds no tensors by name")
     # Tied weights share a storage; what repeats one storage a hundred times is there to fill the memory.
     if sum(tensor.read_bytes for tensor in tensors.values()) > 4 * sum(s.num_bytes for s in storages) + (1 << 20):
         raise Refusal("its tensors share their storage too often to be weights")
@@ -79,7 +79,7 @@ def choose(layout: str, value: Any, storages: list[Storage], asked: str = "") ->
 
 
 def _part(value: dict[Any, Any], work: Work) -> tuple[str, str, Any]:
-    """What is taken of a training checkpoint: key, path ("ema/shadow"), value; of a state dict itself."""
+    """Entry that is taken of a training checkpoint: key, path ("ema/shadow"), value; of a state dict itself."""
     candidates = []
     for path, item in averages.below(value):
         _count(work)

@@ -322,7 +322,7 @@ def _as_key(key: Any) -> Any:
 
 
 def _ordered_dict(args: tuple[Any, ...]) -> Container:
-    made = Container()
+    container = Container()
     if args:
         pairs = args[0]
         if len(args) != 1 or not isinstance(pairs, list | tuple):
@@ -330,8 +330,8 @@ def _ordered_dict(args: tuple[Any, ...]) -> Container:
         for pair in pairs:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
                 raise Refusal("its pickle fills an OrderedDict with what are no pairs")
-            made[_as_key(pair[0])] = pair[1]
-    return made
+            container[_as_key(pair[0])] = pair[1]
+    return container
 
 
 _PUSHES = frozenset(

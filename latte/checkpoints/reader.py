@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from latte import storage
-from latte.checkpoints import torch_files
+from latte.checkpoints import foreign, torch_files
 from latte.checkpoints.parts import with_prefix
 from latte.checkpoints.stored import (
     MAX_AXES,
@@ -61,8 +61,11 @@ def open_checkpoint(uri: str, part: str = "") -> Checkpoint:
     try:
         if str(uri).endswith(".json"):
             return _only(_open_index(str(uri)), part)
-        if not storage.is_s3(str(uri)):
-            check_regular(storage.local_path(str(uri)))
+        place = storage.path(str(uri))
+        if place is not None:
+            if words := foreign.by_place(place):
+                raise Refusal(words)
+            check_regular(place)
         with storage.as_local_file(str(uri)) as path:
             return dataclasses.replace(_open_file(path, part), uris=[str(uri)])
     except Refusal as error:
@@ -77,8 +80,9 @@ def check_small(uri: str) -> None:
     Raises:
         Refusal: it is absurdly large, or not a regular file.
     """
-    if not storage.is_s3(uri):
-        check_regular(storage.local_path(uri))
+    path = storage.path(uri)
+    if path is not None:
+        check_regular(path)
     info = storage.stat(uri)
     if info is not None and info.bytes > MAX_HEADER_BYTES:
         raise Refusal(f"it has {info.bytes} bytes, which is absurdly large")
@@ -213,7 +217,10 @@ def _open_index(uri: str) -> Checkpoint:
             raise Refusal(f"the index names {show(file)}, which is not a file beside it")
         if file.endswith(".json"):
             raise Refusal(f"the index names {show(file)}, which is an index itself")
-        shard = open_checkpoint(f"{folder}/{file}" if folder else file)
+        place = f"{folder}/{file}" if folder else file
+        if not storage.exists(storage.from_path(place)):
+            raise Refusal(f"{file}, which the index names, is not there beside it")
+        shard = open_checkpoint(place)
         expected = {name for name, place in places.items() if place == file}
         for name in sorted(expected ^ set(shard.tensors)):
             where = "is missing in" if name in expected else "is not expected in"

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from latte import finite, storage
-from latte.checkpoints.names import is_counter
 from latte.checkpoints.reader import MINDSPORE_TYPES, SAFETENSORS_TYPES, open_checkpoint
-from latte.checkpoints.stored import Refusal, StoredTensor, forget
+from latte.checkpoints.stored import Refusal, StoredTensor, forget, is_counter
 from latte.errors import UserError
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ def check_match(
 
 
 def unusable(name: str, what: str) -> str:
-    """What is said of a tensor that holds NaN or infinity."""
+    """Message about a tensor that holds NaN or infinity."""
     return f"tensor {name} holds {what}, and so would all that it computes; take an earlier or undamaged file"
 
 
@@ -117,20 +116,32 @@ class _HashingFile:
         self.bytes += len(data)
 
 
-def _write_safetensors(tensors: Mapping[str, Tensor], file: _HashingFile, target: str, only_finite: bool) -> None:
+def safetensors_header(tensors: Mapping[str, tuple[Sequence[int], np.dtype]], target: str | Path) -> bytes:
+    """The first bytes of a safetensors file, a multiple of eight; the tensors' bytes follow in the order given.
+
+    Args:
+        tensors: shape and element type by name.
+        target: the file, for errors.
+
+    Raises:
+        UserError: the format has no such element type.
+    """
     header: dict[str, Any] = {}
     at = 0
-    # By size of the element, so that each tensor lies aligned, then by name, as the format's own library writes.
-    names = sorted(tensors, key=lambda name: (-dtype_of(tensors[name]).itemsize, name))
-    for name in names:
-        shape, dtype = tuple(tensors[name].shape), dtype_of(tensors[name])
-        size = math.prod(shape) * dtype.itemsize
-        kind = _known(_SAFETENSORS_NAMES, dtype, name, target)
-        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [at, at + size]}
-        at += size
+    for name, (shape, dtype) in tensors.items():
+        end = at + math.prod(shape) * dtype.itemsize
+        kind = _known(_SAFETENSORS_NAMES, dtype, name, str(target))
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [at, end]}
+        at = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _write_safetensors(tensors: Mapping[str, Tensor], file: _HashingFile, target: str, only_finite: bool) -> None:
+    # By size of the element, so that each tensor lies aligned, then by name, as the format's own library writes.
+    names = sorted(tensors, key=lambda name: (-dtype_of(tensors[name]).itemsize, name))
+    file.write(safetensors_header({name: (tensors[name].shape, dtype_of(tensors[name])) for name in names}, target))
     for name in names:
         for piece in _pieces(tensors[name]):
             file.write(_checked(piece, name, only_finite))

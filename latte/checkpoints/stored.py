@@ -4,6 +4,7 @@ import dataclasses
 import math
 import mmap
 import stat
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ MAX_TENSORS = 100_000
 MAX_NAME_LENGTH = 1_000
 # numpy has no bfloat16: its 16 bits are the upper half of a float32, which is what a reader gets, exactly.
 BFLOAT16 = "bfloat16"
+COUNTER_ENDING = ".num_batches_tracked"
 DTYPES = {
     name: np.dtype(name)
     for name in (
@@ -145,7 +147,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds, nothing of it read yet.
+    """Content of a file, nothing of it read yet.
 
     Attributes:
         layout: the kind of file, for example "PyTorch zip".
@@ -155,6 +157,7 @@ class Checkpoint:
         settings: plain values found beside the tensors (the published training arguments), by name.
         files: the mapped files, for their digest.
         uris: where they are, as they were asked for.
+        program: module and code of a TorchScript archive (`latte.checkpoints.script.Program`).
     """
 
     layout: str
@@ -164,6 +167,7 @@ class Checkpoint:
     settings: dict[str, Any] = field(default_factory=dict)
     files: list[np.ndarray] = field(default_factory=list)
     uris: list[str] = field(default_factory=list)
+    program: Any = None
 
 
 def check_regular(path: Path) -> None:
@@ -237,6 +241,12 @@ def show(value: Any) -> str:
         return f"a {type(value).__name__}"
     text = repr(value[:121] if isinstance(value, str | bytes) else value)  # not all of it: it may be 30 MB long
     return text if len(text) <= 120 else text[:117] + "…"
+
+
+def is_counter(name: str, size: int, names: Container[str]) -> bool:
+    """Whether a tensor is the counter of a batch normalisation in `names`, which no forward pass reads."""
+    layer = name.removesuffix(COUNTER_ENDING)
+    return layer != name and size == 1 and f"{layer}.running_mean" in names
 
 
 def check_name(name: Any) -> str:

@@ -1,5 +1,6 @@
 """PyTorch's three file formats, read without torch: zip archives, the older stream of pickles, TorchScript archives."""
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from latte.checkpoints.archive import Archive
 from latte.checkpoints.parts import choose, entries
 from latte.checkpoints.pickles import Call, Inert, interpret
+from latte.checkpoints.script import MAX_CODE_BYTES, MAX_FILES, Program
 from latte.checkpoints.stored import (
     MAX_AXES,
     MAX_NAME_LENGTH,
@@ -64,6 +66,8 @@ def read_zip(data: np.ndarray, part: str = "") -> Checkpoint:
     value, _ = interpret(content.data, persistent, CALLS)
     is_script = prefix + "constants.pkl" in archive.entries
     found = choose("TorchScript archive" if is_script else "PyTorch zip", value, list(storages.values()), part)
+    if is_script and isinstance(value, Inert) and not part:
+        found = dataclasses.replace(found, program=_program(archive, prefix, value))
     users = {id(tensor.storage): name for name, tensor in reversed(found.tensors.items())}
     for key, storage in storages.items():  # only what is taken is read: the optimizer's state may be twice as large
         if id(storage) in users:
@@ -72,6 +76,20 @@ def read_zip(data: np.ndarray, part: str = "") -> Checkpoint:
             except Refusal as error:
                 raise Refusal(f"tensor {show(users[id(storage)])}: {error}") from None
     return found
+
+
+def _program(archive: Archive, prefix: str, root: Inert) -> Program:
+    """Code of a TorchScript archive, what it holds besides tensors, as text."""
+    folder = f"{prefix}code/"
+    names = [name for name in archive.entries if name.startswith(folder) and name.endswith(".py")]
+    num_bytes = sum(archive.entries[name].bytes for name in names)
+    if len(names) > MAX_FILES or num_bytes > MAX_CODE_BYTES:
+        raise Refusal(f"its code of {len(names)} files and {num_bytes} bytes is absurdly large")
+    code = {}
+    for name in names:
+        text = archive.verify(name, archive.read(name)).tobytes()
+        code[name.removeprefix(folder)] = text.decode("utf-8", "backslashreplace")
+    return Program(root, code)
 
 
 def read_legacy(data: np.ndarray, part: str = "") -> Checkpoint:

@@ -8,16 +8,14 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from latte import finite
+from latte import finite, graph_cache
 from latte.diffusion import sampling
 from latte.diffusion.sampling import METHODS
 from latte.diffusion.schedule import NOISE_SCHEDULES, make_schedule
 from latte.diffusion.training import Losses
-from latte.models.latte import TEXT_CHANNELS, TEXT_TOKENS
+from latte.kinds.scheduler import PublishedScheduler
 
 __all__ = ["METHODS", "NOISE_SCHEDULES", "Diffusion", "NotFiniteError"]
-
-_TEXT_SHAPE = (TEXT_TOKENS, TEXT_CHANNELS)
 
 
 class NotFiniteError(ArithmeticError):
@@ -37,18 +35,24 @@ class NotFiniteError(ArithmeticError):
 class Diffusion:
     """A diffusion process of 1000 steps, of which sampling visits some."""
 
-    def __init__(self, num_sampling_steps: int | str | None = None, noise_schedule: str = "linear") -> None:
+    def __init__(
+        self,
+        num_sampling_steps: int | str | None = None,
+        noise_schedule: str = "linear",
+        published: PublishedScheduler | None = None,
+    ) -> None:
         """Choose the steps.
 
         Args:
             num_sampling_steps: None for all 1000 (training), a count (50 or "50"), "ddimN" for a fixed integer stride,
                 or "a,b,…" for a steps in the first section, b in the second, ….
             noise_schedule: "linear" or "cosine".
+            published: scheduler that came with the weights; its noise counts, and which steps a plain count visits.
 
         Raises:
             ValueError: one of the two cannot be read.
         """
-        self.schedule = make_schedule(noise_schedule, num_sampling_steps)
+        self.schedule = make_schedule(noise_schedule, num_sampling_steps, published=published)
         self._losses = Losses(self.schedule)
 
     @property
@@ -91,9 +95,10 @@ class Diffusion:
             method: "ddpm", "ddim" (eta 0) or "dpm-solver++" (second order, multistep).
             step_noise: for ddpm; gives standard normal noise for the number of the step (0 first) and the shape.
             on_step: called with the number of each finished step, for a progress bar.
-            cond: what else the model takes, for N samples: y (N,), text (N, 77, 768). For a `Latte` also cfg_scale:
-                guidance by that factor (1 is none); its batch is then doubled here, the second half with the null class
-                or with `null_text` (77, 768), the embedding of the empty text; `all_channels` guides the variance too.
+            cond: what else the model takes, for N samples: y (N,), text (N, 77, 768); for a `LatteT2V` text (N, 120, C)
+                and text_mask (N, 120). For both also cfg_scale: guidance by that factor (1 is none); the batch is then
+                doubled here, the second half with the null class or with `null_text`, the embedding of the empty text;
+                `all_channels` guides the variance too.
 
         Returns:
             Samples (N, F, C, h, w), float32: an array for an array, a tensor for a tensor.
@@ -144,8 +149,9 @@ def _check_condition(model: nn.Cell, count: int, given: dict[str, Any], scale: A
     """Refuse what the compiler would answer with pages: a condition that does not fit the network or the batch."""
     if not np.isfinite(scale):
         raise ValueError(f"cfg_scale {scale}: expected a number")
-    condition = getattr(getattr(model, "config", None), "condition", None)
-    if condition is None:
+    config = getattr(model, "config", None)
+    condition = getattr(config, "condition", None)
+    if config is None or condition is None:
         return
     key = {"class": "y", "text": "text"}.get(condition)
     for other in ("y", "text"):
@@ -156,7 +162,7 @@ def _check_condition(model: nn.Cell, count: int, given: dict[str, Any], scale: A
     if key not in given:
         raise ValueError(f"the network's condition is {condition}: {key} is needed")
     values = np.asarray(_as_array(given[key]), np.int32 if key == "y" else np.float32)
-    one = () if key == "y" else _TEXT_SHAPE
+    one = () if key == "y" else config.text_shape
     if values.shape != (count, *one):
         what = f" {one}" if one else ""
         raise ValueError(f"{key} has shape {values.shape}, expected one{what} for each of the {count} samples")
@@ -165,6 +171,11 @@ def _check_condition(model: nn.Cell, count: int, given: dict[str, Any], scale: A
     if key == "y" and scale != 1.0 and model.config.label_rows == model.config.num_classes:
         raise ValueError(f"cfg_scale {scale}: the network has no null class, its class_dropout_prob is 0")
     given[key] = values
+    if key == "text" and config.text_encoder == "t5":
+        mask = np.asarray(_as_array(given.get("text_mask", np.zeros(0))), np.float32)
+        if mask.shape != values.shape[:2]:
+            raise ValueError(f"text_mask has shape {mask.shape}, expected one {values.shape[1:2]} for each text")
+        given["text_mask"] = mask
 
 
 def _with_null(model: nn.Cell, count: int, given: dict[str, Any]) -> dict[str, Any]:
@@ -178,33 +189,71 @@ def _with_null(model: nn.Cell, count: int, given: dict[str, Any]) -> dict[str, A
             raise ValueError("cfg_scale with text needs null_text, the embedding of the empty text")
         text = np.asarray(_as_array(given["text"]), np.float32)
         null = np.asarray(_as_array(given["null_text"]), np.float32)
-        if null.shape != _TEXT_SHAPE:
-            raise ValueError(f"null_text has shape {null.shape}, expected {_TEXT_SHAPE}")
-        doubled["text"] = np.concatenate([text, np.broadcast_to(null, text.shape)])  # (2N, 77, 768)
+        if null.shape != model.config.text_shape:
+            raise ValueError(f"null_text has shape {null.shape}, expected {model.config.text_shape}")
+        doubled["text"] = np.concatenate([text, np.broadcast_to(null, text.shape)])  # (2N, S, C)
+    if "text_mask" in given:  # the empty caption is cut where the other ends, as published
+        doubled["text_mask"] = np.concatenate([given["text_mask"]] * 2)  # (2N, S)
     if not doubled:
         raise ValueError("cfg_scale needs a condition (y or text) to guide towards")
     return doubled
 
 
+class _Prediction(nn.Cell):
+    """The compiled calls of a network, without and with guidance."""
+
+    def __init__(self, model: nn.Cell, all_channels: bool) -> None:
+        super().__init__(auto_prefix=False)
+        self.model = model
+        self.all_channels = all_channels
+
+    @ms.jit
+    def plain(self, x: ms.Tensor, t: ms.Tensor, y: ms.Tensor | None, text: ms.Tensor | None) -> ms.Tensor:
+        """As `Latte.construct`."""
+        return self.model(x, t, y, text)
+
+    @ms.jit
+    def guided(
+        self, x: ms.Tensor, t: ms.Tensor, y: ms.Tensor | None, text: ms.Tensor | None, cfg_scale: ms.Tensor
+    ) -> ms.Tensor:
+        """As `Latte.forward_with_cfg`."""
+        return self.model.forward_with_cfg(x, t, y, text, cfg_scale, self.all_channels)
+
+    @ms.jit
+    def masked(self, x: ms.Tensor, t: ms.Tensor, text: ms.Tensor, text_mask: ms.Tensor) -> ms.Tensor:
+        """As `LatteT2V.construct`."""
+        return self.model(x, t, text, text_mask)
+
+    @ms.jit
+    def masked_guided(
+        self, x: ms.Tensor, t: ms.Tensor, text: ms.Tensor, text_mask: ms.Tensor, cfg_scale: ms.Tensor
+    ) -> ms.Tensor:
+        """As `LatteT2V.forward_with_cfg`."""
+        return self.model.forward_with_cfg(x, t, text, text_mask, cfg_scale, self.all_channels)
+
+
 @lru_cache(maxsize=4)
 def _compiled(model: nn.Cell, guided: bool, all_channels: bool) -> Callable[..., ms.Tensor]:
     """One graph per network and kind of call, kept, so that the next batch does not compile again."""
+    prediction = _Prediction(model, all_channels)
 
-    @ms.jit
-    def plain(x: ms.Tensor, t: ms.Tensor, y: ms.Tensor | None = None, text: ms.Tensor | None = None) -> ms.Tensor:
-        return model(x, t, y, text)
-
-    @ms.jit
-    def with_guidance(
+    def call(
         x: ms.Tensor,
         t: ms.Tensor,
         y: ms.Tensor | None = None,
         text: ms.Tensor | None = None,
+        text_mask: ms.Tensor | None = None,
         cfg_scale: ms.Tensor | None = None,
     ) -> ms.Tensor:
-        return model.forward_with_cfg(x, t, y, text, cfg_scale, all_channels)
+        if text_mask is not None and guided:
+            return graph_cache.call(prediction.masked_guided, x, t, text, text_mask, cfg_scale)
+        if text_mask is not None:
+            return graph_cache.call(prediction.masked, x, t, text, text_mask)
+        if guided:
+            return graph_cache.call(prediction.guided, x, t, y, text, cfg_scale)
+        return graph_cache.call(prediction.plain, x, t, y, text)
 
-    return with_guidance if guided else plain
+    return call
 
 
 def _as_array(value: Any) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from latte.diffusion.schedule import Schedule
+from latte.diffusion.schedule import NoiseSchedule
 
 METHODS = ("ddpm", "ddim", "dpm-solver++")
 
@@ -14,7 +14,7 @@ StepNoise = Callable[[int, tuple[int, ...]], np.ndarray]
 
 
 def run(
-    schedule: Schedule, predict: Predict, noise: np.ndarray, method: str, step_noise: StepNoise | None
+    schedule: NoiseSchedule, predict: Predict, noise: np.ndarray, method: str, step_noise: StepNoise | None
 ) -> Iterator[np.ndarray]:
     """Yield the state after every step, the last one the sample.
 
@@ -32,7 +32,7 @@ def run(
     raise ValueError(f"method {method!r}: know {', '.join(METHODS)}")
 
 
-def _ddpm(schedule: Schedule, predict: Predict, x: np.ndarray, step_noise: StepNoise) -> Iterator[np.ndarray]:
+def _ddpm(schedule: NoiseSchedule, predict: Predict, x: np.ndarray, step_noise: StepNoise) -> Iterator[np.ndarray]:
     """Ancestral sampling (Ho et al. 2020), variance interpolated as learned (Nichol & Dhariwal 2021)."""
     channels = x.shape[2]
     log_betas = np.log(schedule.betas)
@@ -51,17 +51,17 @@ def _ddpm(schedule: Schedule, predict: Predict, x: np.ndarray, step_noise: StepN
         yield x
 
 
-def _ddim(schedule: Schedule, predict: Predict, x: np.ndarray) -> Iterator[np.ndarray]:
+def _ddim(schedule: NoiseSchedule, predict: Predict, x: np.ndarray) -> Iterator[np.ndarray]:
     """Deterministic sampling (Song et al. 2021, eta 0)."""
     for i in reversed(range(len(schedule))):
         noise = predict(x, int(schedule.timesteps[i]))[:, :, : x.shape[2]]
         x0 = _clean(schedule, i, x, noise)
-        left = schedule.alphas_cumprod_prev[i]
+        left = schedule.ddim_alphas_cumprod[i]
         x = _f32(np.sqrt(left)) * x0 + _f32(np.sqrt(1 - left)) * noise
         yield x
 
 
-def _dpm_solver(schedule: Schedule, predict: Predict, x: np.ndarray) -> Iterator[np.ndarray]:
+def _dpm_solver(schedule: NoiseSchedule, predict: Predict, x: np.ndarray) -> Iterator[np.ndarray]:
     """DPM-Solver++(2M) (Lu et al. 2022): second order in half the log signal-to-noise ratio, one evaluation a step.
 
     The first step has no predecessor and the last one leads to no noise at all, where that ratio is infinite: both are
@@ -89,7 +89,7 @@ def _dpm_solver(schedule: Schedule, predict: Predict, x: np.ndarray) -> Iterator
         yield x
 
 
-def _clean(schedule: Schedule, i: int, x: np.ndarray, noise: np.ndarray) -> np.ndarray:
+def _clean(schedule: NoiseSchedule, i: int, x: np.ndarray, noise: np.ndarray) -> np.ndarray:
     """The clean latents that `noise` in `x` means."""
     share = schedule.alphas_cumprod[i]
     return _f32(np.sqrt(1 / share)) * x - _f32(np.sqrt(1 / share - 1)) * noise

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from latte.kinds.scheduler import PublishedScheduler
 from latte.spacing import respaced
 
 NOISE_SCHEDULES = ("linear", "cosine")
@@ -26,7 +27,7 @@ def betas_of(noise_schedule: str, num_steps: int = 1000) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class NoiseSchedule:
     """A process over the visited steps; every array has one float64 (steps: int64) per visited step, ascending.
 
     Attributes:
@@ -34,6 +35,7 @@ class Schedule:
         betas: noise added between one visited step and the next.
         alphas_cumprod: share of the clean signal's variance left at a step.
         alphas_cumprod_prev: the same one visited step earlier, 1 before the first.
+        ddim_alphas_cumprod: what a step of DDIM leads to: `alphas_cumprod_prev`, or what a published scheduler says.
         posterior_variance: variance of q(x_{t-1} | x_t, x_0).
         posterior_log_variance: its logarithm, the first (of variance 0) replaced by the second.
         posterior_mean_x0: weight of x_0 in the mean of q(x_{t-1} | x_t, x_0).
@@ -44,6 +46,7 @@ class Schedule:
     betas: np.ndarray
     alphas_cumprod: np.ndarray
     alphas_cumprod_prev: np.ndarray
+    ddim_alphas_cumprod: np.ndarray
     posterior_variance: np.ndarray
     posterior_log_variance: np.ndarray
     posterior_mean_x0: np.ndarray
@@ -53,25 +56,39 @@ class Schedule:
         return len(self.timesteps)
 
 
-def make_schedule(noise_schedule: str, spacing: int | str | None = None, num_steps: int = 1000) -> Schedule:
+def make_schedule(
+    noise_schedule: str,
+    spacing: int | str | None = None,
+    num_steps: int = 1000,
+    published: PublishedScheduler | None = None,
+) -> NoiseSchedule:
     """The process of `noise_schedule` over the steps of `spacing`.
+
+    With a `published` scheduler its noise counts, and which steps a plain count visits.
 
     Raises:
         ValueError: no such schedule, or `spacing` cannot be read.
     """
-    whole = np.cumprod(1.0 - betas_of(noise_schedule, num_steps))
-    timesteps = respaced(num_steps, spacing)
+    betas = betas_of(noise_schedule, num_steps) if published is None else published.betas
+    whole = np.cumprod(1.0 - betas)
+    count = int(spacing) if published is not None and str(spacing).isdecimal() else None  # type: ignore[arg-type]
+    if published is not None and count is not None:
+        timesteps = published.timesteps(count)
+        ddim_left = published.left_after(timesteps)
+    else:
+        timesteps, ddim_left = respaced(num_steps, spacing), None
     kept = whole[timesteps]
     betas = 1.0 - kept / np.append(1.0, kept[:-1])
     alphas = 1.0 - betas
     cumprod = np.cumprod(alphas)
     previous = np.append(1.0, cumprod[:-1])
     variance = betas * (1.0 - previous) / (1.0 - cumprod)
-    return Schedule(
+    return NoiseSchedule(
         timesteps=timesteps,
         betas=betas,
         alphas_cumprod=cumprod,
         alphas_cumprod_prev=previous,
+        ddim_alphas_cumprod=previous if ddim_left is None else ddim_left,
         posterior_variance=variance,
         posterior_log_variance=np.log(np.append(variance[1:2] if len(variance) > 1 else betas[:1], variance[1:])),
         posterior_mean_x0=betas * np.sqrt(previous) / (1.0 - cumprod),

@@ -78,7 +78,12 @@ def feature_distance(first: np.ndarray, second: np.ndarray, divisor: str = "n") 
 
 
 def jackknife_interval(
-    first: np.ndarray, second: np.ndarray, divisor: str = "n", groups: int = 20, confidence: float = 0.95
+    first: np.ndarray,
+    second: np.ndarray,
+    divisor: str = "n",
+    groups: int = 20,
+    confidence: float = 0.95,
+    rows_per_clip: int = 1,
 ) -> Interval:
     """A confidence interval for the distance at these sample sizes, by the grouped jackknife (Quenouille 1949).
 
@@ -90,44 +95,60 @@ def jackknife_interval(
         first: features (N1, D).
         second: features (N2, D).
         divisor: see `feature_distance`.
-        groups: groups per side, at most half the rows of the smaller side.
+        groups: groups per side, at most half the clips of the smaller side.
         confidence: of the interval, 0 < confidence < 1.
+        rows_per_clip: rows that follow each other and come of one clip; they are left out together.
     """
     first, second = _checked(first), _checked(second)
-    groups = max(2, min(groups, len(first) // 2, len(second) // 2))
     whole = (_Side(first, divisor), _Side(second, divisor))
     variance = 0.0
     for side, features in enumerate((first, second)):
-        group = np.arange(len(features)) % groups
+        group = grouped(len(features), rows_per_clip, groups, min(len(first), len(second)))  # (N,)
+        groups = int(group.max()) + 1
         values = []
         for left_out in range(groups):
             part = _Side(features[group != left_out], divisor)
             values.append(_distance(part, whole[1]) if side == 0 else _distance(whole[0], part))
         variance += (groups - 1) / groups * float(np.square(np.array(values) - np.mean(values)).sum())
     value = _distance(*whole)
-    margin = _normal_quantile(0.5 + confidence / 2) * variance**0.5
+    margin = normal_quantile(0.5 + confidence / 2) * variance**0.5
     return Interval(max(0.0, value - margin), value + margin)
 
 
 def extrapolated_distance(
-    first: np.ndarray, second: np.ndarray, divisor: str = "n", sizes: int = 8, seed: int = 0
+    first: np.ndarray, second: np.ndarray, divisor: str = "n", sizes: int = 8, seed: int = 0, rows_per_clip: int = 1
 ) -> float:
     """The distance that endless samples would have: a line through distances over 1/N, read at 0.
 
     Chong & Forsyth 2020, "Effectively unbiased FID": the bias of a Fréchet distance is close to linear in 1/N. Subsets
-    of both sides, from half to all of their rows, are drawn from `seed`. Can be negative where two sets are equal.
+    of both sides, from half to all of their clips, are drawn from `seed`. Can be negative where two sets are equal.
     """
     first, second = _checked(first), _checked(second)
     inverse, values = [], []
     for step, share in enumerate(np.linspace(0.5, 1.0, sizes)):
         parts = []
         for side, features in enumerate((first, second)):
-            count = max(_MIN_SAMPLES, round(share * len(features)))
-            order = rng.stream(seed, "extrapolation", side, step).permutation(len(features))[:count]
-            parts.append(_Side(features[np.sort(order)], divisor))
+            clips = len(features) // rows_per_clip
+            count = max(_MIN_SAMPLES, round(share * clips))
+            order = rng.stream(seed, "extrapolation", side, step).permutation(clips)[:count]
+            rows = np.sort(order)[:, None] * rows_per_clip + np.arange(rows_per_clip)  # (count, rows_per_clip)
+            parts.append(_Side(features[rows.reshape(-1)], divisor))
         inverse.append(1.0 / share)
         values.append(_distance(*parts))
     return float(np.polyfit(inverse, values, 1)[1])
+
+
+def grouped(rows: int, rows_per_clip: int, groups: int, fewest_rows: int) -> np.ndarray:
+    """Group (rows,) of each row for the jackknife: clips are dealt out in turn, at least 2 to a group of either side.
+
+    Args:
+        rows: of the side.
+        rows_per_clip: that follow each other and stay together.
+        groups: that are wanted.
+        fewest_rows: of the smaller side.
+    """
+    groups = max(2, min(groups, fewest_rows // rows_per_clip // 2))
+    return np.arange(rows) // rows_per_clip % groups
 
 
 class _Side:
@@ -175,5 +196,6 @@ def _divide_by(count: int, divisor: str) -> int:
     return count if divisor == "n" else count - 1
 
 
-def _normal_quantile(probability: float) -> float:
+def normal_quantile(probability: float) -> float:
+    """The number that a standard normal variable stays below with this probability."""
     return NormalDist().inv_cdf(probability)

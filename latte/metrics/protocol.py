@@ -4,7 +4,7 @@ Two scores are comparable only when their protocols have the same digest. docs/f
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,9 +12,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from latte import manifest, rng
+from latte import rng
 from latte.config import Config, build, read_yaml
 from latte.errors import UserError
+from latte.kinds import detectors
+from latte.storage import manifest
 
 # Part of the package, so that every image has them; configs/fvd links to them.
 PRESETS = Path(__file__).with_name("presets")
@@ -22,10 +24,14 @@ PRESETS = Path(__file__).with_name("presets")
 AUTO = "auto"
 ADAPTIVE = ("num_clips", "clips_per_video")
 FEWEST_CLIPS = 2
+# Section of a protocol with fields for one kind of detector each; and those that may be in it: how clips are prepared
+# and compared, not which they are.
+DETECTORS = "detectors"
+OF_A_DETECTOR = ("resolution", "resize", "features", "covariance_divisor", "confidence", "jackknife_groups")
 
 
 class Protocol(Config):
-    """How clips are chosen and prepared and how two sets of their features are compared."""
+    """Choice and preparation of clips, and the comparison of two sets of their features."""
 
     num_clips: int = Field(default=2048, ge=2, description="generated clips: the first so many of the set")
     num_real_clips: int | None = Field(default=None, ge=2, description="real clips; null: as many as generated ones")
@@ -74,7 +80,7 @@ class Protocol(Config):
 
     @property
     def real_clips(self) -> int:
-        """How many real clips are asked for."""
+        """Number of real clips that are asked for."""
         return self.num_real_clips or self.num_clips
 
     @property
@@ -88,7 +94,7 @@ class Protocol(Config):
         return (self.clip_frames - 1) * self.generated_stride + 1
 
 
-class RealClip(NamedTuple):
+class ClipStart(NamedTuple):
     """A clip of a real video: which one, and its first frame."""
 
     video: int
@@ -97,7 +103,7 @@ class RealClip(NamedTuple):
 
 @dataclass(frozen=True)
 class Available:
-    """What there is to score: how many generated videos, and the encoded frames of each real one."""
+    """The videos there are to score: the number of generated ones, and the encoded frames of each real one."""
 
     num_videos: int
     frames: Sequence[int]
@@ -118,6 +124,8 @@ def resolve(protocol: str | dict[str, Any], available: Available | None = None, 
         UserError: no such preset or file, an unknown field or a bad value.
     """
     fields, source = _fields(protocol, key)
+    for kind, own in _sections(fields.pop(DETECTORS, {}), key).items():
+        build(Protocol, own, source, prefix=f"{'' if source else f'{key}.'}{DETECTORS}.{kind}.")
     adaptive = fields.get("num_clips") == AUTO
     if fields.get("clips_per_video") == AUTO:
         fields["clips_per_video"] = None
@@ -131,6 +139,39 @@ def resolve(protocol: str | dict[str, Any], available: Available | None = None, 
     real = sum(count if most is None else min(most, count) for count in per_video)
     count = available.num_videos if resolved.num_real_clips is not None else min(available.num_videos, real)
     return resolved.model_copy(update={"num_clips": max(FEWEST_CLIPS, count)})
+
+
+def of_detector(given: str | Mapping[str, Any], base: Protocol, kind: str, published: Mapping[str, Any]) -> Protocol:
+    """The protocol of a kind of detector's scores: `base` with the fields that differ for it.
+
+    Args:
+        given: the protocol as in `resolve`.
+        base: what it was resolved to.
+        kind: of the detector; `given` may have fields for it under `detectors`.
+        published: fields of its published scores, which those replace.
+
+    Raises:
+        UserError: a field is unknown or bad.
+    """
+    fields, source = _fields(given, "protocol")
+    own = _sections(fields.get(DETECTORS, {}), "protocol").get(kind, {})
+    prefix = f"{'' if source else 'protocol.'}{DETECTORS}.{kind}."
+    return build(Protocol, {**base.model_dump(), **published, **own}, source, prefix=prefix)
+
+
+def _sections(sections: Any, key: str) -> dict[str, dict[str, Any]]:
+    """Fields for kinds of detectors, checked to be such."""
+    if not isinstance(sections, dict) or not all(isinstance(own, dict) for own in sections.values()):
+        raise UserError(f"{key}.{DETECTORS}: expected a section of fields for each kind of detector")
+    for kind, own in sections.items():
+        if kind not in detectors():
+            raise UserError(f"{key}.{DETECTORS}: no detector {kind!r} (known: {', '.join(detectors())})")
+        if others := sorted(set(own) - set(OF_A_DETECTOR)):
+            raise UserError(
+                f"{key}.{DETECTORS}.{kind}.{others[0]}: all detectors see the same clips; of its own a detector may "
+                f"have {', '.join(OF_A_DETECTOR)}"
+            )
+    return sections
 
 
 def is_adaptive(protocol: str | dict[str, Any], field: str) -> bool:
@@ -149,13 +190,30 @@ def adapted(protocol: str | dict[str, Any], available: Available) -> tuple[Proto
     return resolved, line
 
 
-def _fields(protocol: str | dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+def _fields(protocol: str | Mapping[str, Any], key: str) -> tuple[dict[str, Any], str]:
     """All fields that are given, those of a preset included, and the file where they are of one, for errors."""
     if isinstance(protocol, str):
         return _read(protocol, key), f"{key}: {protocol}" if is_file(protocol) else ""
     fields = dict(protocol)
     preset = fields.pop("preset", None)
-    return {**(_read(str(preset), key) if preset else {}), **fields}, ""
+    preset_fields = _read(str(preset), key) if preset else {}
+    if DETECTORS in fields and DETECTORS in preset_fields:
+        ours, theirs = _sections(fields[DETECTORS], key), _sections(preset_fields[DETECTORS], key)
+        fields[DETECTORS] = {kind: {**theirs.get(kind, {}), **ours.get(kind, {})} for kind in {**theirs, **ours}}
+    return {**preset_fields, **fields}, ""
+
+
+def without_file(protocol: str | dict[str, Any], key: str = "protocol") -> str | dict[str, Any]:
+    """The same protocol for a machine that does not have its file: the file's fields in its place.
+
+    Raises:
+        UserError: there is no such file, or it is no YAML.
+    """
+    preset = protocol if isinstance(protocol, str) else str(protocol.get("preset", ""))
+    if not is_file(preset):
+        return protocol
+    # Null is the default of every field that may be null, and KFP knows none.
+    return {name: value for name, value in _fields(protocol, key)[0].items() if value is not None}
 
 
 def is_file(name: str) -> bool:
@@ -176,7 +234,7 @@ def _read(name: str, key: str) -> dict[str, Any]:
         raise UserError(f"{key}: {error}") from None
 
 
-def choose_real_clips(videos: Sequence[tuple[str, int]], protocol: Protocol) -> list[RealClip]:
+def choose_real_clips(videos: Sequence[tuple[str, int]], protocol: Protocol) -> list[ClipStart]:
     """Choose the real clips: a function of the videos' ids, their lengths and the protocol alone.
 
     The videos that are long enough are put in an order drawn from the seed and visited in rounds; each visit takes one
@@ -205,12 +263,12 @@ def choose_real_clips(videos: Sequence[tuple[str, int]], protocol: Protocol) -> 
         start = 0
         if protocol.start == "random":
             start = int(rng.stream(protocol.seed, "real clip start", name, visit).integers(latest + 1))
-        clips.append(RealClip(index, start))
+        clips.append(ClipStart(index, start))
     return clips
 
 
 def prepare(frames: np.ndarray, resolution: int = 224) -> np.ndarray:
-    """What the detector sees: frames (F, H, W, 3) uint8 -> (3, F, resolution, resolution) float32 in [-1, 1].
+    """Input of the detector: frames (F, H, W, 3) uint8 -> (3, F, resolution, resolution) float32 in [-1, 1].
 
     Bilinear with half-pixel centres and without antialiasing, as the published scorers do (torch's F.interpolate with
     align_corners=False); the aspect ratio is not kept.

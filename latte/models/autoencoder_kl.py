@@ -12,9 +12,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from latte import device
+from latte import graph_cache, operators
 from latte.errors import UserError
-from latte.models import layers, toom
+from latte.models import layers
 from latte.models.configs import AutoencoderKLConfig
 from latte.models.layers import Linear, parameter
 
@@ -38,7 +38,7 @@ class AutoencoderKL(nn.Cell):
         self.decoder = _Decoder(config)
         self.quant_conv = _Conv(2 * config.latent_channels, 2 * config.latent_channels, 1)
         self.post_quant_conv = _Conv(config.latent_channels, config.latent_channels, 1)
-        self._split = ops.Split(axis=1, output_num=2)
+        self._split = operators.Split(1, 2)
         layers.fill(self, _fresh_rule(self))
         for name, param in self.parameters_and_names():
             param.name = name
@@ -55,7 +55,7 @@ class AutoencoderKL(nn.Cell):
                 f"autoencoder: images {tuple(x.shape)} do not fit, expected (N, {self.config.in_channels}, H, W) with "
                 f"H and W multiples of {factor}"
             )
-        return self._encode(x)
+        return graph_cache.call(self._encode, x)
 
     def decode(self, z: ms.Tensor) -> ms.Tensor:
         """Latents (N, C, h, w) float32, not scaled -> images (N, 3, 8 h, 8 w) float32, about [-1, 1].
@@ -67,7 +67,7 @@ class AutoencoderKL(nn.Cell):
             raise UserError(
                 f"autoencoder: latents {tuple(z.shape)} do not fit, expected (N, {self.config.latent_channels}, h, w)"
             )
-        return self._decode(z)
+        return graph_cache.call(self._decode, z)
 
     def construct(self, x: ms.Tensor, noise: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor, ms.Tensor]:
         """Encode x (N, 3, H, W), draw latents with noise (N, C, h, w), decode -> (images, mean, log-variance)."""
@@ -131,7 +131,7 @@ def _chunks(items: np.ndarray, chunk: int) -> list[np.ndarray]:
 class _Conv(nn.Cell):
     """Convolution with bias; torch.nn.Conv2d's `weight` (out, in, k, k) and `bias` (out,).
 
-    pad_mode "same" is torch's padding 1 at stride 1. At stride 2 and even sides it pads below and to the right only,
+    It is padded as torch's with padding 1 at stride 1. At stride 2 and even sides it pads below and to the right only,
     which is what the published downsampling does by hand.
     """
 
@@ -139,49 +139,25 @@ class _Conv(nn.Cell):
         super().__init__()
         self.weight = parameter(channels_out, channels_in, kernel, kernel)
         self.bias = parameter(channels_out)
-        self._convolve = ops.Conv2D(channels_out, kernel, pad_mode="same", stride=stride)
-        self._bias_add = ops.BiasAdd()
-        self._channels = (channels_in, channels_out)
-        self._has_rows = kernel == 3 and stride == 1 and device.spares_products()
-        if self._has_rows:
-            self._convolve_rows = toom.Convolve3x3(channels_out)
+        self._convolve = operators.Convolve(channels_in, channels_out, kernel, stride)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Map x (N, in, H, W) -> (N, out, H / stride, W / stride)."""
-        if self._has_rows and toom.worthwhile(*self._channels, x.shape[0], *x.shape[2:]):
-            return self._bias_add(self._convolve_rows(x, self.weight), self.bias)
-        return self._bias_add(self._convolve(x, self.weight), self.bias)
+        return self._convolve(x, self.weight, self.bias)
 
 
 class _GroupNorm(nn.Cell):
-    """Normalisation over groups of channels (Wu & He 2018), written out: faster on a CPU than nn.GroupNorm."""
+    """Normalisation over groups of channels (Wu & He 2018)."""
 
     def __init__(self, groups: int, channels: int) -> None:
         super().__init__()
         self.weight = parameter(channels)
         self.bias = parameter(channels)
-        self._groups = groups
+        self._norm = operators.GroupNorm(groups, _NORM_EPSILON)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Map x (N, C, H, W) -> the same shape."""
-        batch, channels = x.shape[:2]
-        rows = x.reshape(batch * self._groups, -1)  # (N * G, C / G * H * W)
-        mean = rows.mean(axis=1, keep_dims=True)  # (N * G, 1)
-        centered = rows - mean
-        inverse = ops.rsqrt((centered * centered).mean(axis=1, keep_dims=True) + _NORM_EPSILON)  # (N * G, 1)
-        # One factor and one summand for each channel: two passes over x where group and channel apart take four.
-        scale = self._per_channel(inverse, batch, channels) * self.weight.reshape(1, channels)  # (N, C)
-        shift = self.bias.reshape(1, channels) - self._per_channel(mean, batch, channels) * scale  # (N, C)
-        return x * scale.reshape(batch, channels, 1, 1) + shift.reshape(batch, channels, 1, 1)
-
-    def _per_channel(self, value: ms.Tensor, batch: int, channels: int) -> ms.Tensor:
-        """A number for each group (N * G, 1) -> the same for each of its channels (N, C)."""
-        by_group = (batch, self._groups, channels // self._groups)
-        return ops.broadcast_to(value.reshape(batch, self._groups, 1), by_group).reshape(batch, channels)
-
-
-def _silu(x: ms.Tensor) -> ms.Tensor:
-    return x * device.sigmoid(x)
+        return self._norm(x, self.weight, self.bias)
 
 
 class _ResnetBlock(nn.Cell):
@@ -199,8 +175,8 @@ class _ResnetBlock(nn.Cell):
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Map x (N, in, H, W) -> (N, out, H, W)."""
-        y = self.conv1(_silu(self.norm1(x)))
-        y = self.conv2(_silu(self.norm2(y)))
+        y = self.conv1(operators.silu(self.norm1(x)))
+        y = self.conv2(operators.silu(self.norm2(y)))
         return y + (self.conv_shortcut(x) if self._has_shortcut else x)
 
 
@@ -222,7 +198,7 @@ class _Attention(nn.Cell):
         pixels = self.group_norm(x).reshape(batch, channels, height * width).transpose(0, 2, 1)  # (N, H * W, C)
         one_head = (batch, 1, height * width, channels)
         q, k, v = (self.to_q(pixels), self.to_k(pixels), self.to_v(pixels))
-        y = device.attention(q.reshape(one_head), k.reshape(one_head), v.reshape(one_head), self._scale)
+        y = operators.attention(q.reshape(one_head), k.reshape(one_head), v.reshape(one_head), self._scale)
         y = self.to_out[0](y.reshape(batch, height * width, channels))
         return x + y.transpose(0, 2, 1).reshape(x.shape)
 
@@ -252,35 +228,17 @@ class _Downsampler(nn.Cell):
         return self.conv(x)
 
 
-# Rows of a kernel of three that meet the same pixel of the smaller image, for outputs at even and at odd places.
-_MET = (np.array([[1, 0, 0], [0, 1, 1]], np.float32), np.array([[1, 1, 0], [0, 0, 1]], np.float32))
-
-
 class _Upsampler(nn.Cell):
-    """Double the sides by nearest neighbour, then convolve.
-
-    Three taps meet only two different pixels of the smaller image along each side. So the outputs at even and odd rows
-    and columns are four convolutions of the smaller image by 2x2 kernels: 16 multiplications instead of 36.
-    """
+    """Double the sides by nearest neighbour, then convolve."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = _Conv(channels, channels, 3)
-        places = [(i, j) for i in (0, 1) for j in (0, 1)]
-        self._sums = [ms.Tensor(np.ascontiguousarray(np.kron(_MET[i], _MET[j]).T)) for i, j in places]  # 4 x (9, 4)
-        self._convolve = [ops.Conv2D(channels, 2, pad_mode="pad", pad=(1 - i, i, 1 - j, j)) for i, j in places]
-        self._matmul, self._concat, self._bias_add = ops.MatMul(), ops.Concat(axis=1), ops.BiasAdd()
+        self._convolve = operators.ConvolveDoubled(channels)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Map x (N, C, H, W) -> (N, C, 2 H, 2 W)."""
-        batch, channels, height, width = x.shape
-        taps = self.conv.weight.reshape(channels * channels, 9)
-        parts = []
-        for i in range(4):
-            kernel = self._matmul(taps, self._sums[i]).reshape(channels, channels, 2, 2)
-            parts.append(self._bias_add(self._convolve[i](x, kernel), self.conv.bias))  # (N, C, H, W)
-        y = self._concat(parts).reshape(batch, 2, 2, channels, height, width).transpose(0, 3, 4, 1, 5, 2)
-        return y.reshape(batch, channels, 2 * height, 2 * width)
+        return self._convolve(x, self.conv.weight, self.conv.bias)
 
 
 class _Block(nn.Cell):
@@ -328,7 +286,7 @@ class _Encoder(nn.Cell):
         x = self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
-        return self.conv_out(_silu(self.conv_norm_out(self.mid_block(x))))
+        return self.conv_out(operators.silu(self.conv_norm_out(self.mid_block(x))))
 
 
 class _Decoder(nn.Cell):
@@ -353,7 +311,7 @@ class _Decoder(nn.Cell):
         x = self.mid_block(self.conv_in(z))
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(_silu(self.conv_norm_out(x)))
+        return self.conv_out(operators.silu(self.conv_norm_out(x)))
 
 
 def _fresh_rule(net: nn.Cell) -> Any:

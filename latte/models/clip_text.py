@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn, ops
+from mindspore import nn
 
+from latte import graph_cache, operators
 from latte.errors import UserError
 from latte.models import layers
 from latte.models.configs import ClipTextConfig
@@ -59,7 +60,7 @@ class ClipTextModel(nn.Cell):
             raise UserError(f"text encoder: tokens {tokens.shape} do not fit, expected (N, L) with L at most {longest}")
         if tokens.size and not (tokens.min() >= 0 and tokens.max() < size):
             raise UserError(f"text encoder: tokens {tokens.min()} to {tokens.max()} do not fit a vocabulary of {size}")
-        return self._encode(ms.Tensor(tokens.astype(np.int32)))
+        return graph_cache.call(self._encode, ms.Tensor(tokens.astype(np.int32)))
 
     def construct(self, tokens: ms.Tensor) -> ms.Tensor:
         """Tokens (N, L) int32 -> (N, L, hidden) float32, as a part of a larger graph."""
@@ -128,7 +129,7 @@ class _Embeddings(nn.Cell):
 
     def construct(self, tokens: ms.Tensor) -> ms.Tensor:
         """Tokens (N, L) -> (N, L, hidden)."""
-        return self.token_embedding(tokens) + self.position_embedding.weight[: tokens.shape[1]]
+        return self.token_embedding(tokens) + operators.first_rows(self.position_embedding.weight, tokens.shape[1])
 
 
 class _Encoder(nn.Cell):
@@ -140,7 +141,7 @@ class _Encoder(nn.Cell):
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Map x (N, L, hidden) -> the same shape."""
         length = x.shape[1]
-        mask = self._mask[:length, :length]  # (L, L)
+        mask = operators.first_corner(self._mask, length)  # (L, L)
         for layer in self.layers:
             x = layer(x, mask)
         return x
@@ -173,9 +174,6 @@ class _Attention(nn.Cell):
         self.out_proj = Linear(size, size)
         self._heads = num_heads
         self._scale = (size // num_heads) ** -0.5
-        self._scores = ops.BatchMatMul(transpose_b=True)
-        self._mix = ops.BatchMatMul()
-        self._softmax = ops.Softmax(axis=-1)
 
     def construct(self, x: ms.Tensor, mask: ms.Tensor) -> ms.Tensor:
         """Map x (N, L, size) -> the same shape; `mask` (L, L) is added to the scores."""
@@ -183,8 +181,8 @@ class _Attention(nn.Cell):
         q = (self.q_proj(x) * self._scale).reshape(by_head).transpose(0, 2, 1, 3)  # (N, H, L, D)
         k = self.k_proj(x).reshape(by_head).transpose(0, 2, 1, 3)
         v = self.v_proj(x).reshape(by_head).transpose(0, 2, 1, 3)
-        weights = self._softmax(self._scores(q, k) + mask)  # (N, H, L, L)
-        return self.out_proj(self._mix(weights, v).transpose(0, 2, 1, 3).reshape(x.shape))
+        y = operators.masked_attention(q, k, v, mask)  # (N, H, L, D)
+        return self.out_proj(y.transpose(0, 2, 1, 3).reshape(x.shape))
 
 
 class _MLP(nn.Cell):
@@ -197,8 +195,7 @@ class _MLP(nn.Cell):
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Map x (N, L, size) -> the same shape."""
-        y = self.fc1(x)
-        return self.fc2(y * ops.sigmoid(1.702 * y))
+        return self.fc2(operators.quick_gelu(self.fc1(x)))
 
 
 class _LayerNorm(nn.Cell):
@@ -208,11 +205,11 @@ class _LayerNorm(nn.Cell):
         super().__init__()
         self.weight = parameter(config.hidden_size)
         self.bias = parameter(config.hidden_size)
-        self._norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=config.layer_norm_eps)
+        self._epsilon = config.layer_norm_eps
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Map x (N, L, hidden) -> the same shape."""
-        return self._norm(x, self.weight, self.bias)[0]
+        return operators.layer_norm(x, self.weight, self.bias, self._epsilon)
 
 
 def _fresh(name: str) -> Callable[[np.random.Generator, tuple[int, ...]], np.ndarray] | None:

@@ -1,4 +1,4 @@
-"""What the networks are built from, without the networks: reading a config must not cost the import of MindSpore."""
+"""Configs that the networks are built from, without the networks: reading one must not cost the import of MindSpore."""
 
 import json
 import math
@@ -12,6 +12,7 @@ from latte.config import Config, ToldError, build, prefix_of
 from latte.errors import UserError
 
 # name: (hidden_size, depth, num_heads)
+TEXT_SHAPE = (77, 768)  # tokens and channels of a text, as Latte takes them: those of CLIP ViT-L/14
 LATTE_SIZES = {"XL": (1152, 28, 16), "L": (1024, 24, 16), "B": (768, 12, 12), "S": (384, 12, 6)}
 _PATCHES = (2, 4, 8)
 PRESETS = tuple(f"Latte-{size}/{patch}" for size in LATTE_SIZES for patch in _PATCHES)
@@ -50,7 +51,7 @@ def nearest_multiple(value: int, unit: int) -> int:
 
 
 class LatteConfig(Config):
-    """What a Latte is built from; names and defaults are those of the published code."""
+    """Sizes and kind of a Latte; names and defaults are those of the published code."""
 
     input_size: int = Field(default=32, gt=0, description="height and width of the latents")
     patch_size: int = Field(default=2, gt=0, description="height and width of a patch, in latents")
@@ -106,7 +107,7 @@ class LatteConfig(Config):
 
     @classmethod
     def of_settings(cls, given: Mapping[str, Any], known: Mapping[str, Any], prefix: str) -> "LatteConfig":
-        """What settings ask for: `known` of the data, the sizes of a `preset` over it, and single keys over both.
+        """Settings' Latte: `known` of the data, the sizes of a `preset` over it, and single keys over both.
 
         Args:
             given: a preset and/or keys of this class.
@@ -116,12 +117,20 @@ class LatteConfig(Config):
         Raises:
             UserError: an unknown preset, or a key that is unknown, bad or does not fit.
         """
-        rest = dict(given)
-        preset = rest.pop("preset", None)
-        values = {**known, **(cls.preset(str(preset)).sizes if preset else {}), **rest}
+        values = {**known, **without_preset(given)}
         if "input_size" not in values and isinstance(values.get("patch_size"), int):
             values["input_size"] = max(1, values["patch_size"]) * cls.model_fields["input_size"].default
         return build(cls, values, prefix=prefix)
+
+    @property
+    def text_encoder(self) -> str:
+        """Kind of the text encoder whose embeddings condition text takes."""
+        return "clip"
+
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        """Tokens and channels of a text's embedding."""
+        return TEXT_SHAPE
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -142,6 +151,17 @@ class LatteConfig(Config):
     def num_patches(self) -> int:
         """Patches of one frame."""
         return (self.input_size // self.patch_size) ** 2
+
+
+def without_preset(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Latte's settings with the sizes of `preset` in its place; what is given besides wins over them.
+
+    Raises:
+        UserError: no such preset.
+    """
+    rest = dict(given)
+    preset = rest.pop("preset", None)
+    return {**LatteConfig.preset(str(preset)).sizes, **rest} if preset else rest
 
 
 class AutoencoderKLConfig(Config):
@@ -237,6 +257,9 @@ class ClipTextConfig(Config):
         return self
 
 
+_I3D_EPSILON = 1e-5
+
+
 class I3DConfig(Config):
     """Sizes of an Inception I3D; the defaults are the published ones, which alone make an FVD."""
 
@@ -244,10 +267,19 @@ class I3DConfig(Config):
     width: float = Field(default=1.0, gt=0, le=1, description="share of the published channels in every layer")
     image_size: int = Field(default=224, ge=32, description="side of the frames that the weights were trained on")
 
+    batch_norm_epsilon: float | None = Field(
+        default=None, gt=0, lt=1, description="what batch normalisation adds to the variance; null: 1e-5"
+    )
+
     @property
     def is_published(self) -> bool:
-        """Whether this is the network of the published scores."""
-        return self == I3DConfig()
+        """Whether this is the network of the published scores, but for its epsilon, which is the weights'."""
+        return self.model_copy(update={"batch_norm_epsilon": None}) == I3DConfig()
+
+    @property
+    def epsilon(self) -> float:
+        """Addend of batch normalisation to the variance."""
+        return _I3D_EPSILON if self.batch_norm_epsilon is None else self.batch_norm_epsilon
 
     @property
     def stem_channels(self) -> tuple[int, int]:
@@ -258,11 +290,6 @@ class I3DConfig(Config):
     def mixed_channels(self) -> dict[str, tuple[int, ...]]:
         """Channels of each mixed layer's convolutions, in the order b0, b1a, b1b, b2a, b2b, b3b."""
         return {name: tuple(map(self._scaled, channels)) for name, channels in _I3D_MIXED.items()}
-
-    @property
-    def feature_channels(self) -> int:
-        """Channels before the classifier."""
-        return concatenated(self.mixed_channels["Mixed_5c"])
 
     def _scaled(self, channels: int) -> int:
         return max(1, round(channels * self.width))

@@ -2,71 +2,16 @@
 
 Parameters have the names and shapes of the PyTorch port that FVD scorers use (`Mixed_3b.b1a.conv3d.weight`, …), so that
 its weights need no renaming. Batch normalisation is always that of evaluation and is folded into the convolutions.
-
-A convolution over time and space is computed as convolutions over space alone: frames are mixed into fewer frames than
-kernel taps times output frames, each is convolved by a mix of the taps, and the results are mixed into output frames
-(`latte.models.toom`). With three taps that is half the multiplications.
+Between the layers clips lie as the device's operators take them (`latte.operators.CLIP_LAYOUT`).
 """
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
+from latte import graph_cache, operators
 from latte.models.configs import I3DConfig, concatenated
 from latte.models.layers import parameter
-from latte.models.toom import Mixing, toom
-
-_BATCH_NORM_EPSILON = 1e-5
-
-
-def mixing(num_frames: int, kernel: int, stride: int) -> Mixing:
-    """The mixing of frames for "same" padding as TensorFlow has it: an odd missing frame is added at the end.
-
-    A stride of 2 splits the input into even and odd frames and the kernel into the taps that meet them.
-
-    Returns:
-        Inputs (P groups, T), taps (P, kernel), outputs (T / stride, P groups).
-    """
-    num_outputs = -(-num_frames // stride)
-    before = max((num_outputs - 1) * stride + kernel - num_frames, 0) // 2
-    per_group = 4 if num_outputs > 2 else 2
-    groups = -(-num_outputs // per_group)
-    parts = []
-    for phase in range(stride):
-        taps = list(range(phase, kernel, stride))
-        by_toom = toom(per_group, len(taps))
-        count = len(by_toom.taps)
-        frames = np.zeros((count, groups, num_frames))
-        outputs = np.zeros((num_outputs, count, groups))
-        for group in range(groups):
-            for i in range(count):
-                frame = (per_group * group + i) * stride + phase - before
-                if 0 <= frame < num_frames:
-                    frames[:, group, frame] = by_toom.inputs[:, i]
-            for i in range(min(per_group, num_outputs - per_group * group)):
-                outputs[per_group * group + i, :, group] = by_toom.outputs[i]
-        spread = np.zeros((count, kernel))
-        spread[:, taps] = by_toom.taps
-        parts.append(Mixing(frames.reshape(-1, num_frames), spread, outputs.reshape(num_outputs, -1)))
-    return Mixing(
-        np.concatenate([part.inputs for part in parts]),
-        np.concatenate([part.taps for part in parts]),
-        np.concatenate([part.outputs for part in parts], axis=1),
-    )
-
-
-@ops.constexpr
-def _mixing_tensors(num_frames: int, kernel: int, stride: int) -> tuple[ms.Tensor, ...]:
-    return tuple(ms.Tensor(part.astype(np.float32)) for part in mixing(num_frames, kernel, stride))
-
-
-@ops.constexpr
-def _window(num_frames: int, kernel: int, stride: int) -> tuple[ms.Tensor, ...]:
-    """Which frame the k-th of a pooling window is, for each output; beyond the border the border's frame stands in."""
-    num_outputs = -(-num_frames // stride)
-    before = max((num_outputs - 1) * stride + kernel - num_frames, 0) // 2
-    first = np.arange(num_outputs) * stride - before
-    return tuple(ms.Tensor(np.clip(first + k, 0, num_frames - 1).astype(np.int32)) for k in range(kernel))
 
 
 class _Weight(nn.Cell):
@@ -80,10 +25,11 @@ class _Weight(nn.Cell):
 
 
 class _Statistics(nn.Cell):
-    """What batch normalisation learned, each (channels,)."""
+    """Parameters and statistics of batch normalisation, each (channels,)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, epsilon: float) -> None:
         super().__init__()
+        self._epsilon = epsilon
         self.weight = parameter(channels)
         self.bias = parameter(channels)
         self.running_mean = parameter(channels, fixed=True)
@@ -91,76 +37,23 @@ class _Statistics(nn.Cell):
 
     def folded(self) -> tuple[ms.Tensor, ms.Tensor]:
         """The scale and shift, each (channels,), that the normalisation comes to."""
-        scale = self.weight / ops.sqrt(self.running_var + _BATCH_NORM_EPSILON)
+        scale = self.weight / ops.sqrt(self.running_var + self._epsilon)
         return scale, self.bias - self.running_mean * scale
 
 
 class _Unit(nn.Cell):
     """Convolution with TensorFlow's "same" padding, batch normalisation, ReLU."""
 
-    def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> None:
+    def __init__(self, channels_in: int, channels_out: int, kernel: int, epsilon: float, stride: int = 1) -> None:
         super().__init__()
         self.conv3d = _Weight(channels_in, channels_out, kernel, has_bias=False)
-        self.bn = _Statistics(channels_out)
-        self._sizes = (channels_in, channels_out, kernel, stride)
-        self._convolve = ops.Conv2D(channels_out, kernel, pad_mode="same", stride=stride)
-        self._matmul = ops.MatMul()
-        self._concat = ops.Concat(axis=0)
-        self._bias_add = ops.BiasAdd()
+        self.bn = _Statistics(channels_out, epsilon)
+        self._convolve = operators.ConvolveClips(channels_in, channels_out, kernel, stride)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """Frames (T, N, in, H, W) -> (T / stride, N, out, H / stride, W / stride)."""
-        channels_in, channels_out, kernel, stride = self._sizes
-        num_frames, count, _, height, width = x.shape
+        """Clips of `in` channels -> of `out` channels, time and sides divided by the stride."""
         scale, shift = self.bn.folded()
-        # Broadcast before the product: MindSpore's own broadcasting on a CPU is slow and keeps its memory.
-        weight = self.conv3d.weight
-        weight = weight * ops.broadcast_to(scale.reshape(-1, 1, 1, 1, 1), weight.shape)  # (out, in, k, k, k)
-        if kernel == 1:
-            y = self._convolve(
-                x.reshape(-1, channels_in, height, width), weight.reshape(channels_out, channels_in, 1, 1)
-            )
-        else:
-            mix_frames, mix_taps, mix_outputs = _mixing_tensors(num_frames, kernel, stride)
-            points = mix_taps.shape[0]
-            groups = mix_frames.shape[0] // points
-            mixed = self._matmul(mix_frames, x.reshape(num_frames, -1))  # (P groups, N in H W)
-            mixed = mixed.reshape(points * groups * count, channels_in, height, width)
-            taps = weight.transpose(2, 0, 1, 3, 4).reshape(kernel, -1)  # (k, out in k k)
-            taps = self._matmul(mix_taps, taps).reshape(points * channels_out, channels_in, kernel, kernel)
-            mixed, taps = ops.Split(0, points)(mixed), ops.Split(0, points)(taps)
-            results = [self._convolve(mixed[i], taps[i]) for i in range(points)]  # P times (groups N, out, H', W')
-            y = self._matmul(mix_outputs, self._concat(results).reshape(points * groups, -1))  # (T', N out H' W')
-        height, width = -(-height // stride), -(-width // stride)
-        y = self._bias_add(y.reshape(-1, channels_out, height, width), shift)  # (T' N, out, H', W')
-        return ops.relu(y).reshape(-1, count, channels_out, height, width)
-
-
-class _MaxPool(nn.Cell):
-    """Maximum over windows of time, then of space, with "same" padding.
-
-    The published code pads with zeros; behind a ReLU that is the same as leaving the border out.
-    """
-
-    def __init__(self, kernel: tuple[int, int], stride: tuple[int, int]) -> None:
-        super().__init__()
-        self._time = (kernel[0], stride[0])
-        self._space = ops.MaxPool(kernel[1], stride[1], "same")
-
-    def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """Frames (T, N, C, H, W) -> (T / stride, N, C, H / stride, W / stride)."""
-        num_frames, count, channels, height, width = x.shape
-        x = self._space(x.reshape(-1, channels, height, width))  # (T N, C, H', W')
-        height, width = x.shape[2:]
-        kernel, stride = self._time
-        if kernel > 1:
-            x = x.reshape(num_frames, -1)
-            windows = _window(num_frames, kernel, stride)
-            best = ops.gather(x, windows[0], 0)  # (T', N C H' W')
-            for k in range(1, kernel):
-                best = ops.maximum(best, ops.gather(x, windows[k], 0))
-            x = best
-        return x.reshape(-1, count, channels, height, width)
+        return self._convolve(x, self.conv3d.weight, scale, shift)
 
 
 class _Mixed(nn.Cell):
@@ -169,19 +62,19 @@ class _Mixed(nn.Cell):
     `channels`: of the 1x1x1 branch; of 1x1x1 and 3x3x3 of the second and of the third branch; of max pool and 1x1x1.
     """
 
-    def __init__(self, channels_in: int, channels: tuple[int, ...]) -> None:
+    def __init__(self, channels_in: int, channels: tuple[int, ...], epsilon: float) -> None:
         super().__init__()
-        self.b0 = _Unit(channels_in, channels[0], 1)
-        self.b1a = _Unit(channels_in, channels[1], 1)
-        self.b1b = _Unit(channels[1], channels[2], 3)
-        self.b2a = _Unit(channels_in, channels[3], 1)
-        self.b2b = _Unit(channels[3], channels[4], 3)
-        self.b3b = _Unit(channels_in, channels[5], 1)
-        self._pool = _MaxPool((3, 3), (1, 1))
-        self._concat = ops.Concat(axis=2)
+        self.b0 = _Unit(channels_in, channels[0], 1, epsilon)
+        self.b1a = _Unit(channels_in, channels[1], 1, epsilon)
+        self.b1b = _Unit(channels[1], channels[2], 3, epsilon)
+        self.b2a = _Unit(channels_in, channels[3], 1, epsilon)
+        self.b2b = _Unit(channels[3], channels[4], 3, epsilon)
+        self.b3b = _Unit(channels_in, channels[5], 1, epsilon)
+        self._pool = operators.MaxPoolClips((3, 3), (1, 1))
+        self._concat = ops.Concat(axis=operators.CLIP_CHANNELS)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """Frames (T, N, in, H, W) -> (T, N, sum of the branches, H, W)."""
+        """Clips of `in` channels -> of the sum of the branches' channels."""
         return self._concat((self.b0(x), self.b1b(self.b1a(x)), self.b2b(self.b2a(x)), self.b3b(self._pool(x))))
 
 
@@ -213,17 +106,18 @@ class I3D(nn.Cell):
         super().__init__()
         self.config = config or I3DConfig()
         first, width = self.config.stem_channels
-        self.Conv3d_1a_7x7 = _Unit(3, first, 7, stride=2)
-        self.Conv3d_2b_1x1 = _Unit(first, first, 1)
-        self.Conv3d_2c_3x3 = _Unit(first, width, 3)
+        epsilon = self.config.epsilon
+        self.Conv3d_1a_7x7 = _Unit(3, first, 7, epsilon, stride=2)
+        self.Conv3d_2b_1x1 = _Unit(first, first, 1, epsilon)
+        self.Conv3d_2c_3x3 = _Unit(first, width, 3, epsilon)
         for name, channels in self.config.mixed_channels.items():
-            setattr(self, name, _Mixed(width, channels))
+            setattr(self, name, _Mixed(width, channels, epsilon))
             width = concatenated(channels)
         self.logits = _Logits(width, self.config.num_classes)
-        self._pool_2a = _MaxPool((1, 3), (1, 2))
-        self._pool_3a = _MaxPool((1, 3), (1, 2))
-        self._pool_4a = _MaxPool((3, 3), (2, 2))
-        self._pool_5a = _MaxPool((2, 2), (2, 2))
+        self._pool_2a = operators.MaxPoolClips((1, 3), (1, 2))
+        self._pool_3a = operators.MaxPoolClips((1, 3), (1, 2))
+        self._pool_4a = operators.MaxPoolClips((3, 3), (2, 2))
+        self._pool_5a = operators.MaxPoolClips((2, 2), (2, 2))
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Class scores before the softmax, averaged over time: what the published FVD takes as features.
@@ -237,7 +131,7 @@ class I3D(nn.Cell):
         Raises:
             ValueError: the shape is another one.
         """
-        return self.logits(self.features(x).mean(axis=(2, 3, 4)))
+        return self.logits(operators.mean_of_clips(self.features(x)))
 
     def features(self, x: ms.Tensor) -> ms.Tensor:
         """The layer before the classifier: averages over 2 time steps and all positions.
@@ -254,16 +148,26 @@ class I3D(nn.Cell):
         size = self.config.image_size
         if x.ndim != 5 or x.shape[1] != 3 or x.shape[2] < self.MIN_FRAMES or tuple(x.shape[3:]) != (size, size):
             raise ValueError(f"I3D takes (N, 3, T >= {self.MIN_FRAMES}, {size}, {size}), not {tuple(x.shape)}")
-        return self._features(x)
+        return graph_cache.call(self._features, x)
+
+    def detect(self, clips: np.ndarray, features: str) -> np.ndarray:
+        """Features of a score: clips (N, 3, T, S, S) float32 in [-1, 1] -> (N, 1, D) float32.
+
+        Args:
+            clips: see `construct`.
+            features: "logits", D the classes, or "pool", D the channels before.
+        """
+        if features == "logits":
+            return np.asarray(self(ms.Tensor(clips)).asnumpy())[:, None]
+        return np.asarray(self.features(ms.Tensor(clips)).asnumpy().mean(axis=(2, 3, 4)))[:, None]
 
     @ms.jit
     def _features(self, x: ms.Tensor) -> ms.Tensor:
-        x = x.transpose(2, 0, 1, 3, 4)  # (T, N, 3, 224, 224)
-        x = self._pool_2a(self.Conv3d_1a_7x7(x))  # (T / 2, N, 64, 56, 56)
-        x = self._pool_3a(self.Conv3d_2c_3x3(self.Conv3d_2b_1x1(x)))  # (T / 2, N, 192, 28, 28)
-        x = self._pool_4a(self.Mixed_3c(self.Mixed_3b(x)))  # (T / 4, N, 480, 14, 14)
-        x = self.Mixed_4f(self.Mixed_4e(self.Mixed_4d(self.Mixed_4c(self.Mixed_4b(x)))))  # (T / 4, N, 832, 14, 14)
-        x = self.Mixed_5c(self.Mixed_5b(self._pool_5a(x)))  # (T / 8, N, 1024, 7, 7)
-        x = x.mean(axis=(3, 4), keep_dims=True)  # (T / 8, N, 1024, 1, 1)
-        x = (x[:-1] + x[1:]) / 2  # (T / 8 - 1, N, 1024, 1, 1)
-        return x.transpose(1, 2, 0, 3, 4)
+        x = x.transpose(operators.CLIP_LAYOUT)
+        x = self._pool_2a(self.Conv3d_1a_7x7(x))  # T / 2, 64, 56, 56
+        x = self._pool_3a(self.Conv3d_2c_3x3(self.Conv3d_2b_1x1(x)))  # T / 2, 192, 28, 28
+        x = self._pool_4a(self.Mixed_3c(self.Mixed_3b(x)))  # T / 4, 480, 14, 14
+        x = self.Mixed_4f(self.Mixed_4e(self.Mixed_4d(self.Mixed_4c(self.Mixed_4b(x)))))  # T / 4, 832, 14, 14
+        x = self.Mixed_5c(self.Mixed_5b(self._pool_5a(x)))  # T / 8, 1024, 7, 7
+        x = operators.mean_of_pairs(operators.mean_of_images(x))  # T / 8 - 1, 1024, 1, 1
+        return x.transpose(operators.CLIP_BACK)  # (N, 1024, T / 8 - 1, 1, 1)

@@ -26,12 +26,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from latte import device
+from latte import operators
 from latte.models import layers
-from latte.models.configs import LatteConfig
+from latte.models.configs import TEXT_SHAPE, LatteConfig
 
-TEXT_TOKENS, TEXT_CHANNELS = 77, 768  # CLIP ViT-L/14's text encoder
-_FREQUENCIES = 256
+STEP_FEATURES = 256
 _FIXED = ("pos_embed", "temp_embed")
 
 
@@ -40,14 +39,16 @@ class PatchEmbed(nn.Cell):
 
     def __init__(self, config: LatteConfig) -> None:
         super().__init__()
-        self.proj = _PatchProjection(config.hidden_size, config.in_channels, config.patch_size)
+        self.proj = PatchProjection(config.hidden_size, config.in_channels, config.patch_size)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Map x (B, C, H, W) -> (B, T, D)."""
         return self.proj(x)
 
 
-class _PatchProjection(nn.Cell):
+class PatchProjection(nn.Cell):
+    """Parameters and product of a patch embedding."""
+
     def __init__(self, width: int, channels: int, patch: int) -> None:
         super().__init__()
         self.weight = layers.parameter(width, channels, patch, patch)
@@ -56,6 +57,7 @@ class _PatchProjection(nn.Cell):
         self._affine = layers.Affine()
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Map x (B, C, H, W) -> (B, T, D)."""
         batch, side, c, p = x.shape[0], x.shape[2] // self._patch, self._channels, self._patch
         x = x.reshape(batch, c, side, p, side, p).transpose(0, 2, 4, 1, 3, 5)  # (B, h, w, C, p, p)
         rows = x.reshape(batch * side * side, c * p * p)
@@ -63,20 +65,32 @@ class _PatchProjection(nn.Cell):
         return y.reshape(batch, side * side, self._width)
 
 
+class StepFeatures(nn.Cell):
+    """Diffusion steps to 256 cosines and sines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        half = STEP_FEATURES // 2
+        rates = np.exp(-math.log(10000) * np.arange(half, dtype=np.float32) / half)
+        self._rates = ms.Tensor(rates.astype(np.float32)[None])  # (1, 128)
+
+    def construct(self, t: ms.Tensor) -> ms.Tensor:
+        """Map t (N,), whole numbers or float -> (N, 256)."""
+        angles = t.astype(ms.float32).reshape(-1, 1) * self._rates  # (N, 128)
+        return ops.cat((ops.cos(angles), ops.sin(angles)), axis=1)
+
+
 class TimestepEmbedder(nn.Cell):
     """Diffusion steps to vectors: 256 sinusoids, then an MLP."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.SequentialCell(layers.Linear(_FREQUENCIES, width), layers.SiLU(), layers.Linear(width, width))
-        half = _FREQUENCIES // 2
-        rates = np.exp(-math.log(10000) * np.arange(half, dtype=np.float32) / half)
-        self._rates = ms.Tensor(rates.astype(np.float32)[None])  # (1, 128)
+        self.mlp = nn.SequentialCell(layers.Linear(STEP_FEATURES, width), layers.SiLU(), layers.Linear(width, width))
+        self._features = StepFeatures()
 
     def construct(self, t: ms.Tensor) -> ms.Tensor:
         """Map t (N,), whole numbers or float -> (N, D)."""
-        angles = t.astype(ms.float32).reshape(-1, 1) * self._rates  # (N, 128)
-        return self.mlp(ops.cat((ops.cos(angles), ops.sin(angles)), axis=1))
+        return self.mlp(self._features(t))
 
 
 class LabelEmbedder(nn.Cell):
@@ -92,38 +106,18 @@ class LabelEmbedder(nn.Cell):
 
 
 class Attention(nn.Cell):
-    """Self-attention over the patches of each frame or over the frames at each patch.
-
-    Tokens stay in one order; only queries, keys and values are brought into the order that the attention needs.
-    """
+    """Self-attention over the patches of each frame or over the frames at each patch."""
 
     def __init__(self, config: LatteConfig, over_time: bool) -> None:
         super().__init__()
-        width = config.hidden_size
+        width, heads = config.hidden_size, config.num_heads
         self.qkv = layers.Linear(width, 3 * width)
         self.proj = layers.Linear(width, width)
-        self._split = ops.Split(axis=0, output_num=3)
-        self._affine = layers.Affine()
-        self._heads, self._head_size = config.num_heads, width // config.num_heads
-        self._frames, self._patches = config.num_frames, config.num_patches
-        # Over space (N * F, T, H, d) -> (N * F, H, T, d); over time (N, F, T * H, d) -> (N, T * H, F, d).
-        self._inner = self._frames if over_time else self._patches
-        self._columns = self._patches * self._heads if over_time else self._heads
+        self._attend = operators.SelfAttention(heads, width // heads, config.num_frames, config.num_patches, over_time)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Map x (N, F * T, D) -> the same shape."""
-        # Three products with parts of the weight: splitting what one product gives would move several times as much.
-        weights, biases = self._split(self.qkv.weight), self._split(self.qkv.bias)  # 3 x (D, D), 3 x (D,)
-        rows = x.reshape(-1, x.shape[2])  # (N * F * T, D)
-        q, k, v = [self._arrange(self._affine(rows, weights[i], biases[i])) for i in range(3)]
-        out = device.attention(q, k, v, self._head_size**-0.5)  # (N * outer, H, inner, d)
-        out = out.reshape(-1, self._columns, self._inner, self._head_size).transpose(0, 2, 1, 3)
-        return self.proj(out.reshape(x.shape))
-
-    def _arrange(self, part: ms.Tensor) -> ms.Tensor:
-        """Queries, keys or values (N * F * T, D) -> (N * outer, H, inner, d)."""
-        part = part.reshape(-1, self._inner, self._columns, self._head_size).transpose(0, 2, 1, 3)
-        return part.reshape(-1, self._heads, self._inner, self._head_size)
+        return self._attend(x, self.qkv.weight, self.qkv.bias, self.proj.weight, self.proj.bias)
 
 
 class Block(nn.Cell):
@@ -138,14 +132,16 @@ class Block(nn.Cell):
         self.mlp = layers.MLP(width, int(width * config.mlp_ratio))
         self.adaLN_modulation = nn.SequentialCell(layers.SiLU(), layers.Linear(width, 6 * width))
         self.gated_add = layers.GatedAdd()
-        self._split = ops.Split(axis=1, output_num=6)
+        self._split, self._fan = operators.Split(1, 6), operators.Fan(2)
 
     def construct(self, x: ms.Tensor, c: ms.Tensor) -> ms.Tensor:
         """Map x (N, F * T, D), c (N, D) -> (N, F * T, D)."""
         modulation = self.adaLN_modulation(c).reshape(c.shape[0], 6, c.shape[1])  # (N, 6, D)
         shift1, scale1, gate1, shift2, scale2, gate2 = self._split(modulation)  # 6 x (N, 1, D)
-        x = self.gated_add(x, self.attn(self.norm1(x, shift1, scale1)[0]), gate1)
-        return self.gated_add(x, self.mlp(self.norm2(x, shift2, scale2)[0]), gate2)
+        x, normed = self._fan(x)
+        x = self.gated_add(x, self.attn(self.norm1(normed, shift1, scale1)[0]), gate1)
+        x, normed = self._fan(x)
+        return self.gated_add(x, self.mlp(self.norm2(normed, shift2, scale2)[0]), gate2)
 
 
 class FinalLayer(nn.Cell):
@@ -157,7 +153,7 @@ class FinalLayer(nn.Cell):
         self.norm_final = layers.ModulatedNorm(width)
         self.linear = layers.Linear(width, config.patch_size**2 * config.out_channels)
         self.adaLN_modulation = nn.SequentialCell(layers.SiLU(), layers.Linear(width, 2 * width))
-        self._split = ops.Split(axis=1, output_num=2)
+        self._split = operators.Split(1, 2)
 
     def construct(self, x: ms.Tensor, c: ms.Tensor) -> ms.Tensor:
         """Map x (N, F * T, D), c (N, D) -> (N, F * T, p * p * 2C)."""
@@ -183,11 +179,13 @@ class Latte(nn.Cell):
         if config.condition == "class":
             self.y_embedder = LabelEmbedder(config)
         if config.condition == "text":
-            projection = layers.Linear(TEXT_TOKENS * TEXT_CHANNELS, width)
+            projection = layers.Linear(math.prod(TEXT_SHAPE), width)
             self.text_embedding_projection = nn.SequentialCell(layers.SiLU(), projection)
         self.blocks = nn.CellList([Block(config, over_time=i % 2 == 1) for i in range(config.depth)])
         self.final_layer = FinalLayer(config)
         self._condition = config.condition
+        self._guide = Guidance()
+        self._twice, self._each = operators.Fan(2), operators.Fan(config.depth + (config.condition == "class"))
         layers.fill(self, _fresh)
         side = config.input_size // config.patch_size
         positions = {
@@ -216,26 +214,26 @@ class Latte(nn.Cell):
         n, frames, channels, height, width = x.shape
         patches, size = config.num_patches, config.hidden_size
         tokens = self.x_embedder(x.reshape(n * frames, channels, height, width))  # (N * F, T, D)
-        tokens = tokens + self.pos_embed
+        tokens = tokens + self.pos_embed.astype(tokens.dtype)
         tokens = tokens.reshape(n, frames * patches, size)
-        time = self.t_embedder(t)  # (N, D)
-        condition = time
+        time, condition = self._twice(self.t_embedder(t))  # 2 x (N, D)
         if self._condition == "class":
-            condition = time + self.y_embedder(y)  # (N, D)
+            condition = condition + self.y_embedder(y)  # (N, D)
         if self._condition == "text":
-            condition = time + self.text_embedding_projection(text.reshape(n, -1))  # (N, D)
+            condition = condition + self.text_embedding_projection(text.reshape(n, -1))  # (N, D)
+        conditions = self._each(condition)
         for i, block in enumerate(self.blocks):
             if i == 1:
                 tokens = tokens.reshape(n, frames, patches, size)
-                tokens = tokens + self.temp_embed.reshape(1, frames, 1, size)
+                tokens = tokens + self.temp_embed.astype(tokens.dtype).reshape(1, frames, 1, size)
                 tokens = tokens.reshape(n, frames * patches, size)
-            tokens = block(tokens, condition)  # (N, F * T, D)
+            tokens = block(tokens, conditions[i])  # (N, F * T, D)
         # As published: text does not reach the last modulation, labels do.
-        tokens = self.final_layer(tokens, condition if self._condition == "class" else time)
+        tokens = self.final_layer(tokens, conditions[-1] if self._condition == "class" else time)
         p, out = config.patch_size, config.out_channels
         side = height // p
         tokens = tokens.reshape(n * frames, side, side, p, p, out).transpose(0, 5, 1, 3, 2, 4)
-        return tokens.reshape(n, frames, out, height, width)
+        return tokens.reshape(n, frames, out, height, width).astype(ms.float32)
 
     def forward_with_cfg(
         self,
@@ -259,18 +257,30 @@ class Latte(nn.Cell):
         Returns:
             (2N, F, 2C, H, W) float32, the guided channels equal in both halves.
         """
-        half = x[: x.shape[0] // 2]
+        half = operators.first_rows(x, x.shape[0] // 2)
         out = self.construct(ops.cat((half, half), axis=0), t, y, text)
-        conditional, plain = ops.chunk(out, 2, axis=0)  # 2 x (N, F, 2C, H, W)
+        return self._guide(out, cfg_scale, self.config.in_channels, all_channels)
+
+
+class Guidance(nn.Cell):
+    """Classifier-free guidance of outputs, the first half of them with a condition, the second without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._halves = operators.Split(0, 2)
+
+    def construct(self, out: ms.Tensor, cfg_scale: float, noise_channels: int, all_channels: bool) -> ms.Tensor:
+        """Outputs (2N, F, C, H, W) -> the same shape, the guided channels equal in both halves."""
+        conditional, plain = self._halves(out)  # 2 x (N, F, C, H, W)
         guided = plain + cfg_scale * (conditional - plain)
         if all_channels:
             return ops.cat((guided, guided), axis=0)
-        c = self.config.in_channels
-        return ops.cat((ops.cat((guided, guided), axis=0)[:, :, :c], out[:, :, c:]), axis=2)
+        noise = operators.channels(ops.cat((guided, guided), axis=0), 0, noise_channels)
+        return ops.cat((noise, operators.channels(out, noise_channels, out.shape[2] - noise_channels)), axis=2)
 
 
 def _fresh(name: str) -> Any:
-    """How the published code starts the parameter `name`; None leaves zeros."""
+    """Initializer of the parameter `name` in the published code; None leaves zeros."""
     zero = ("adaLN_modulation", "final_layer", "pos_embed", "temp_embed")
     if name.endswith(".bias") or any(part in name for part in zero):
         return None

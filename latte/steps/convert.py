@@ -11,20 +11,24 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
-from latte import manifest, storage
-from latte.checkpoints import architectures, names, open_checkpoint, store
-from latte.checkpoints.reader import check_small
+from latte import storage
+from latte.checkpoints import open_checkpoint, store
 from latte.checkpoints.stored import Checkpoint, Refusal, forget, show
-from latte.config import Config, Root
+from latte.config import Config, FileKey, Root
 from latte.errors import UserError
-from latte.models.configs import ClipTextConfig
-from latte.steps import convert_table
+from latte.facts import DiffusionFacts, LatteFacts, WeightsFacts
+from latte.kinds import KINDS, KindName, renaming
+from latte.kinds.scheduler import PublishedScheduler
+from latte.places import Place
+from latte.steps import convert_beside, convert_table
+from latte.storage import manifest, publishing
 
 RANDOM = "random"
 _HASH_BYTES = 8 << 20
@@ -39,7 +43,7 @@ def _digits(sha256: str) -> str:
 
 
 class TrainedOn(Config):
-    """What published Latte weights were trained on, which their file does not tell; the defaults are the published."""
+    """Data behind published Latte weights, which their file does not tell; the defaults are the published."""
 
     vae: str = Field(default="sd-vae-ft-ema", description="the autoencoder whose latents they were, by name")
     scaling_factor: float = Field(default=0.18215, gt=0, description="what its latents were multiplied by")
@@ -49,13 +53,16 @@ class TrainedOn(Config):
 
 
 class ConvertConfig(Config):
-    """What to convert, and where to: a file (`target`), a place under `root`, or both."""
+    """The file to convert, and its target: a file (`target`), a place under `root`, or both."""
 
-    kind: Literal["latte", "vae", "i3d", "clip"] = Field(description="what the weights are of")
-    source: str = Field(
-        description="published file (.pt, .pth, .bin, .ckpt, .safetensors, *.index.json), path or URI; random for i3d"
+    kind: KindName = Field(description="what the weights are of")
+    source: Annotated[str, FileKey("weights")] = Field(
+        description="published file (.pt, .pth, .bin, .ckpt, .safetensors, *.index.json), path or URI, or the folder "
+        "that diffusers publishes; random for i3d"
     )
-    target: str | None = Field(default=None, description="file to write, .safetensors or .ckpt; path or URI")
+    target: Annotated[str | None, FileKey("target")] = Field(
+        default=None, description="file to write, .safetensors or .ckpt; path or URI"
+    )
     root: Root | None = Field(default=None, description="where everything is kept: s3://bucket/prefix or file:///dir")
     name: str | None = Field(default=None, description="name of the weights under root: weights/<name>/")
     seed: int = Field(default=0, ge=0, lt=1 << 32, description="what random weights follow from")
@@ -65,7 +72,7 @@ class ConvertConfig(Config):
     )
     trained_on: TrainedOn | None = Field(
         default=None,
-        description="kind latte: vae, scaling_factor, image_size, noise_schedule and classes; null: as published",
+        description="of what generates: vae, scaling_factor, image_size, noise_schedule, classes; null: as published",
     )
     part: str | None = Field(
         default=None,
@@ -87,11 +94,27 @@ class ConvertConfig(Config):
             raise ValueError(f"target {self.target}: its ending names the format; write .safetensors or .ckpt")
         if "\0" in unquote(f"{self.source}{self.target}"):
             raise ValueError("source, target: no path has a zero byte in it")
-        if self.source == RANDOM and self.kind != "i3d":
-            raise ValueError(f"source random is there for kind i3d, not for {self.kind}")
-        if self.trained_on is not None and self.kind != "latte":
-            raise ValueError(f"trained_on is there for kind latte, not for {self.kind}")
+        kind = KINDS[self.kind]
+        if self.source == RANDOM and kind.random is None:
+            able = ", ".join(name for name, each in KINDS.items() if each.random is not None)
+            raise ValueError(f"source random is there for kind {able}, not for {self.kind}")
+        if self.trained_on is not None and not kind.generates:
+            able = ", ".join(name for name, each in KINDS.items() if each.generates)
+            raise ValueError(f"trained_on is there for kind {able}, not for {self.kind}")
         return self
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """Things published beside the source: settings of the network, and of its diffusion."""
+
+    model: dict[str, Any] = field(default_factory=dict)
+    scheduler: PublishedScheduler | None = None
+
+    @classmethod
+    def of(cls, config: ConvertConfig) -> "_Beside":
+        model = convert_beside.settings(config.source, config.kind)
+        return cls(model, convert_beside.diffusion(config.source, config.kind))
 
 
 def run(config: ConvertConfig) -> manifest.Manifest:
@@ -105,12 +128,13 @@ def run(config: ConvertConfig) -> manifest.Manifest:
     started = time.monotonic()
     if config.source == RANDOM:
         source = Checkpoint(f"random weights of seed {config.seed}", "", {})
-        beside: dict[str, Any] = {}
+        beside = _Beside()
     else:
+        config = config.model_copy(update={"source": convert_beside.located(config.source, config.kind)})
         _check_target(config, [config.source])
         source = open_checkpoint(config.source, config.part or "")
         _check_target(config, source.uris)
-        beside = _settings_beside(config)
+        beside = _Beside.of(config)
     if config.sha256 is not None and len(source.files) != 1:
         raise UserError(
             f"{config.source}: sha256 is that of a single file, the source has {len(source.files)}; leave it out"
@@ -124,8 +148,7 @@ def run(config: ConvertConfig) -> manifest.Manifest:
                 "the download is damaged or of another version"
             )
         if config.root is not None:
-            uri, _ = _place(config, beside, digest.result())
-            done = manifest.find(uri, "weights")
+            done = _place(config, beside, digest.result()).found
             if done is not None and config.target is None:
                 return done
         tensors, facts = _prepare(config, source, beside)
@@ -141,25 +164,30 @@ def look(config: ConvertConfig) -> dict[str, Any]:
     Raises:
         UserError: as `run`.
     """
-    return _prepare(config, open_checkpoint(config.source), _settings_beside(config))[1]["model"]
+    config = config.model_copy(update={"source": convert_beside.located(config.source, config.kind)})
+    return _prepare(config, open_checkpoint(config.source), _Beside.of(config))[1]["model"]
 
 
 def _prepare(
-    config: ConvertConfig, source: Checkpoint, beside: dict[str, Any]
+    config: ConvertConfig, source: Checkpoint, beside: _Beside
 ) -> tuple[dict[str, store.Tensor], dict[str, Any]]:
     """Tensors by the network's names, checked, and the facts about them that the manifest keeps."""
+    kind = KINDS[config.kind]
     left_out = list(source.left_out)
     tensors: Mapping[str, store.Tensor]
+    deduced: dict[str, Any] = {}
     try:
-        if config.source == RANDOM:
-            tensors = architectures.random_i3d(config.seed)
+        if config.source == RANDOM and kind.random is not None:
+            tensors = kind.random(config.seed)
+        elif source.program is not None and kind.read_program is not None:
+            tensors, deduced = kind.read_program(source.program)
         else:
-            tensors, dropped = names.rename(config.kind, source.tensors)
+            tensors, dropped = renaming.rename(config.kind, source.tensors)
             left_out += dropped
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        given = _agreed(config, source, beside)
-        what = f"{config.source} and the config.json beside it" if beside else config.source
-        model, shapes = architectures.describe(config.kind, found, given, what)
+        given = {**_agreed(config, source, beside.model), **_not_contradicted(deduced, config.model)}
+        what = f"{config.source} and the config.json beside it" if beside.model else config.source
+        model, shapes = kind.describe(found, given, what)
     except Refusal as error:
         raise UserError(f"{config.source}: {error}") from None
     store.check_match(
@@ -168,8 +196,8 @@ def _prepare(
         config.source,
     )
     facts = {"model": model, "left_out": [list(row) for row in convert_table.grouped(left_out)]}
-    if config.kind == "latte":
-        facts |= _sampling_facts(config, model)
+    if kind.generates:
+        facts |= _sampling_facts(config, model, beside.scheduler).said()
     return {name: tensors[name] for name in shapes}, facts
 
 
@@ -179,17 +207,29 @@ def _agreed(config: ConvertConfig, source: Checkpoint, beside: dict[str, Any]) -
     Raises:
         Refusal: they do.
     """
-    said, who = (beside, "the config.json beside it says")
-    model = config.model
-    if config.kind == "latte":
-        said, who = architectures.latte_settings(source.settings), "its own settings say"
-        model = architectures.without_preset(model)
+    stated, who = (beside, "the config.json beside it says")
+    kind = KINDS[config.kind]
+    if kind.own_settings is not None:
+        stated, who = kind.own_settings(source.settings), "its own settings say"
+    model = kind.expand(config.model)
     for key, value in model.items():
-        known = said.get(key)
+        known = stated.get(key)
         if known is not None and known != value:
             ours = f"model.{key}={show(value)}" if key in config.model else f"{key} {show(value)} by its preset"
             raise Refusal(f"{who} {key} {show(known)}, the config says {ours}")
-    return {**said, **model}
+    return {**stated, **model}
+
+
+def _not_contradicted(deduced: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
+    """Settings that a file's code tells; the config must not say another.
+
+    Raises:
+        Refusal: it does.
+    """
+    for key, value in deduced.items():
+        if model.get(key) not in (None, value):
+            raise Refusal(f"its code says {key} {show(value)}, the config says model.{key}={show(model[key])}")
+    return deduced
 
 
 def _check_target(config: ConvertConfig, sources: list[str]) -> None:
@@ -204,36 +244,48 @@ def _check_target(config: ConvertConfig, sources: list[str]) -> None:
     for uri in (target, target + manifest.BESIDE_SUFFIX):
         if any(_is_same(uri, storage.from_path(source)) for source in sources):
             raise UserError(f"{config.target}: the target would overwrite the source; choose another")
-        if not storage.is_s3(uri) and os.path.isdir(storage.local_path(uri)):
+        path = storage.path(uri)
+        if path is not None and os.path.isdir(path):
             raise UserError(f"{uri}: a folder; the target and its manifest are written as files")
 
 
 def _is_same(one: str, other: str) -> bool:
-    if one == other or storage.is_s3(one) or storage.is_s3(other):
+    paths = storage.path(one), storage.path(other)
+    if one == other or paths[0] is None or paths[1] is None:
         return one == other
     try:
-        return os.path.samefile(storage.local_path(one), storage.local_path(other))
+        return os.path.samefile(paths[0], paths[1])
     except (OSError, ValueError):
         return False  # one of them is not there
 
 
-def _sampling_facts(config: ConvertConfig, model: dict[str, Any]) -> dict[str, Any]:
-    """What a training run says about its checkpoints, for whoever samples; the autoencoder by name, not by SHA-256."""
+def _sampling_facts(config: ConvertConfig, model: dict[str, Any], scheduler: PublishedScheduler | None) -> LatteFacts:
+    """Facts as a training run gives them with its checkpoints; the autoencoder by name, not by SHA-256."""
     trained_on = config.trained_on or TrainedOn()
-    if trained_on.classes and len(trained_on.classes) != model["num_classes"]:
+    network = KINDS[config.kind].configured(model, config.source)
+    if trained_on.classes and len(trained_on.classes) != network.num_classes:
         raise UserError(
             f"{config.source}: trained_on.classes has {len(trained_on.classes)} names, the weights are of "
-            f"{model['num_classes']} classes"
+            f"{network.num_classes} classes"
         )
-    return {
-        "classes": trained_on.classes,
-        "diffusion": {"noise_schedule": trained_on.noise_schedule},
-        "image_size": trained_on.image_size or _PIXELS_PER_LATENT * model["input_size"],
-        "latent_size": model["input_size"],
-        "scaling_factor": trained_on.scaling_factor,
-        "vae": None,
-        "vae_name": trained_on.vae,
-    }
+    diffusion = DiffusionFacts(noise_schedule=trained_on.noise_schedule)
+    if scheduler is not None:
+        if trained_on.noise_schedule != scheduler.noise_schedule and config.trained_on is not None:
+            raise UserError(
+                f"trained_on.noise_schedule={trained_on.noise_schedule}: the scheduler_config.json beside "
+                f"{config.source} says {scheduler.noise_schedule}"
+            )
+        diffusion = DiffusionFacts(noise_schedule=scheduler.noise_schedule, scheduler=scheduler)
+    return LatteFacts(
+        model=model,
+        classes=trained_on.classes,
+        diffusion=diffusion,
+        image_size=trained_on.image_size or _PIXELS_PER_LATENT * network.input_size,
+        latent_size=network.input_size,
+        scaling_factor=trained_on.scaling_factor,
+        vae=None,
+        vae_name=trained_on.vae,
+    )
 
 
 def _write(
@@ -241,31 +293,32 @@ def _write(
     source: Checkpoint,
     tensors: dict[str, store.Tensor],
     facts: dict[str, Any],
-    beside: dict[str, Any],
+    beside: _Beside,
     digest: "Future[str]",
     started: float,
 ) -> manifest.Manifest:
     num_parameters = sum(int(np.prod(tensor.shape)) for tensor in tensors.values())
 
-    def describe(uri: str, name: str, fingerprint: str, shard: manifest.Shard) -> manifest.Manifest:
-        return manifest.Manifest(
-            kind="weights",
-            name=name,
-            uri=uri,
-            fingerprint=fingerprint,
+    place = _place(config, beside, digest.result())
+
+    def describe(where: Place, name: str, shard: manifest.Shard) -> manifest.Manifest:
+        return where.manifest(
+            name,
             shards=[shard],
             counts={"tensors": len(tensors), "parameters": num_parameters},
             inputs={"source": digest.result()},
             config={
-                "kind": config.kind,
                 **facts,
-                "random": config.source == RANDOM,
-                "seed": config.seed if config.source == RANDOM else None,
-                "source": config.source,
-                "source_bytes": sum(file.size for file in source.files),
-                "layout": source.layout,
-                "part": source.part,
-                "page": config.page,
+                **WeightsFacts(
+                    kind=config.kind,
+                    random=config.source == RANDOM,
+                    seed=config.seed if config.source == RANDOM else None,
+                    source=config.source,
+                    source_bytes=sum(file.size for file in source.files),
+                    layout=source.layout,
+                    part=source.part,
+                    page=config.page,
+                ).said(),
             },
             seconds=time.monotonic() - started,
         )
@@ -275,17 +328,16 @@ def _write(
         target = storage.from_path(config.target)
         shard = _save(tensors, target)
         name = config.name or target.rpartition("/")[2].rpartition(".")[0]
-        _, fingerprint = _place(config, beside, digest.result())
-        result = describe(target, name, fingerprint, shard)
+        result = describe(replace(place, uri=target), name, shard)
         with _deleting_on_failure(target):
             manifest.write(result, target + manifest.BESIDE_SUFFIX)
     if config.root is not None:
-        uri, fingerprint = _place(config, beside, digest.result())
-        shard = _publish(tensors, storage.join(uri, "model.safetensors"))
-        result = manifest.finish(describe(uri, str(config.name), fingerprint, shard), config.root)
+        publishing.clear_unfinished(place.uri)
+        shard = _publish(tensors, storage.join(place.uri, "model.safetensors"))
+        result = manifest.finish(describe(place, str(config.name), shard), config.root)
     if result is None:
         raise UserError("give target=FILE, or root and name")
-    convert_table.show(source, tensors, facts, result)
+    convert_table.show(source, tensors, result)
     return result
 
 
@@ -315,38 +367,15 @@ def _publish(tensors: dict[str, store.Tensor], uri: str) -> manifest.Shard:
     return shard
 
 
-def _place(config: ConvertConfig, beside: dict[str, Any], digest: str) -> tuple[str, str]:
-    """Folder and fingerprint of the weights under the root (no folder where there is no root)."""
-    told: list[Any] = [config.trained_on or TrainedOn()] if config.kind == "latte" else []
-    told += [] if config.part is None else [config.part]
-    fingerprint = manifest.fingerprint("convert", config.kind, beside, config.model, digest, *told)
+def _place(config: ConvertConfig, beside: _Beside, digest: str) -> Place:
+    """Place of the weights under the root (no folder where there is no root)."""
+    extra: list[Any] = [config.trained_on or TrainedOn()] if KINDS[config.kind].generates else []
+    extra += [] if config.part is None else [config.part]
+    extra += [] if beside.scheduler is None else [beside.scheduler]
+    fingerprint = manifest.fingerprint("convert", config.kind, beside.model, config.model, digest, *extra)
     if config.root is None:
-        return "", fingerprint
-    return storage.join(config.root, "weights", str(config.name), fingerprint[:16]), fingerprint
-
-
-def _settings_beside(config: ConvertConfig) -> dict[str, Any]:
-    """The settings in `config.json` beside the source, as diffusers and transformers write it."""
-    folder = storage.from_path(config.source).rpartition("/")[0]
-    uri = f"{folder}/config.json"
-    if config.kind not in ("vae", "clip") or not storage.exists(uri):
-        return {}
-    try:
-        check_small(uri)
-    except Refusal as error:
-        raise UserError(f"{uri}: {error}") from None
-    values = storage.read_json(uri)
-    if not isinstance(values, dict):
-        raise UserError(f"{uri}: expected a JSON object with the settings of the network")
-    try:
-        manifest.fingerprint(values)
-    except RecursionError:
-        raise UserError(f"{uri}: nested too deeply to be the settings of a network") from None
-    if config.kind == "vae":
-        return values
-    # A whole CLIP keeps the text encoder's settings in a section; most of them are about training or generation.
-    values = values["text_config"] if isinstance(values.get("text_config"), dict) else values
-    return {key: values[key] for key in ClipTextConfig.model_fields if key in values}
+        return Place("weights", "", fingerprint)
+    return Place.under("weights", fingerprint, config.root, "weights", str(config.name))
 
 
 def _digest(source: Checkpoint) -> str:

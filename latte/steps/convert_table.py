@@ -1,12 +1,13 @@
 """The table that the convert step prints: what was taken of a file, and what was left out."""
 
-from typing import Any
-
 import numpy as np
 
-from latte import manifest
-from latte.checkpoints import architectures, store
+from latte.checkpoints import store
 from latte.checkpoints.stored import Checkpoint
+from latte.facts import WeightsFacts
+from latte.kinds import KINDS
+from latte.storage import manifest
+from latte.terminal import shown
 
 
 def grouped(left_out: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -20,21 +21,19 @@ def grouped(left_out: list[tuple[str, str]]) -> list[tuple[str, str]]:
     ]
 
 
-def show(
-    source: Checkpoint, tensors: dict[str, store.Tensor], facts: dict[str, Any], result: manifest.Manifest
-) -> None:
+def show(source: Checkpoint, tensors: dict[str, store.Tensor], result: manifest.Manifest) -> None:
     """Print it on standard output.
 
     Args:
         source: the published file.
         tensors: what was taken of it, by the network's names.
-        facts: what the manifest keeps of it.
         result: the manifest.
     """
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{result.config['kind']} from {source.layout}" + (f", {source.part}" if source.part else ""))
+    facts = WeightsFacts.of(result)
+    table = Table(title=f"{facts.kind} from {source.layout}" + (f", {source.part}" if source.part else ""))
     table.add_column("part")
     for heading in ("tensors", "parameters", "type"):
         table.add_column(heading, justify="right")
@@ -45,18 +44,19 @@ def show(
     for part, members in parts.items():
         types = ", ".join(sorted({str(getattr(member, "dtype", "")) for member in members}))
         sizes = sum(int(np.prod(member.shape)) for member in members)
-        table.add_row(part, str(len(members)), f"{sizes:,}", types, "" if types == "float32" else "read as float32")
+        note = "" if types == "float32" else "read as float32"
+        table.add_row(shown(part), str(len(members)), f"{sizes:,}", types, note)
     table.add_section()
     table.add_row("all", f"{len(tensors)}", f"{result.counts['parameters']:,}", "float32", "")
-    if facts["left_out"]:
+    if facts.left_out:
         table.add_section()
-    for name, why in facts["left_out"]:
-        table.add_row(name, "", "", "", f"left out: {why}")
+    for name, why in facts.left_out:
+        table.add_row(shown(name), "", "", "", f"left out: {shown(why)}")
     console = Console(markup=False, highlight=False)
     if not console.is_terminal:
         console.width = 120
     console.print(table)
     console.print(f"source sha256 {result.inputs['source']}")
-    if result.config["kind"] == "i3d" and result.inputs["source"] not in architectures.PUBLISHED_I3D:
-        console.print("not from the published file of I3D: a score by it is not called fvd")
-    console.print(f"wrote {result.shards[0].uri}")
+    if remark := KINDS[facts.kind].remark(result.inputs["source"]):
+        console.print(remark)
+    console.print(f"wrote {shown(result.shards[0].uri)}")

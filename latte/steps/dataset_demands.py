@@ -1,4 +1,4 @@
-"""What the steps of a pipeline ask of a dataset: refused as soon as it can be said, with a value that works.
+"""Demands of a pipeline's steps on a dataset: refused as soon as it can be said, with a value that works.
 
 Once the dataset is listed its videos, classes and captions are known, and how many frames its files can give at most;
 once it is encoded its frames are, too.
@@ -7,8 +7,8 @@ once it is encoded its frames are, too.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from latte import frame_bounds
-from latte.catalog import Catalog
+from latte.data import frame_bounds
+from latte.data.catalog import Catalog
 from latte.errors import UserError
 from latte.metrics import protocol as protocols
 from latte.metrics.protocol import Protocol
@@ -21,7 +21,7 @@ from latte.steps.train import TrainConfig
 
 @dataclass(frozen=True)
 class Dataset:
-    """What is known of a dataset.
+    """Known facts about a dataset.
 
     Attributes:
         classes: names of its classes, empty where it has none.
@@ -39,7 +39,7 @@ class Dataset:
 
 
 def listed(catalog: Catalog) -> Dataset:
-    """What is known of a dataset once it is listed."""
+    """Facts about a dataset once it is listed."""
     has_captions = any(entry.caption for entry in catalog.entries)
     return Dataset(catalog.classes, has_captions, len(catalog.entries))
 
@@ -115,7 +115,7 @@ def counted(catalog: Catalog, asked: Asked, known: Mapping[str, int] | None = No
 
 
 def notes(dataset: Dataset, asked: Asked) -> list[str]:
-    """What of the settings will follow from this dataset, a line each, as the steps will say it."""
+    """Settings that will follow from this dataset, a line each, as the steps will say it."""
     lines = []
     if asked.train is not None and demands.condition_of(asked.train) is None:
         condition = _condition(asked.train, dataset)
@@ -193,7 +193,7 @@ def _longest(dataset: Dataset, frames: int) -> str:
 
 
 def _smaller_encode_stride(asked: Asked, longest: int, wanted: int) -> str | None:
-    """How to get `wanted` encoded frames where strides of encoding have left `longest`; None where that is no way."""
+    """Advice for `wanted` encoded frames where strides of encoding have left `longest`; None where that is no way."""
     encode = asked.encode
     if encode is None or encode.frame_stride == 1 or (encode.max_frames or wanted) < wanted:
         return None

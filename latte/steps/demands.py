@@ -1,4 +1,4 @@
-"""What the settings of a pipeline's steps ask of each other, before any of them starts.
+"""Demands of the settings of a pipeline's steps on each other, before any of them starts.
 
 What cannot work together is refused with the key to change and a value that works. What they ask of the data is held
 against it in `latte.steps.dataset_demands`.
@@ -6,20 +6,19 @@ against it in `latte.steps.dataset_demands`.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from latte.config import Config, build
+from latte.data.config import EncodeConfig
 from latte.errors import UserError
-from latte.generation import TextSource
+from latte.kinds import KINDS
 from latte.metrics import protocol as protocols
 from latte.metrics.protocol import Protocol
-from latte.models.configs import AutoencoderKLConfig, I3DConfig, LatteConfig, nearest_multiple
+from latte.models.configs import AutoencoderKLConfig, LatteConfig, nearest_multiple
+from latte.networks import TextSource
 from latte.steps.sample import SampleConfig
 from latte.steps.score import ScoreConfig
 from latte.steps.train import TrainConfig
-
-if TYPE_CHECKING:
-    from latte.steps.encode import EncodeConfig
 
 # section: the keys of its step's config, as the user wrote them; a step that the pipeline has not is left out
 Sections = Mapping[str, Mapping[str, Any]]
@@ -36,17 +35,26 @@ _STEPS: dict[str, tuple[type[Config], tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Asked:
-    """The settings of a pipeline's steps, each by itself in order; None for a step that the pipeline has not."""
+    """The settings of a pipeline's steps, each by itself in order; None for a step that the pipeline has not.
 
-    encode: "EncodeConfig | None" = None
+    `text` is the text encoder of encode, where that is resolved already.
+    """
+
+    encode: EncodeConfig | None = None
     train: TrainConfig | None = None
     sample: SampleConfig | None = None
     score: ScoreConfig | None = None
     promotes: bool = False
+    text: TextSource | None = None
 
 
-def read(sections: Sections, encode: "EncodeConfig | None" = None) -> Asked:
+def read(sections: Sections, encode: EncodeConfig | None = None, text: TextSource | None = None) -> Asked:
     """Settings from the sections of a pipeline.
+
+    Args:
+        sections: the steps' keys.
+        encode: settings of the encode step.
+        text: its text encoder, where that is resolved already.
 
     Raises:
         UserError: a section is none of these, or a key is unknown or bad in it.
@@ -56,7 +64,7 @@ def read(sections: Sections, encode: "EncodeConfig | None" = None) -> Asked:
         cls, wired = _STEPS[section]
         filled = {"root": _LATER, "name": section, **dict.fromkeys(wired, _LATER)}
         steps[section] = build(cls, {**given, **filled}, prefix=f"{section}.")
-    return Asked(encode, **steps)
+    return Asked(encode, text=text, **steps)
 
 
 def check_settings(
@@ -97,9 +105,16 @@ def check_settings(
     _check_max_frames(asked, protocol)
 
 
+def _resolution(protocol: Protocol, detector: Any) -> int:
+    """Resolution of the clips that a detector gets: the protocol's, or that of its own published scores."""
+    scorings = (kind.scoring for kind in KINDS.values() if isinstance(detector, kind.config))
+    own = next(scoring for scoring in scorings if scoring is not None).protocol(detector)
+    return int(own.get("resolution", protocol.resolution))
+
+
 def check_weights(
     asked: Asked,
-    detector: I3DConfig | None = None,
+    detector: Any = None,
     pretrained: LatteConfig | None = None,
     can_read: Callable[[str], bool] = lambda uri: True,
 ) -> None:
@@ -107,7 +122,7 @@ def check_weights(
 
     Args:
         asked: the settings.
-        detector: that scores; None where it cannot be looked at.
+        detector: config of the network that scores; None where it cannot be looked at.
         pretrained: that training starts from; None without such, or where it cannot be looked at.
         can_read: as for `check_settings`.
 
@@ -115,7 +130,7 @@ def check_weights(
         UserError: the weights are for something else; the line names the key and a value that works.
     """
     protocol = protocol_of(asked, can_read)
-    if protocol is not None and detector is not None and protocol.resolution != detector.image_size:
+    if protocol is not None and detector is not None and _resolution(protocol, detector) != detector.image_size:
         raise UserError(
             f"score.protocol.resolution={protocol.resolution}: the detector is for clips of {detector.image_size} "
             f"pixels; score.protocol.resolution={detector.image_size} works"
@@ -166,7 +181,7 @@ def model_of(train: TrainConfig, known: Mapping[str, Any]) -> LatteConfig:
 
 
 def condition_of(train: TrainConfig) -> str | None:
-    """What the model is conditioned on, none, class or text; None where that follows from the dataset's classes."""
+    """Condition of the model, none, class or text; None where that follows from the dataset's classes."""
     condition = train.model.get("condition")
     return None if condition is None else str(condition)
 
@@ -178,7 +193,7 @@ def clip_span(train: TrainConfig) -> tuple[int, int]:
 
 
 def _known_of_latents(asked: Asked, autoencoder: AutoencoderKLConfig | None) -> dict[str, Any]:
-    """What of the model follows from the latents, where the settings do not say it themselves."""
+    """Settings of the model that follow from the latents, where they are not given."""
     if autoencoder is None or asked.encode is None:
         return {}
     return {
@@ -213,6 +228,7 @@ def _check_latents(asked: Asked, model: LatteConfig, autoencoder: AutoencoderKLC
 def _check_text(asked: Asked, train: TrainConfig, can_read: Callable[[str], bool]) -> None:
     """Whether text can be trained on and sampled with, by one and the same encoder."""
     digests = {}
+    known = {} if asked.encode is None or asked.text is None else {_files(asked.encode): asked.text.digest}
     for section in ("encode", "sample"):
         step = getattr(asked, section)
         if step is None:
@@ -226,14 +242,20 @@ def _check_text(asked: Asked, train: TrainConfig, can_read: Callable[[str], bool
         if step.text_encoder is None or not (can_read(step.text_encoder) and can_read(step.tokenizer)):
             continue
         try:
-            digests[section] = TextSource.checked(step.text_encoder, step.tokenizer).digest
+            if _files(step) not in known:
+                known[_files(step)] = TextSource.checked(step.text_encoder, step.tokenizer).digest
         except UserError as error:
             raise UserError(f"{section}.{error}") from None
+        digests[section] = known[_files(step)]
     if len(set(digests.values())) > 1:
         raise UserError(
             "sample.text_encoder: another encoder or tokenizer than in encode; "
             "give sample.text_encoder and sample.tokenizer the values of encode"
         )
+
+
+def _files(step: EncodeConfig | SampleConfig) -> tuple[str | None, str | None]:
+    return step.text_encoder, step.tokenizer
 
 
 def _check_condition(train: TrainConfig, sample: SampleConfig) -> None:
@@ -245,8 +267,8 @@ def _check_condition(train: TrainConfig, sample: SampleConfig) -> None:
     if condition not in (None, "class") and sample.labels is not None:
         raise UserError(f"sample.labels: train.model.condition is {condition}; leave sample.labels out")
     if condition != "text" and sample.captions is not None:
-        said = f"is {condition}" if condition else "does not say text"
-        raise UserError(f"sample.captions: train.model.condition {said}; leave sample.captions out")
+        clause = f"is {condition}" if condition else "does not say text"
+        raise UserError(f"sample.captions: train.model.condition {clause}; leave sample.captions out")
     if sample.cfg_scale != 1.0 and train.model.get("class_dropout_prob") == 0:
         raise UserError(
             f"sample.cfg_scale={sample.cfg_scale:g}: train.model.class_dropout_prob is 0, so that there is nothing to "

@@ -3,26 +3,36 @@
 A candidate passes when its score is better than the promoted model's by `margin`, or worse by no more than `tolerance`.
 Both scores must have the same protocol, detector and real clips. Where the dataset has grown since the last promotion,
 the promoted model's own videos are scored again, against the candidate's real clips; everything else is refused.
+
+Every decision tells how the intervals of both scores lie. With `apart` a candidate passes only where its interval lies
+wholly below that of the promoted model: where the difference is more than the choice of the clips explains.
 """
 
 import math
 import random
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import Field, model_validator
 
-from latte import manifest, registry, score_sides, storage, uris
+from latte import storage, uris
 from latte.config import Config, Root
-from latte.errors import StorageError, UserError
-from latte.registry import Entry
-from latte.steps.report_words import metric_of
+from latte.errors import DamagedError, NotThereError, StorageError, UserError
+from latte.facts import ScoreFacts, ScoreMetrics
+from latte.kinds import detectors
+from latte.metrics import score_sides
+from latte.metrics.names import metric_of
+from latte.places import Place
+from latte.storage import manifest, registry
+from latte.storage.registry import HistoryEntry
 
 MAX_TRIES = 50
+_ENDS = ("interval_low", "interval_high")
 
 
 class PromoteConfig(Config):
-    """What to promote, and what it must reach."""
+    """The candidate for promotion, and the score that it must reach."""
 
     root: Root = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
     name: str = Field(description="name of the model in the registry; its pointer is registry/<name>/current.json")
@@ -40,6 +50,9 @@ class PromoteConfig(Config):
     tolerance: float = Field(
         default=0.0, ge=0, description="share of the promoted score by which the candidate may be higher"
     )
+    apart: bool = Field(
+        default=False, description="the candidate's interval must lie wholly below that of the promoted score"
+    )
     rollback: bool = Field(default=False, description="go back to the model before; takes only root and name")
 
     @model_validator(mode="after")
@@ -51,24 +64,32 @@ class PromoteConfig(Config):
             raise ValueError("checkpoint and score are needed (or rollback)")
         if self.margin and self.tolerance:
             raise ValueError("give margin or tolerance, not both")
+        if self.apart and self.tolerance:
+            raise ValueError("give apart or tolerance, not both: what is apart is better")
         return self
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate says: whether the candidate passes, the two values it compared, the limit, and why."""
+    """Decision of the gate: whether the candidate passes, the two values it compared, the limit, and why.
+
+    `intervals` is "below", "overlap" or "above": how the candidate's lies to that of the promoted score; "unknown"
+    where one of the two is not known.
+    """
 
     passes: bool
     reason: str
     promoted_value: float | None = None
     limit: float | None = None
+    intervals: str | None = None
 
 
 def run(config: PromoteConfig) -> manifest.Manifest:
     """Put the candidate through the gate, or roll back; returns what was decided.
 
     Metrics of the returned manifest: promoted (whether the candidate is the promoted model now), value, promoted_value
-    (of the model before, under the same conditions), limit, number (of the pointer's entry), reason.
+    (of the model before, under the same conditions), limit, intervals (below, overlap, above or unknown), number (of
+    the pointer's entry), reason.
 
     Raises:
         UserError: the manifests do not belong together, the scores cannot be compared, there is nothing to go back to,
@@ -85,7 +106,8 @@ def run(config: PromoteConfig) -> manifest.Manifest:
     for _ in range(MAX_TRIES):
         current, etag = registry.read_current(config.root, config.name)
         if current is not None and _same(current, candidate):
-            return _decision(config, current, candidate, Verdict(True, "is the promoted model already"), started)
+            verdict = Verdict(True, "is the promoted model already")
+            return _earlier(config, current, candidate) or _decision(config, current, candidate, verdict, started)
         verdict = judge(config, score, candidate, current)
         if not verdict.passes:
             return _decision(config, current, candidate, verdict, started)
@@ -102,14 +124,18 @@ def run(config: PromoteConfig) -> manifest.Manifest:
     raise _busy(config)
 
 
-def judge(config: PromoteConfig, score: manifest.Manifest, candidate: Entry, current: Entry | None) -> Verdict:
+def judge(
+    config: PromoteConfig, score: manifest.Manifest, candidate: HistoryEntry, current: HistoryEntry | None
+) -> Verdict:
     """The gate.
 
     Raises:
         UserError: the two scores cannot be compared.
     """
-    if not math.isfinite(candidate.value):
-        return Verdict(False, f"{candidate.metric} is {candidate.value}")
+    ends = [end for end in (candidate.interval_low, candidate.interval_high) if end is not None]
+    for value, what in [(candidate.value, candidate.metric), *((end, "an end of its interval") for end in ends)]:
+        if not math.isfinite(value):
+            return Verdict(False, f"{what} is {value}")
     if current is None:
         return Verdict(True, "the first model under this name")
     withdrawn = registry.withdrawn(config.root, config.name)
@@ -127,26 +153,48 @@ def judge(config: PromoteConfig, score: manifest.Manifest, candidate: Entry, cur
                 f"score {config.score}: {what} {now[:12]}, but the promoted model of {config.name} was scored with "
                 f"{then[:12]}; score with the same {what}, or promote under another name"
             )
-    before = current.value if candidate.real == current.real else _score_again(config, score, current)
+    if candidate.real != current.real:
+        current = _score_again(config, score, current)
+    before, intervals = current.value, _intervals(candidate, current)
     limit = before * (1.0 - config.margin + config.tolerance)
     # Without a tolerance, equal is not better.
     passes = candidate.value <= limit if config.margin or config.tolerance else candidate.value < limit
     relation = "within" if passes else "above"
     reason = f"{candidate.metric} {candidate.value:.6g} is {relation} the limit {limit:.6g} (promoted: {before:.6g})"
-    return Verdict(passes, reason, before, limit)
+    reason += f"; {_INTERVALS[intervals]}"
+    if passes and config.apart and intervals != "below":
+        passes, reason = False, f"{reason}, and apart=true asks for one wholly below"
+    return Verdict(passes, reason, before, limit, intervals)
 
 
-def _score_again(config: PromoteConfig, score: manifest.Manifest, current: Entry) -> float:
-    """The promoted model's videos against the candidate's real clips: a fair comparison when the dataset has grown."""
+_INTERVALS = {
+    "below": "its interval lies below the promoted one's",
+    "overlap": "the intervals overlap: the choice of the clips may explain the difference",
+    "above": "its interval lies above the promoted one's",
+    "unknown": "the interval of one of them is not known",
+}
+
+
+def _intervals(candidate: HistoryEntry, current: HistoryEntry) -> str:
+    """Position of the candidate's interval to that of the promoted score, in words."""
+    if None in (candidate.interval_low, candidate.interval_high, current.interval_low, current.interval_high):
+        return "unknown"
+    if candidate.interval_high < current.interval_low:  # type: ignore[operator]
+        return "below"
+    return "above" if candidate.interval_low > current.interval_high else "overlap"  # type: ignore[operator]
+
+
+def _score_again(config: PromoteConfig, score: manifest.Manifest, current: HistoryEntry) -> HistoryEntry:
+    """The promoted entry with its videos' score against the candidate's real clips: fair when the dataset has grown."""
     if config.detector is None:
         raise UserError(
             f"score {config.score}: its real clips are not those of the promoted model's score; give detector=MANIFEST "
             f"and the promoted videos are scored again"
         )
-    real = config.real or score.config["real"]
+    real = config.real or ScoreFacts.of(score).real
     if score_sides.real_digest(manifest.read(real, "latents", "real")) != score.inputs["real"]:
         raise UserError(f"real {real}: has changed since {config.score} was made; score the candidate again")
-    detector = manifest.read(config.detector, "weights", "detector")
+    detector = manifest.read_weights(config.detector, detectors(), "detector")
     if detector.weights_file().sha256 != current.detector_sha256:
         raise UserError(f"detector {config.detector}: not the one of the scores")
     from latte.steps import score as scoring
@@ -158,17 +206,22 @@ def _score_again(config: PromoteConfig, score: manifest.Manifest, current: Entry
             videos=current.videos,
             real=real,
             detector=config.detector,
-            protocol=score.config["protocol"],
+            protocol=ScoreFacts.of(score).protocol,
         )
     )
-    return float(again.metrics[current.metric])
+    return current.model_copy(update=_value_of(again, current.metric))
+
+
+def _value_of(score: manifest.Manifest, metric: str) -> dict[str, Any]:
+    """A score's value and the ends of its interval, as an entry has them."""
+    return {"value": float(score.metrics[metric]), **ScoreMetrics.of(score).model_dump(include=set(_ENDS))}
 
 
 def _candidate(
     config: PromoteConfig, checkpoint: manifest.Manifest, score: manifest.Manifest
-) -> tuple[manifest.Shard, Entry]:
+) -> tuple[manifest.Shard, HistoryEntry]:
     """The weights that were scored, and the entry that they would become."""
-    videos = manifest.read(score.config["videos"], "video_set")
+    videos = manifest.read(ScoreFacts.of(score).videos, "video_set")
     found = [shard for shard in checkpoint.shards if shard.sha256 == videos.inputs["weights"]]
     if not found:
         raise UserError(f"score {config.score}: its videos were not generated by {config.checkpoint}")
@@ -177,7 +230,7 @@ def _candidate(
         raise UserError(f"score {config.score}: of the last weights; promoted are the averaged ones: weights=ema")
     weights = averages[-1]
     metric = metric_of(score)
-    return weights, Entry(
+    return weights, HistoryEntry(
         number=0,
         model=config.name,
         checkpoint="",
@@ -186,14 +239,14 @@ def _candidate(
         score=score.file,
         videos=videos.file,
         metric=metric,
-        value=float(score.metrics[metric]),
-        protocol_digest=score.config["protocol_digest"],
+        **_value_of(score, metric),
+        protocol_digest=ScoreFacts.of(score).protocol_digest,
         detector_sha256=score.inputs["detector"],
         real=score.inputs["real"],
     )
 
 
-def _same(current: Entry, candidate: Entry) -> bool:
+def _same(current: HistoryEntry, candidate: HistoryEntry) -> bool:
     return (current.weights_sha256, current.score) == (candidate.weights_sha256, candidate.score)
 
 
@@ -207,9 +260,7 @@ def _rollback(config: PromoteConfig, started: float) -> manifest.Manifest:
         if current.replaces is None or current.replaces not in earlier:
             raise UserError(f"{config.name}: entry {current.number} has none before it to go back to")
         back = earlier[current.replaces]
-        kept = manifest.read(back.checkpoint, "checkpoint")
-        if not all(manifest.is_whole(shard) for shard in kept.shards):
-            raise StorageError(f"{kept.uri}: the weights of entry {back.number} are gone or damaged")
+        _check_weights(back)
         # `replaces` stays that of the entry gone back to: the next rollback goes one further.
         entry = back.model_copy(update={"rolled_back": current.number})
         if (now := registry.replace(config.root, entry, current, etag)) is not None:
@@ -219,27 +270,58 @@ def _rollback(config: PromoteConfig, started: float) -> manifest.Manifest:
     raise _busy(config)
 
 
+def _check_weights(back: HistoryEntry) -> None:
+    """Read the weights that are gone back to: a model that nobody can load must not become the promoted one.
+
+    Raises:
+        StorageError: they are gone, or not those that were promoted.
+    """
+    kept = manifest.read(back.checkpoint, "checkpoint")
+    try:
+        registry.check_version(kept.shards)
+    except (DamagedError, NotThereError) as error:
+        what = error.what if isinstance(error, DamagedError) else str(error)
+        raise StorageError(
+            f"{what}; the weights of entry {back.number} cannot be gone back to: `latte verify ROOT --repair` puts "
+            "them back where a run still has them, or put a copy there"
+        ) from None
+    if back.weights_sha256 not in [shard.sha256 for shard in kept.shards]:
+        raise StorageError(f"{kept.file}: of other weights than entry {back.number} says; nothing was rolled back")
+
+
+def _earlier(config: PromoteConfig, current: HistoryEntry, candidate: HistoryEntry) -> manifest.Manifest | None:
+    """The decision that has promoted the candidate, with its reason: a step that is tried again decides nothing new."""
+    return _place(config, current, candidate).found
+
+
+def _place(config: PromoteConfig, current: HistoryEntry | None, candidate: HistoryEntry) -> Place:
+    decisions = storage.join(registry.place(config.root, config.name), "decisions")
+    score = uris.relative(candidate.score, decisions, config.root)  # the same decision when the root has moved
+    number = current.number if current is not None else 0
+    return Place.under("promotion", manifest.fingerprint("promotion", _settings(config), score, number), decisions)
+
+
+def _settings(config: PromoteConfig) -> dict[str, Any]:
+    settings = config.model_dump(include={"margin", "tolerance", "rollback"})
+    if config.apart:  # came later: decisions that were made before keep their place
+        settings["apart"] = True
+    return settings
+
+
 def _decision(
-    config: PromoteConfig, current: Entry | None, candidate: Entry, verdict: Verdict, started: float
+    config: PromoteConfig, current: HistoryEntry | None, candidate: HistoryEntry, verdict: Verdict, started: float
 ) -> manifest.Manifest:
     number = current.number if current is not None else 0
-    place = storage.join(registry.place(config.root, config.name), "decisions")
-    settings = config.model_dump(include={"margin", "tolerance", "rollback"})
-    score = uris.relative(candidate.score, place, config.root)  # the same decision when the root has moved
-    fingerprint = manifest.fingerprint("promotion", settings, score, number)
     metrics = {"promoted": int(verdict.passes), "number": number, "value": candidate.value, "reason": verdict.reason}
-    for key in ("promoted_value", "limit"):
+    for key in ("promoted_value", "limit", "intervals"):
         if (value := getattr(verdict, key)) is not None:
             metrics[key] = value
     return manifest.finish(
-        manifest.Manifest(
-            kind="promotion",
-            name=config.name,
-            uri=storage.join(place, fingerprint[:16]),
-            fingerprint=fingerprint,
+        _place(config, current, candidate).manifest(
+            config.name,
             inputs={"weights": candidate.weights_sha256, "score": candidate.score},
             config={
-                **settings,
+                **_settings(config),
                 "metric": candidate.metric,
                 "current": current.model_dump() if current is not None else {},
             },

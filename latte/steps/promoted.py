@@ -1,15 +1,17 @@
-"""What is promoted: looked up once at the start of a run, so that every step of the run means the same checkpoint."""
+"""The promoted checkpoint: looked up once at the start of a run, so that every step of the run means the same one."""
 
 from pydantic import Field
 
-from latte import manifest, registry, storage, uris
+from latte import storage, uris
 from latte.config import Config, Root
 from latte.errors import UserError
-from latte.sources import read_checkpoint
+from latte.facts import PromotedMetrics
+from latte.sampling.sources import read_checkpoint
+from latte.storage import manifest, registry
 
 
 class PromotedConfig(Config):
-    """Which checkpoint is meant."""
+    """Settings of the look: whose promoted checkpoint is meant."""
 
     root: Root = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
     name: str = Field(description="name of the model in the registry")
@@ -19,7 +21,7 @@ class PromotedConfig(Config):
 
 
 def look_up(config: PromotedConfig) -> manifest.Manifest:
-    """Where training goes on from: metrics "checkpoint" (a manifest's URI, "" before the first promotion), "number".
+    """Start of further training: metrics "checkpoint" (a manifest's URI, "" before the first promotion), "number".
 
     Raises:
         UserError: the pointer's content is not an entry of the registry.
@@ -32,10 +34,10 @@ def look_up(config: PromotedConfig) -> manifest.Manifest:
         name=config.name,
         uri=uri,
         fingerprint=manifest.fingerprint("promoted", pointer),
-        metrics={
-            "number": current.number if current is not None else 0,
-            "checkpoint": current.checkpoint if current is not None else "",
-        },
+        metrics=PromotedMetrics(
+            number=current.number if current is not None else 0,
+            checkpoint=current.checkpoint if current is not None else "",
+        ).said(),
     )
 
 
@@ -45,7 +47,7 @@ def fetch(config: PromotedConfig) -> manifest.Manifest:
     Raises:
         UserError: there is no such manifest, or nothing is promoted under this name.
     """
-    uri = config.checkpoint or look_up(config).metrics["checkpoint"]
+    uri = config.checkpoint or PromotedMetrics.of(look_up(config)).checkpoint
     if not uri:
         pointer = storage.join(registry.place(config.root, config.name), "current.json")
         raise UserError(f"{pointer}: nothing is promoted under {config.name} yet; promote first, or name a checkpoint")

@@ -5,27 +5,31 @@ SVG, there is no script, and a content security policy forbids all three. Whatev
 runs is escaped.
 """
 
-import json
-import tempfile
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from latte import __version__, manifest, storage, uris
+from latte import __version__, owners, storage, units, uris
 from latte.config import Config, Root
 from latte.errors import UserError
-from latte.steps import report_words as words
+from latte.facts import LatentsFacts, ReportFacts, RunFacts, ScoreFacts, VideoSetFacts
+from latte.metrics import names
+from latte.places import Place
+from latte.report import nights, sections, words
+from latte.report.words import SetLabel
+from latte.sampling.sources import read_checkpoint
+from latte.storage import manifest
 
 if TYPE_CHECKING:
-    from latte.latents import LatentClips
-    from latte.report_clips import Strip
+    from latte.data.latents import LatentClips
+    from latte.report.grid import Strip
 
-TEMPLATE = Path(__file__).with_name("report.html")
-MAX_REJECT_ROWS = 50
+TEMPLATE = Path(words.__file__).with_name("report.html")
 
 
 class ReportConfig(Config):
@@ -33,21 +37,63 @@ class ReportConfig(Config):
 
     root: Root = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
     name: str = Field(description="name of the report; it lies under reports/<name>/")
+    about: Literal["training", "night", "set"] = Field(
+        default="training",
+        description="what the page tells first: what training changed, what the gate decided, or a set of clips",
+    )
     latents: str = Field(description="manifest of the encoded dataset (file or URI)")
     vae: str = Field(description="manifest of the autoencoder's weights; decodes the reconstructions")
-    checkpoint: str = Field(description="manifest of the training run")
+    checkpoint: str = Field(description="manifest of the training run; of a set also of converted Latte weights")
     video_sets: list[str] = Field(
         min_length=1, max_length=4, description="manifests of the generated sets, one column each"
     )
     scores: list[str] = Field(default=[], description="manifests of the scores of these sets")
+    promotion: str | None = Field(default=None, description="manifest of the gate's decision, for a night")
+    nights: int = Field(default=14, ge=0, le=100, description="nights or sets in the trend, this one included")
     timings: dict[str, float] = Field(default={}, description="seconds by the clock, by step, for the table of times")
     clips_per_class: int = Field(default=2, gt=0, description="rows of the moving grid for each class")
     max_rows: int = Field(default=12, gt=0, description="rows of the moving grid in all")
     output: str | None = Field(default=None, description="also write the page to this file or URI")
 
+    @model_validator(mode="after")
+    def _fits(self) -> "ReportConfig":
+        if (self.promotion is not None) != (self.about == "night"):
+            raise ValueError("about=night and promotion go together: the decision of that night's gate")
+        if self.about == "set" and len(self.video_sets) > 1:
+            raise ValueError("about=set takes one of video_sets")
+        return self
 
-# `timings` is told anew by every run; a page that is there keeps those of the run that did the work.
-_IN_FINGERPRINT = {"clips_per_class", "max_rows"}
+
+# `timings` is told anew by every run; a page that is there keeps those of the run that did the work. So it does with
+# the trend: it has the nights before its own.
+_IN_FINGERPRINT = {"about", "nights", "clips_per_class", "max_rows"}
+
+
+@dataclass(frozen=True)
+class _Told:
+    """All that a page tells of, read and held against each other.
+
+    Attributes:
+        latents: the dataset.
+        vae: that encoded it.
+        checkpoint: a training run, or converted weights.
+        sets: the generated clips, in the order of their columns.
+        pairs: each score with the index of its set.
+        decided: the gate's decision.
+    """
+
+    latents: manifest.Manifest
+    vae: manifest.Manifest
+    checkpoint: manifest.Manifest
+    sets: list[manifest.Manifest]
+    pairs: list[tuple[manifest.Manifest, int]]
+    decided: nights.Decision | None
+
+    @property
+    def sources(self) -> list[manifest.Manifest]:
+        """Every manifest that the page is made from."""
+        decision = [] if self.decided is None else [self.decided.made]
+        return [self.latents, self.vae, self.checkpoint, *self.sets, *(score for score, _ in self.pairs), *decision]
 
 
 def run(config: ReportConfig) -> manifest.Manifest:
@@ -57,30 +103,16 @@ def run(config: ReportConfig) -> manifest.Manifest:
         UserError: the manifests do not belong together, or a setting does not fit them.
         StorageError: object storage stayed away for too long, or stored data is damaged.
     """
-    latents = manifest.read(config.latents, "latents", "latents")
-    vae = manifest.read(config.vae, "weights", "vae")
-    checkpoint = manifest.read(config.checkpoint, "checkpoint", "checkpoint")
-    sets = [manifest.read(uri, "video_set", "video_sets") for uri in config.video_sets]
-    for uri, videos in zip(config.video_sets, sets, strict=True):
-        if videos.config["step"] is None:
-            raise UserError(f"video_sets {uri}: generated with published weights, not by a checkpoint of this run")
-    sets.sort(key=lambda videos: -int(videos.config["step"]))
-    scores = [manifest.read(uri, "score", "scores") for uri in config.scores]
-    if latents.inputs["vae"] != vae.weights_file().sha256:
-        raise UserError(f"vae {config.vae}: the latents of {latents.name} were made by another autoencoder")
-    pairs = pair_scores(scores, sets)
-    sources = [latents, vae, checkpoint, *sets, *scores]
+    told = _read(config)
     fingerprint = manifest.fingerprint(
         "report",
         config.model_dump(include=_IN_FINGERPRINT),
-        [[source.fingerprint, _numbers(source), source.counts] for source in sources],
+        [[source.fingerprint, _numbers(source), source.counts] for source in told.sources],
         storage.sha256_file(TEMPLATE),
         __version__,
     )
-    uri = storage.join(config.root, "reports", config.name, fingerprint[:16])
-    done = manifest.find(uri, "report")
-    if done is None:
-        done = _make(config, uri, fingerprint, latents, vae, checkpoint, sets, pairs)
+    place = Place.under("report", fingerprint, config.root, "reports", config.name)
+    done = place.found or _make(config, place, told)
     if config.output is not None:
         page = done.shard("/report.html")
         with storage.as_local_file(page.uri, page.sha256) as path:
@@ -88,53 +120,101 @@ def run(config: ReportConfig) -> manifest.Manifest:
     return done
 
 
-def _make(
-    config: ReportConfig,
-    uri: str,
-    fingerprint: str,
-    latents: manifest.Manifest,
-    vae: manifest.Manifest,
-    checkpoint: manifest.Manifest,
-    sets: list[manifest.Manifest],
-    pairs: list[tuple[manifest.Manifest, int]],
-) -> manifest.Manifest:
-    from latte.latents import LatentClips
+def _read(config: ReportConfig) -> _Told:
+    latents = manifest.read(config.latents, "latents", "latents")
+    vae = manifest.read_weights(config.vae, "vae", "vae")
+    if config.about == "set":
+        checkpoint = read_checkpoint(config.checkpoint)
+    else:
+        checkpoint = manifest.read(config.checkpoint, "checkpoint", "checkpoint")
+    sets = [manifest.read(uri, "video_set", "video_sets") for uri in config.video_sets]
+    for uri, videos in zip(config.video_sets, sets, strict=True):
+        if VideoSetFacts.of(videos).step is None and config.about != "set":
+            raise UserError(f"video_sets {uri}: generated with published weights, not by a checkpoint of this run")
+    decided = None
+    if config.promotion is None:
+        sets.sort(key=lambda videos: -(VideoSetFacts.of(videos).step or 0))
+    else:
+        decision = manifest.read(config.promotion, "promotion", "promotion")
+        decided = nights.decision(config.root, decision)
+        sets.sort(key=lambda videos: videos.inputs.get("weights") != decision.inputs.get("weights"))
+    if latents.inputs["vae"] != vae.weights_file().sha256:
+        raise UserError(f"vae {config.vae}: the latents of {latents.name} were made by another autoencoder")
+    scores = [manifest.read(uri, "score", "scores") for uri in config.scores]
+    return _Told(latents, vae, checkpoint, sets, pair_scores(scores, sets), decided)
+
+
+def _labels(config: ReportConfig, told: _Told, made_at: str) -> list[SetLabel]:
+    finetuned = bool(RunFacts.of(told.checkpoint).train.init_from)
+    if told.decided is not None:
+        return nights.labels(told.sets, told.decided, made_at, finetuned)
+    if config.about == "set":
+        return [nights.label_of_set(config.root, told.sets[0], told.checkpoint)]
+    return words.set_labels(told.sets, finetuned)
+
+
+def _verdict(config: ReportConfig, told: _Told, labels: Sequence[SetLabel], board: Any) -> dict[str, str]:
+    if told.decided is not None:
+        return nights.verdict(told.decided)
+    if config.about == "set":
+        return nights.verdict_of_set(labels[0], told.sets[0].counts["videos"], board)
+    return words.verdict(board)
+
+
+def _make(config: ReportConfig, place: Place, told: _Told) -> manifest.Manifest:
+    from latte.data.latents import LatentClips
 
     started = time.monotonic()
-    labels = words.set_labels(sets, finetuned=bool(checkpoint.config["train"].get("init_from")))
-    with tempfile.TemporaryDirectory(prefix="latte-latents-") as cache:
+    made_at = datetime.now(UTC).isoformat(timespec="seconds")
+    latents, vae, checkpoint, sets = told.latents, told.vae, told.checkpoint, told.sets
+    labels = _labels(config, told, made_at)
+    before = [] if config.about == "training" else nights.earlier(config.root, config.name, max(config.nights - 1, 1))
+    with owners.Folder("latents") as cache:
         # Without room for copies every clip is one ranged read; a dozen clips need no whole shards.
         clips = LatentClips(latents, cache, cache_bytes=0)
         grid = _grid(config, clips, latents, vae, checkpoint, sets, labels)
-        data = _data(clips, latents)
-    boards = score_boards(pairs, labels)
-    sources = [latents, vae, checkpoint, *sets, *(score for score, _ in pairs)]
-    verdict = words.verdict(boards[0] if boards else None)
+        news = nights.news(latents, clips.videos, before[-1] if before else None)
+        data = sections.data(clips, latents, news["ids"] if news else ())
+    boards = score_boards(told.pairs, labels)
+    loss = sections.loss(checkpoint) if config.about != "set" else None
+    verdict = _verdict(config, told, labels, boards[0] if boards else None)
+    times = sections.times(latents, vae, checkpoint, sets, told.pairs, labels, config.about != "set")
+    # The sets of what was promoted before were made by other nights.
+    own = [each for each, label in zip(sets, labels, strict=True) if not label.is_before]
+    work_s = sum(each.seconds for each in (latents, *own, *(score for score, _ in told.pairs)))
+    work_s += checkpoint.seconds if config.about != "set" else 0.0
+    night = nights.facts(made_at, latents, checkpoint, sets, boards, loss, work_s, told.decided)
     context: dict[str, Any] = {
         "name": config.name,
+        "about": config.about,
+        "day": units.day(made_at),
         "verdict": verdict,
+        "decision": nights.rows(told.decided) if told.decided is not None else [],
+        "labels": labels,
+        "is_first": told.decided is not None and told.decided.is_first,
+        "links": _links(told, labels),
+        "worked_s": work_s,
+        "news": news,
+        "trend": nights.trend([*before, night][-config.nights :]) if config.nights else None,
         "boards": boards,
         "grid": grid,
         "data": data,
-        "loss": _loss(checkpoint),
-        "run": _facts_of_run(checkpoint, latents, sets),
-        "times": _times(latents, vae, checkpoint, sets, pairs, labels),
+        "loss": loss,
+        "run": sections.facts_of_run(checkpoint, latents, sets),
+        "times": times,
         "timings": words.bars_of_seconds(list(config.timings.items())),
-        "sources": [_source(source, config.root) for source in sources],
-        "fingerprint": fingerprint,
-        "uri": uri,
+        "sources": [sections.source(source, config.root) for source in told.sources],
+        "fingerprint": place.fingerprint,
+        "uri": place.uri,
     }
     # A page that names no place of the root stays true when that is moved.
     page = render(uris.seen_from(config.root, context))
-    shard = manifest.publish_shard(page, storage.join(uri, "report.html"))
-    board = boards[0] if boards else None
-    metrics = {f"{board['metric']} {bar['label']}": bar["value"] for bar in board["bars"]} if board else {}
+    shard = manifest.publish_shard(page, storage.join(place.uri, "report.html"))
+    metrics = {f"{board['metric']} {bar['label']}": bar["value"] for board in boards for bar in board["bars"]}
+    facts = ReportFacts(night=night) if config.about != "training" else ReportFacts()
     return manifest.finish(
-        manifest.Manifest(
-            kind="report",
-            name=config.name,
-            uri=uri,
-            fingerprint=fingerprint,
+        place.manifest(
+            config.name,
             shards=[shard],
             counts={"clips": sum(len(row["cells"]) for group in grid["groups"] for row in group["rows"])},
             inputs={"latents": latents.fingerprint, "vae": vae.fingerprint, "checkpoint": checkpoint.fingerprint},
@@ -144,13 +224,23 @@ def _make(
                 "vae": vae.file,
                 "checkpoint": checkpoint.file,
                 "video_sets": [videos.file for videos in sets],
-                "scores": [score.file for score, _ in pairs],
+                "scores": [score.file for score, _ in told.pairs],
+                **({"promotion": told.decided.made.file} if told.decided is not None else {}),
+                **facts.said(),
             },
             metrics={**metrics, "verdict": verdict["headline"]},
             seconds=time.monotonic() - started,
         ),
         config.root,
     )
+
+
+def _links(told: _Told, labels: Sequence[SetLabel]) -> list[dict[str, str]]:
+    """Links to the decision, the sets and their scores: on the page, and under the root."""
+    found = [("The decision", told.decided.made)] if told.decided is not None else []
+    found += [(f"Clips of {label.short}", videos) for label, videos in zip(labels, told.sets, strict=True)]
+    found += [(f"Score of {labels[index].short}", score) for score, index in told.pairs]
+    return [{"title": title, "id": sections.anchor(made), "uri": made.uri} for title, made in found]
 
 
 def _numbers(source: manifest.Manifest) -> dict[str, Any]:
@@ -164,7 +254,7 @@ def render(context: Mapping[str, Any]) -> bytes:
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.lstrip_blocks = True
-    environment.filters["duration"] = words.duration
+    environment.filters["duration"] = units.duration
     environment.filters["number"] = words.number
     environment.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**context)
@@ -182,7 +272,7 @@ def pair_scores(
     """
     pairs = []
     for score in scores:
-        known = {*score.inputs.values(), *(value for value in score.config.values() if isinstance(value, str))}
+        known = {*score.inputs.values(), ScoreFacts.of(score).videos}
         found = [i for i, videos in enumerate(sets) if known & _names_of(videos)]
         if len(found) != 1:
             raise UserError(f"scores: {score.uri} is of a video set that is not among video_sets")
@@ -194,15 +284,15 @@ def _names_of(source: manifest.Manifest) -> set[str]:
     return {source.fingerprint, source.uri, source.file}
 
 
-def score_boards(pairs: Sequence[tuple[manifest.Manifest, int]], labels: Sequence[str]) -> list[dict[str, Any]]:
+def score_boards(pairs: Sequence[tuple[manifest.Manifest, int]], labels: Sequence[SetLabel]) -> list[dict[str, Any]]:
     """Scores that may be compared, each group as bars on one common scale.
 
     They may be where metric, protocol, detector and real side are the same.
     """
     groups: dict[tuple[str, str], list[tuple[manifest.Manifest, int]]] = {}
     for score, index in pairs:
-        same = [score.config.get("protocol"), score.inputs.get("detector"), score.inputs.get("real")]
-        groups.setdefault((words.metric_of(score), manifest.fingerprint(same)), []).append((score, index))
+        same = [ScoreFacts.of(score).protocol, score.inputs.get("detector"), score.inputs.get("real")]
+        groups.setdefault((names.metric_of(score), manifest.fingerprint(same)), []).append((score, index))
     return [
         words.board(metric, [(score, labels[index]) for score, index in members])
         for (metric, _), members in groups.items()
@@ -216,28 +306,29 @@ def _grid(
     vae: manifest.Manifest,
     checkpoint: manifest.Manifest,
     sets: Sequence[manifest.Manifest],
-    labels: Sequence[str],
+    labels: Sequence[SetLabel],
 ) -> dict[str, Any]:
-    from latte import report_clips
+    from latte.report import grid
 
-    num_frames = int(sets[0].config["num_frames"])
-    stride = int(checkpoint.config["train"]["frame_stride"])
-    rows = report_clips.pick_real(clips.videos, num_frames, stride, config.clips_per_class, config.max_rows)
-    listed = [storage.read_json(storage.join(videos.uri, "items.json")) for videos in sets]
-    generated = [report_clips.pick_generated(items, rows) for items in listed]
-    decode = report_clips.make_decoder(vae, num_frames)
-    drawn = report_clips.load_previews(checkpoint, decode)
-    columns = report_clips.pack(
+    newest = VideoSetFacts.of(sets[0])
+    num_frames, fps = newest.num_frames, newest.fps
+    stride = RunFacts.of(checkpoint).train.frame_stride
+    rows = grid.pick_real(clips.videos, num_frames, stride, config.clips_per_class, config.max_rows)
+    listed = [manifest.items(videos) for videos in sets]
+    generated = [grid.pick_generated(items, rows) for items in listed]
+    decode = grid.make_decoder(vae, num_frames)
+    drawn = grid.load_previews(checkpoint, decode) if config.about != "set" else []
+    columns = grid.pack(
         [
             [clips.real_clip(row.index, row.start, stride, num_frames) for row in rows],
-            report_clips.reconstruct(clips, rows, decode, num_frames, stride),
-            *[report_clips.load_generated(column) for column in generated],
+            grid.reconstruct(clips, rows, decode, num_frames, stride),
+            *[grid.load_generated(column) for column in generated],
             *[films for _, _, films in drawn],
         ]
     )
     columns, preview_columns = columns[: len(sets) + 2], columns[len(sets) + 2 :]
-    classes = latents.config["classes"]
-    titles = ["Real", "Reconstructed", *labels]
+    classes = LatentsFacts.of(latents).classes
+    titles = ["Real", "Reconstructed", *(label.title for label in labels)]
     groups: list[dict[str, Any]] = []
     for place, row in enumerate(rows):
         title = words.class_name(classes, row.label)
@@ -247,13 +338,12 @@ def _grid(
         whats = [f"Real clip of {source}", f"The same clip of {source}, encoded and decoded"]
         for label, column in zip(labels, generated, strict=True):
             clip = column[place]
-            whats.append(f"{label}: clip {clip.index} of class {title}" if clip else f"{label}: no clip")
+            whats.append(f"{label.title}: clip {clip.index} of class {title}" if clip else f"{label.title}: no clip")
         cells = [
             {"strip": column[place], "alt": what, "column": number, "title": titles[number]}
             for number, (column, what) in enumerate(zip(columns, whats, strict=True))
         ]
         groups[-1]["rows"].append({"source": source, "cells": cells})
-    fps = float(sets[0].config["fps"])
     return {
         "titles": titles,
         "groups": groups,
@@ -277,113 +367,3 @@ def _previews(drawn: Sequence[tuple[int, list[str]]], columns: Sequence[Sequence
         ]
         rows.append({"title": what, "cells": cells})
     return {"titles": titles, "rows": rows}
-
-
-def _data(clips: "LatentClips", latents: manifest.Manifest) -> dict[str, Any]:
-    counted = Counter(entry.label for entry in clips.videos)
-    frames: Counter[int | None] = Counter()
-    for entry in clips.videos:
-        frames[entry.label] += entry.num_frames
-    shards = [shard for shard in latents.shards if shard.uri.endswith(".safetensors")]
-    classes = latents.config["classes"]
-    most = max(counted.values(), default=1)
-    return {
-        "name": latents.name,
-        "source": latents.config.get("videos"),
-        "videos": len(clips.videos),
-        "frames": sum(frames.values()),
-        "bytes": words.size(sum(shard.bytes for shard in shards)),
-        "shards": len(shards),
-        "image_size": latents.config["image_size"],
-        "latent": words.latent_shape(latents),
-        "classes": [
-            {
-                "name": words.class_name(classes, label),
-                "videos": counted[label],
-                "frames": frames[label],
-                "share": round(100 * counted[label] / most, 1),
-            }
-            for label in sorted(counted, key=lambda label: -1 if label is None else label)
-        ],
-        "rejects": latents.rejects[:MAX_REJECT_ROWS],
-        "num_rejects": len(latents.rejects),
-    }
-
-
-def _loss(checkpoint: manifest.Manifest) -> dict[str, Any] | None:
-    from markupsafe import Markup
-
-    from latte import plots
-
-    text = storage.read_bytes(checkpoint.metrics["metrics_uri"]).decode()
-    lines = [json.loads(line) for line in text.splitlines()]
-    if len(lines) < 2:
-        return None
-    steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
-    smooth = plots.moving_average(losses)
-    title = f"Training loss over {steps[-1]:,} steps: from {smooth[0]:.3g} to {smooth[-1]:.3g}"
-    names = (title, "training step", "loss")
-    return {
-        "title": title,
-        "first": smooth[0],
-        "last": smooth[-1],
-        "points": len(lines),
-        # Our own drawing: numbers and fixed words.
-        "wide": Markup(plots.line_chart(steps, losses, *names, width=844, height=340)),  # noqa: S704
-        "narrow": Markup(plots.line_chart(steps, losses, *names, width=350, height=260)),  # noqa: S704
-    }
-
-
-def _facts_of_run(
-    checkpoint: manifest.Manifest, latents: manifest.Manifest, sets: Sequence[manifest.Manifest]
-) -> dict[str, Any]:
-    newest = sets[0]
-    return {
-        "name": checkpoint.name,
-        "parameters": words.count(checkpoint.counts["parameters"]),
-        "steps": int(checkpoint.metrics["step"]),
-        "generated": sum(videos.counts["videos"] for videos in sets),
-        "generated_each": " + ".join(str(videos.counts["videos"]) for videos in sets),
-        "method": words.method(newest),
-        "finetuned": bool(checkpoint.config["train"].get("init_from")),
-        "model": words.flat(checkpoint.config["model"]),
-        "train": words.flat(checkpoint.config["train"], leave_out=("model",)),
-        "sample": words.flat(newest.config, leave_out=("classes", "notes")),
-        "classes": len(latents.config["classes"]),
-        "adapted": list(dict.fromkeys(note for videos in sets for note in videos.config.get("notes", []))),
-    }
-
-
-def _times(
-    latents: manifest.Manifest,
-    vae: manifest.Manifest,
-    checkpoint: manifest.Manifest,
-    sets: Sequence[manifest.Manifest],
-    pairs: Sequence[tuple[manifest.Manifest, int]],
-    labels: Sequence[str],
-) -> dict[str, Any]:
-    names = [label.removeprefix("Generated, ") for label in labels]
-    rows = [("Convert the autoencoder", vae.seconds), (f"Encode {latents.counts['videos']:,} videos", latents.seconds)]
-    rows.append((f"Train {int(checkpoint.metrics['step']):,} steps", checkpoint.seconds))
-    for videos, name in zip(sets, names, strict=True):
-        rows.append((f"Sample {videos.counts['videos']:,} clips, {name}", videos.seconds))
-    rows += [(f"Score, {names[index]}", score.seconds) for score, index in pairs]
-    return words.bars_of_seconds(rows)
-
-
-def _source(source: manifest.Manifest, root: str) -> dict[str, Any]:
-    return {
-        "kind": source.kind.replace("_", " "),
-        "name": source.name,
-        "uri": source.uri,
-        "fingerprint": source.fingerprint,
-        "code_version": source.code_version,
-        "bytes": words.size(sum(shard.bytes for shard in source.shards)),
-        "inputs": source.inputs,
-        "json": json.dumps(
-            uris.seen_from(root, source.model_dump(include={"config", "counts", "metrics", "inputs"})),
-            indent=2,
-            sort_keys=True,
-            ensure_ascii=False,
-        ),
-    }

@@ -4,95 +4,33 @@ Video i of a set follows from the checkpoint, the settings, the seed and i alone
 and the noise of its every step come from streams of its own. Who generates it and after which interruptions does not
 matter. It is always computed in the batch of videos b B to b B + B - 1 that it belongs to, wanted or not: on a CPU the
 last bits of a matrix product depend on the place in the batch. A set grows in place: a larger `num_videos` generates
-only the new ones.
+only the new ones. It never shrinks: a smaller one reads the first so many, and the manifest of the larger set stays.
 """
 
 import itertools
-import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from latte import conditions as conditioning
-from latte import contact_sheet, generation, manifest, sources, spacing, storage
-from latte.conditions import Conditions
-from latte.config import Config, Root, ToldError, prefix_of
-from latte.errors import UserError
+from latte import networks, owners, storage, texts
+from latte.errors import DamagedError, NotThereError, UnreadableError, UserError
+from latte.facts import LatteFacts, PlanMetrics, VideoSetFacts
+from latte.places import Place
 from latte.progress import progress, teller
-from latte.sources import Source
+from latte.sampling import conditions as conditioning
+from latte.sampling import contact_sheet, generation, sources
+from latte.sampling.conditions import Conditions
+from latte.sampling.config import MAX_TASKS, SampleConfig
+from latte.sampling.sources import WeightsSource
+from latte.storage import manifest, publishing
 
-MAX_TASKS = 32
 CONTACT_SHEET = "contact-sheet.png"
 _RECORD_THREADS = 16
-
-
-class SampleConfig(Config):
-    """What to generate, and from which weights; generated in batches of one shape."""
-
-    root: Root = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
-    name: str = Field(description="name of the video set; it goes to videos/<name>/")
-    checkpoint: str = Field(
-        description="manifest (file or URI) of a training run's checkpoints, or of converted Latte weights"
-    )
-    vae: str = Field(description="manifest of the autoencoder's weights (file or URI)")
-    step: int | None = Field(default=None, ge=0, description="training step; null: the newest, 0: before training")
-    weights: Literal["ema", "model"] = Field(default="ema", description="moving average of the weights, or the last")
-    num_videos: int = Field(default=16, gt=0, description="videos of the set; may be raised later")
-    seed: int = Field(default=0, ge=0, description="all noise follows from it")
-    method: Literal["ddpm", "ddim", "dpm-solver++"] = Field(default="ddim", description="sampler")
-    num_sampling_steps: int | str = Field(default=250, description='steps: a count, "ddimN" or sections "a,b,…"')
-    cfg_scale: float = Field(default=1.0, ge=0, description="classifier-free guidance; 1 is none (published: 7)")
-    cfg_channels: Literal["noise", "all"] = Field(
-        default="noise", description="what is guided: the noise (published), or the learned variance too"
-    )
-    precision: Literal["fp32", "fp16", "bf16"] = Field(
-        default="fp32", description="of the Latte's matrix products; bf16 needs Ascend"
-    )
-    labels: conditioning.Labels = Field(
-        default=None,
-        description="classes (index or name) that the videos take in turn; null: all of them; "
-        '"dataset": drawn as often as each class is in `latents`',
-    )
-    latents: str | None = Field(default=None, description="manifest of an encoded dataset, for labels=dataset")
-    captions: str | None = Field(
-        default=None,
-        description="texts that the videos take in turn: a text file, one a line, or a CSV file's column caption",
-    )
-    text_encoder: str | None = Field(default=None, description="manifest of CLIP's text weights, for captions")
-    tokenizer: str | None = Field(default=None, description="CLIP's tokenizer.json (path or URI), for captions")
-    batch_size: int = Field(default=8, gt=0, description="videos generated together")
-    decode_frames: int = Field(default=16, gt=0, description="frames decoded together; bounds the memory")
-    fps: float = Field(default=8.0, gt=0, description="frames per second of the files")
-    num_tasks: int = Field(default=8, gt=0, le=MAX_TASKS, description="most tasks that the set is shared out to")
-    adapt: bool = Field(
-        default=False, description="leave out guidance that a model without a condition cannot use; pipelines do"
-    )
-
-    @field_validator("num_sampling_steps")
-    @classmethod
-    def _can_be_taken(cls, steps: int | str) -> int | str:
-        spacing.check(steps)
-        return steps
-
-    @model_validator(mode="after")
-    def _fits(self, info: ValidationInfo) -> "SampleConfig":
-        before = prefix_of(info)
-        if (self.labels == conditioning.DATASET) != (self.latents is not None):
-            raise ToldError(
-                f"{before}labels={conditioning.DATASET} and {before}latents (the manifest of that dataset) go "
-                "together; give both or neither"
-            )
-        missing = [key for key in conditioning.TEXT_KEYS if getattr(self, key) is None]
-        if 0 < len(missing) < len(conditioning.TEXT_KEYS):
-            keys = ", ".join(f"{before}{key}" for key in conditioning.TEXT_KEYS)
-            raise ToldError(f"{keys} go together; {before}{missing[0]} is not given")
-        return self
 
 
 # These say where, how many and in which portions, not what video i is; what lies there counts by its content.
@@ -101,7 +39,7 @@ _NOT_IN_FINGERPRINT = {
     "latents", "captions", "text_encoder", "tokenizer", "adapt",
 }  # fmt: skip
 # Came later: sets that were made before keep their place.
-_NOT_SAID_AT_DEFAULT = ("cfg_channels", "precision")
+_NOT_SAID_AT_DEFAULT = ("cfg_channels", "precision", "num_frames")
 _IN_MANIFEST = {
     "weights", "method", "num_sampling_steps", "cfg_scale", "cfg_channels", "precision", "labels", "fps", "seed",
 }  # fmt: skip
@@ -109,23 +47,23 @@ _IN_MANIFEST = {
 
 @dataclass(frozen=True)
 class _Set:
-    """What a set is made from, resolved and checked.
+    """Ingredients of a set, resolved and checked.
 
     Attributes:
-        uri: the place of the set.
-        fingerprint: of what makes video i, whatever their number.
+        place: of the set; its fingerprint is of what makes video i, whatever their number.
         source: the networks.
         conditions: what the videos show.
         text: what embeds their captions, or None without captions.
+        num_frames: of a video.
         cfg_scale: guidance, 1 where it was left out.
         notes: what was adapted to the model.
     """
 
-    uri: str
-    fingerprint: str
-    source: Source
+    place: Place
+    source: WeightsSource
     conditions: Conditions
-    text: generation.TextSource | None
+    text: networks.TextSource | None
+    num_frames: int
     cfg_scale: float
     notes: tuple[str, ...] = ()
 
@@ -149,16 +87,17 @@ def plan(config: SampleConfig) -> manifest.Manifest:
         UserError: checkpoint, autoencoder and settings do not fit together.
     """
     made = _resolve(config)
+    publishing.clear_unfinished(made.place.uri)
     batches = -(-config.num_videos // config.batch_size)
+    fingerprint = _count_fingerprint(made, config.num_videos)
     return manifest.finish(
-        manifest.Manifest(
-            kind="sample_plan",
-            name=config.name,
-            uri=storage.join(made.uri, "plan"),
-            fingerprint=_count_fingerprint(made, config.num_videos),
+        Place.under("sample_plan", fingerprint, made.place.uri, "plan").manifest(
+            config.name,
             counts={"videos": config.num_videos},
-            config={"notes": list(made.notes)},
-            metrics={"num_tasks": min(config.num_tasks, batches, MAX_TASKS), "batches": batches},
+            # The networks that a set at work needs; its own manifest comes last.
+            inputs={"weights": made.source.weights.uri, "vae": made.source.vae.uri},
+            config={"notes": _notes(made)},
+            metrics=PlanMetrics(num_tasks=min(config.num_tasks, batches, MAX_TASKS), batches=batches).said(),
         ),
         config.root,
     )
@@ -181,11 +120,9 @@ def sample_shards(config: SampleConfig, plan_uri: str, task: int, num_tasks: int
     if missing:
         _generate(config, made, missing, f"sample {config.name}: task {task + 1} of {num_tasks}")
     shards = [shard for record in _records(made, indices).values() if record for shard in _objects(record)]
-    return manifest.Manifest(
-        kind="sample_part",
-        name=config.name,
-        uri=made.uri,
-        fingerprint=manifest.fingerprint(made.fingerprint, task, num_tasks, config.num_videos),
+    fingerprint = manifest.fingerprint(made.place.fingerprint, task, num_tasks, config.num_videos)
+    return Place("sample_part", made.place.uri, fingerprint).manifest(
+        config.name,
         shards=shards,
         counts={"videos": len(indices), "generated": len(missing)},
         seconds=time.monotonic() - started,
@@ -193,72 +130,76 @@ def sample_shards(config: SampleConfig, plan_uri: str, task: int, num_tasks: int
 
 
 def merge(config: SampleConfig, plan_uri: str) -> manifest.Manifest:
-    """List all videos in items.json and write the manifest of the set.
+    """List all videos in items.json and write the manifest of the set, unless there is that of a larger one.
+
+    Returns:
+        The manifest of these videos; that of a larger set stays where it is.
 
     Raises:
         UserError: the plan is of other settings, or a video is not there.
     """
     made = _planned(config, plan_uri)
-    fingerprint = _count_fingerprint(made, config.num_videos)
-    done = manifest.find(made.uri, "video_set")
-    if done is not None and done.fingerprint == fingerprint:
+    place = replace(made.place, fingerprint=_count_fingerprint(made, config.num_videos))
+    done = place.found
+    if done is not None and done.fingerprint == place.fingerprint:
         return done
     source = made.source
     items, shards, seconds = [], [], 0.0
     for index, record in _records(made, range(config.num_videos)).items():
         if record is None:
             raise UserError(f"{_clip_uri(made, index)}: not generated yet; run the tasks of the plan first")
-        items.append(record["item"])
+        items.append(_item(made, index, record))
         shards += _objects(record)
         seconds += float(record["seconds"])
     for ref in (
         _publish_contact_sheet(made, items),
-        storage.write_json(storage.join(made.uri, "items.json"), items, root=made.uri),
+        publishing.write_json(storage.join(made.place.uri, manifest.ITEMS), items, root=made.place.uri),
     ):
         shards.append(manifest.Shard(uri=ref.uri, bytes=ref.bytes, sha256=ref.sha256, items=len(items)))
-    return manifest.finish(
-        manifest.Manifest(
-            kind="video_set",
-            name=config.name,
-            uri=made.uri,
-            fingerprint=fingerprint,
-            shards=shards,
-            counts={"videos": len(items)},
-            inputs={"weights": source.weights.sha256, "vae": source.vae.sha256},
-            config={
-                "checkpoint": source.checkpoint.file,
-                "step": source.step,
-                "vae_known_by": source.vae_known_by,
-                "classes": source.facts["classes"],
-                "num_frames": int(source.facts["model"]["num_frames"]),
-                "image_size": source.facts["image_size"],
-                **config.model_dump(include=_IN_MANIFEST),
-                "cfg_scale": made.cfg_scale,
-                "notes": list(made.notes),
-            },
-            metrics={} if source.step is None else {"step": source.step},
-            seconds=seconds,
-        ),
-        config.root,
+    whole = place.manifest(
+        config.name,
+        shards=shards,
+        counts={"videos": len(items)},
+        inputs={"weights": source.weights.sha256, "vae": source.vae.sha256},
+        config=VideoSetFacts(
+            checkpoint=source.checkpoint.file,
+            step=source.step,
+            vae_known_by=source.vae_known_by,
+            classes=source.facts.classes,
+            num_frames=made.num_frames,
+            image_size=source.facts.image_size,
+            **{**config.model_dump(include=_IN_MANIFEST), "cfg_scale": made.cfg_scale},
+            notes=_notes(made),
+        ).said(),
+        metrics={} if source.step is None else {"step": source.step},
+        seconds=seconds,
     )
+    data = storage.json_bytes(whole.file, whole.model_dump(), config.root)
+    publishing.write_unless(whole.file, data, lambda: _size(made) > config.num_videos)
+    manifest.check_kept(whole)
+    return whole
 
 
 def guidance_left_out(cfg_scale: float) -> str:
-    """What is said where guidance is left out."""
+    """Message where guidance is left out."""
     return f"cfg_scale {cfg_scale:g} is left out: the model has no condition to guide by"
 
 
 def _resolve(config: SampleConfig) -> _Set:
     source = sources.resolve(config.checkpoint, config.vae, config.step, config.weights)
     notes: tuple[str, ...] = ()
-    if config.adapt and config.cfg_scale != 1.0 and source.facts["model"]["condition"] == "none":
+    if config.adapt and config.cfg_scale != 1.0 and source.facts.latte.condition == "none":
         notes = (guidance_left_out(config.cfg_scale),)
         config = config.model_copy(update={"cfg_scale": 1.0})
+    num_frames = _frames(config, source.facts)
     conditions = conditioning.resolve(config, source.facts)
     text = None
     if conditions.captions is not None:
-        text = generation.TextSource.checked(str(config.text_encoder), str(config.tokenizer))
-        if source.facts.get("text") not in (None, text.digest):
+        model = source.facts.latte
+        text = networks.TextSource.checked(
+            str(config.text_encoder), str(config.tokenizer), model.text_encoder, model.text_shape
+        )
+        if source.facts.text not in (None, text.digest):
             raise UserError(
                 f"text_encoder {config.text_encoder}: the model was trained with another encoder or tokenizer"
             )
@@ -267,24 +208,60 @@ def _resolve(config: SampleConfig) -> _Set:
         if settings[key] == SampleConfig.model_fields[key].default:
             del settings[key]
     files = [*conditions.from_files, *([text.digest] if text is not None else [])]
-    facts = [source.weights.sha256, source.vae.sha256, source.facts["diffusion"]]
+    facts: list[Any] = [source.weights.sha256, source.vae.sha256, source.facts.diffusion.said()]
     if source.vae_known_by == "name":
         # Not implied by a digest: a file does not tell the heads of its attention or the groups of its normalisation.
-        facts += [source.vae_model, *(source.facts[key] for key in ("scaling_factor", "model", "classes"))]
+        facts += [source.vae_model, source.facts.scaling_factor, source.facts.model, source.facts.classes]
     fingerprint = manifest.fingerprint("sample", settings, *facts, *files)
     return _Set(
-        uri=storage.join(config.root, "videos", config.name, fingerprint[:16]),
-        fingerprint=fingerprint,
+        place=Place.under("video_set", fingerprint, config.root, "videos", config.name),
         source=source,
         conditions=conditions,
         text=text,
+        num_frames=num_frames,
         cfg_scale=config.cfg_scale,
         notes=notes,
     )
 
 
+def _notes(made: _Set) -> list[str]:
+    """Words for whoever reads the plan or the set."""
+    captions = made.conditions.captions
+    told = [] if made.text is None or captions is None else texts.notes(made.text, captions)
+    return [*made.notes, *told]
+
+
+def _frames(config: SampleConfig, facts: LatteFacts) -> int:
+    """Frames of a video: the model's, or 1 of a model whose temporal blocks were trained on images as well.
+
+    Raises:
+        UserError: the model makes no such videos.
+    """
+    own = int(facts.latte.num_frames)
+    able = (own, 1) if facts.kind == "latte_t2v" else (own,)
+    if config.num_frames is not None and config.num_frames not in able:
+        raise UserError(
+            f"num_frames={config.num_frames}: the model of {config.checkpoint} makes videos of {own} frames"
+            + (", or images with num_frames=1" if len(able) > 1 else "; leave it out")
+        )
+    return config.num_frames or own
+
+
 def _count_fingerprint(made: _Set, num_videos: int) -> str:
-    return manifest.fingerprint(made.fingerprint, num_videos)
+    return manifest.fingerprint(made.place.fingerprint, num_videos)
+
+
+def _size(made: _Set) -> int:
+    """Number of videos that the manifest of the set names; 0 where there is none that can be read."""
+    try:
+        found = manifest.read(storage.join(made.place.uri, manifest.NAME), "video_set")
+    except NotThereError:
+        return 0
+    except (DamagedError, UnreadableError) as error:
+        manifest.say_not_done(error)
+        return 0
+    count = found.counts.get("videos", 0)
+    return count if found.fingerprint == _count_fingerprint(made, count) else 0
 
 
 def _planned(config: SampleConfig, plan_uri: str) -> _Set:
@@ -295,18 +272,25 @@ def _planned(config: SampleConfig, plan_uri: str) -> _Set:
 
 
 def _clip_uri(made: _Set, index: int) -> str:
-    return storage.join(made.uri, f"clip-{index:05d}.mkv")
+    return storage.join(made.place.uri, f"clip-{index:05d}.mkv")
 
 
 def _records(made: _Set, indices: Sequence[int]) -> dict[int, dict[str, Any] | None]:
     """The record of each video, or None where it is not published whole."""
-
-    def read(index: int) -> dict[str, Any] | None:
-        record = manifest.read_record(_clip_uri(made, index))
-        return record if record is not None and all(map(manifest.is_whole, _objects(record))) else None
-
     with ThreadPoolExecutor(_RECORD_THREADS, thread_name_prefix="records") as pool:
-        return dict(zip(indices, pool.map(read, indices), strict=True))
+        return dict(zip(indices, pool.map(lambda index: _record(made, index), indices), strict=True))
+
+
+def _record(made: _Set, index: int) -> dict[str, Any] | None:
+    record = manifest.read_record(_clip_uri(made, index))
+    return record if record is not None and all(map(manifest.is_whole, _objects(record))) else None
+
+
+def _item(made: _Set, index: int, record: dict[str, Any]) -> dict[str, Any]:
+    """A video's entry in items.json; its class has its name beside its number."""
+    item: dict[str, Any] = record["item"]
+    label, classes = item["label"], made.source.facts.classes
+    return {**item, "class": classes[label]} if label is not None and label < len(classes) else item
 
 
 def _objects(record: dict[str, Any]) -> list[manifest.Shard]:
@@ -316,18 +300,18 @@ def _objects(record: dict[str, Any]) -> list[manifest.Shard]:
 
 def _generate(config: SampleConfig, made: _Set, indices: list[int], label: str) -> None:
     """Generate and publish videos, each in its batch of one shape: one compiled graph, and the same bits every time."""
-    sample = generation.sampler(_recipe(config, made))
+    size = config.batch_size
+    batches = {index // size: range(index - index % size, index - index % size + size) for index in indices}
+    sample = generation.sampler(_recipe(config, made), list(itertools.chain(*batches.values())))
     bar = progress(total=len(indices), desc=label, unit="video")
     tell = teller(bar)
-    for _, wanted in itertools.groupby(indices, lambda index: index // config.batch_size):
-        group = list(wanted)
-        first = group[0] - group[0] % config.batch_size
-        batch = list(range(first, first + config.batch_size))
+    for number, wanted in itertools.groupby(indices, lambda index: index // size):
+        group, batch = list(wanted), list(batches[number])
         started = time.monotonic()
         videos = sample(batch, lambda done: tell(f"denoising step {done + 1}"))
         seconds = (time.monotonic() - started) / len(group)
         for index in group:
-            _publish(config, made, index, videos[index - first], seconds)
+            _publish(config, made, index, videos[index - batch[0]], seconds)
             bar.update()
     bar.close()
 
@@ -335,12 +319,15 @@ def _generate(config: SampleConfig, made: _Set, indices: list[int], label: str) 
 def _recipe(config: SampleConfig, made: _Set) -> generation.Recipe:
     source = made.source
     return generation.Recipe(
+        root=config.root,
+        kind=source.facts.kind,
         weights=source.weights,
-        model=source.facts["model"],
+        model=source.facts.model,
+        num_frames=made.num_frames,
         vae=source.vae,
         vae_model=source.vae_model,
-        scaling_factor=float(source.facts["scaling_factor"]),
-        noise_schedule=source.facts["diffusion"]["noise_schedule"],
+        scaling_factor=source.facts.scaling_factor,
+        diffusion=source.facts.diffusion,
         method=config.method,
         num_sampling_steps=config.num_sampling_steps,
         cfg_scale=made.cfg_scale,
@@ -354,39 +341,52 @@ def _recipe(config: SampleConfig, made: _Set) -> generation.Recipe:
 
 
 def _publish(config: SampleConfig, made: _Set, index: int, frames: np.ndarray, seconds: float) -> None:
-    """Preview first, then the video, its record last: a video with a record is whole."""
-    from latte import video
+    """Preview first, then the video, its record last: a video with a record is whole.
+
+    Another job may make the same video, in batches of another size with other last bits: neither overwrites what the
+    other has published, and the video that has its record first is the set's.
+    """
+    from latte.video import clip_files
 
     uri = _clip_uri(made, index)
-    preview_uri = uri.removesuffix(".mkv") + ".mp4"
-    with tempfile.TemporaryDirectory(prefix="latte-video-") as folder:
+    with owners.Folder("video") as folder:
         lossless, preview = Path(folder) / "clip.mkv", Path(folder) / "clip.mp4"
-        video.write_lossless(lossless, frames, config.fps)
-        video.write_preview(preview, frames, config.fps)
-        preview_ref = storage.upload(preview, preview_uri)
-        item = {
-            "index": index,
-            "label": made.conditions.label(index),
-            "seed": config.seed,
-            "video": uri,
-            "preview": preview_uri,
-            "sha256": storage.sha256_file(lossless),
-            "preview_sha256": preview_ref.sha256,
-        }
-        if made.text is not None:
-            item["caption"] = made.conditions.caption(index)
-        facts = {"uri": preview_ref.uri, "bytes": preview_ref.bytes, "sha256": preview_ref.sha256}
-        manifest.publish_shard(lossless, uri, item=item, preview=facts, seconds=round(seconds, 3))
+        clip_files.write_lossless(lossless, frames, config.fps)
+        clip_files.write_preview(preview, frames, config.fps)
+        of_preview = _put(preview, uri.removesuffix(".mkv") + ".mp4")
+        of_video = _put(lossless, uri)
+    item = {
+        "index": index,
+        "label": made.conditions.label(index),
+        "seed": config.seed,
+        "video": of_video.uri,
+        "preview": of_preview.uri,
+        "sha256": of_video.sha256,
+        "preview_sha256": of_preview.sha256,
+    }
+    if made.text is not None:
+        item["caption"] = made.conditions.caption(index)
+    shard, facts = ({"uri": ref.uri, "bytes": ref.bytes, "sha256": ref.sha256} for ref in (of_video, of_preview))
+    record = {"shard": {**shard, "items": 1}, "item": item, "preview": facts, "seconds": round(seconds, 3)}
+    record_uri = uri + manifest.RECORD_SUFFIX
+    data = storage.json_bytes(record_uri, record, made.place.uri)
+    publishing.write_unless(record_uri, data, lambda: _record(made, index) is not None)
+
+
+def _put(path: Path, uri: str) -> storage.Ref:
+    folder, _, name = uri.rpartition("/")
+    return publishing.publish(path, (uri, storage.join(folder, storage.sha256_file(path)[:16], name)))
 
 
 def _publish_contact_sheet(made: _Set, items: list[dict[str, Any]]) -> storage.Ref:
     """A picture of the first videos of the set."""
-    from latte import video
+    from latte.video import clip_files
 
     def read(item: dict[str, Any]) -> np.ndarray:
         with storage.as_local_file(item["video"], item["sha256"]) as path:
-            return video.read_lossless(path)  # (F, H, W, 3)
+            return clip_files.read_lossless(path)  # (F, H, W, 3)
 
     with ThreadPoolExecutor(_RECORD_THREADS, thread_name_prefix="sheet") as pool:
         videos = list(pool.map(read, items[: contact_sheet.MAX_VIDEOS]))
-    return storage.write_bytes(storage.join(made.uri, CONTACT_SHEET), contact_sheet.draw(videos))
+    titles = [contact_sheet.title(item) for item in items[: contact_sheet.MAX_VIDEOS]]
+    return publishing.write_bytes(storage.join(made.place.uri, CONTACT_SHEET), contact_sheet.draw(videos, titles))

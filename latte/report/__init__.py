@@ -1,0 +1,1 @@
+"""Parts of a report: words, clips, pictures and the page's template."""

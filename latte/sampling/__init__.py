@@ -1,0 +1,1 @@
+"""Parts of the sample step: which weights, what they show, the denoising, and how a set looks."""

@@ -1,0 +1,1 @@
+"""Videos: frames out of files, decoded in processes of their own, and clips back into files."""

@@ -1,1 +1,1 @@
-"""How each step looks to Kubeflow."""
+"""The steps as Kubeflow sees them."""

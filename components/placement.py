@@ -1,7 +1,7 @@
-"""Where a step runs on a cluster and with what: resources, accelerators, and whether in its own pod or a Volcano Job.
+"""Placement of a step on a cluster: resources, accelerators, and whether in its own pod or a Volcano Job.
 
 `pipelines.cluster` writes it onto the tasks of a pipeline; a step that launches a Volcano Job reads its own from the
-environment (`LAUNCH_ENV`). Untested on a real cluster.
+environment (`LAUNCH_ENV`).
 """
 
 import os
@@ -40,7 +40,7 @@ class Toleration(Config):
 
 
 class Accelerator(Config):
-    """What a pod asks of a device plugin."""
+    """Accelerators that a pod asks of a device plugin."""
 
     resource: str = Field(
         default="huawei.com/Ascend910",
@@ -77,6 +77,9 @@ class Volcano(Config):
     restarts: int = Field(
         default=2, ge=0, description="times that the Job starts anew after a pod failed or was evicted"
     )
+    lease_s: int = Field(
+        default=180, gt=0, description="seconds after which the Job ends itself when no step waits for it any more"
+    )
     keep_s: int = Field(default=24 * 3600, ge=0, description="seconds that the ended Job and its logs are kept")
     groups: list[int] = Field(
         default_factory=list,
@@ -101,6 +104,7 @@ class Launch(Config):
 
     image: str
     secret: Name = SECRET
+    addressing_style: Literal["path", "virtual"] | None = None
     image_pull_secrets: list[Name] = []
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     pod: Pod
@@ -114,7 +118,7 @@ class Launch(Config):
 
 
 def launch_of_this_step() -> Launch | None:
-    """What the environment says of a Volcano Job, or None where this process does the work itself.
+    """Settings of a Volcano Job in the environment, or None where this process does the work itself.
 
     Raises:
         UserError: the variable holds no `Launch`; another version compiled the pipeline.

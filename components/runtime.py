@@ -6,13 +6,18 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from components import placement
+from components import placement, tries
+from components.tries import RUN_ENV
 from components.volcano import launcher
 from components.work import Work
-from latte import manifest
+from latte import machine_errors
 from latte.errors import LatteError
+from latte.facts import Notes
+from latte.steps import tell
+from latte.storage import manifest
+from latte.terminal import shown
 
 # `latte-pipeline run` sets it and reads the events; on a cluster the UI tells the same.
 EVENTS_ENV = "LATTE_RUN_EVENTS"
@@ -20,8 +25,7 @@ EVENTS_ENV = "LATTE_RUN_EVENTS"
 
 def run_step(
     task: str,
-    module: str,
-    config_class: str,
+    step: str,
     settings: Mapping[str, Any],
     wired: Mapping[str, Any],
     function: str = "run",
@@ -31,36 +35,50 @@ def run_step(
 ) -> manifest.Manifest:
     """Run one function of a step and write what KFP shows of it; in this process, or in a Volcano Job (LATTE_LAUNCH).
 
+    On a cluster the process that KFP starts has another one do it, which it starts anew where it fails
+    (`components.tries`), and leaves with its exit code: what the other has written is the task's output.
+
     Args:
-        task: as in `components.work.Work`, and so are the next six.
-        module: see there.
-        config_class: see there.
-        settings: see there.
-        wired: see there.
-        function: see there.
-        arguments: see there.
+        task: name of the task in messages.
+        step: name in `latte.steps.STEPS`.
+        settings: keys of the step's config as the user gave them.
+        wired: keys that the pipeline fills in; `settings` must not set them.
+        function: what to call in the step's module.
+        arguments: its arguments after the config.
         output: KFP artifact that receives the manifest as its content and its summary as metadata.
         metrics: KFP Metrics artifact that receives the numbers of the manifest.
 
     Returns:
         The manifest. Leaves the process with the error's exit code after one line on a LatteError.
     """
-    work = Work(task, module, config_class, settings, wired, function, arguments or {})
+    try:
+        retry = tries.of_this_step()
+    except LatteError as error:
+        _fail(task, error)
+    if retry is not None:
+        sys.exit(tries.supervise(task, str(wired["root"]), retry, EVENTS_ENV))
+    work = Work(task, step, settings, wired, function, arguments or {})
     started = time.time()
     _emit(event="started", task=task)
     try:
         launch = placement.launch_of_this_step()
         result = work.run() if launch is None else launcher.run(work, launch)
     except LatteError as error:
-        print(f"error: {task}: {error}", file=sys.stderr, flush=True)
-        _emit(event="failed", task=task, message=str(error), exit_code=error.exit_code)
-        sys.exit(error.exit_code)
+        _fail(task, error)
     except Exception as error:
+        of_the_machine = machine_errors.explained(error)
+        if of_the_machine is not None:
+            _fail(task, of_the_machine)
         reason = str(error).partition("\n")[0]
         _emit(event="failed", task=task, message=f"{type(error).__name__}: {reason}", exit_code=1, traceback=True)
         raise
-    for note in result.config.get("notes", []):
+    for note in Notes.of(result).notes:
         _emit(event="note", task=task, message=note)
+    if result.kind in tell.RESULTS and os.environ.get(RUN_ENV):
+        try:
+            tell.leave_result(str(wired["root"]), os.environ[RUN_ENV], result)
+        except LatteError as error:
+            _fail(task, error)
     if output is not None:
         manifest.write(result, output.path)
         output.metadata.update(result.summary())
@@ -70,6 +88,12 @@ def run_step(
                 metrics.log_metric(key, value)
     _emit(event="finished", task=task, seconds=time.time() - started, summary=result.summary())
     return result
+
+
+def _fail(task: str, error: LatteError) -> NoReturn:
+    print(f"error: {task}: {shown(error)}", file=sys.stderr, flush=True)
+    _emit(event="failed", task=task, message=str(error), exit_code=error.exit_code)
+    sys.exit(error.exit_code)
 
 
 def _emit(**event: Any) -> None:

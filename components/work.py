@@ -1,13 +1,14 @@
-"""What a component does, said once and run anywhere: in the component's own process or in the pods of a Volcano Job."""
+"""Work of a component, said once and run anywhere: in the component's own process or in the pods of a Volcano Job."""
 
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from latte import manifest, storage
+from latte import storage
 from latte.config import Config, build
 from latte.errors import UserError
+from latte.steps import call, config_class
+from latte.storage import manifest
 
 
 @dataclass(frozen=True)
@@ -16,17 +17,15 @@ class Work:
 
     Attributes:
         task: the task's name in messages and in the time table, for example "sample (untrained)".
-        module: module under `latte.steps`.
-        config_class: name of the config class in that module.
+        step: name in `latte.steps.STEPS`.
         settings: the pipeline's parameter for this step, as the user wrote it.
         wired: keys that the pipeline fills in (root, name, manifests); `settings` must not set them.
-        function: what to call in the module: `function(config, **arguments) -> Manifest`.
+        function: what to call in the step's module: `function(config, **arguments) -> Manifest`.
         arguments: further arguments; a `task` of None says that the tasks are shared out to whoever takes part.
     """
 
     task: str
-    module: str
-    config_class: str
+    step: str
     settings: Mapping[str, Any]
     wired: Mapping[str, Any]
     function: str = "run"
@@ -39,7 +38,7 @@ class Work:
 
     def config(self) -> Config:
         """The step's config; see `build_config`."""
-        return build_config(self.module, self.config_class, self.settings, self.wired, self.task)
+        return build_config(self.step, self.settings, self.wired, self.task)
 
     def run(self, worker: int = 0, workers: int = 1) -> manifest.Manifest:
         """Do it, or as worker `worker` of `workers` its part of it.
@@ -51,10 +50,7 @@ class Work:
         arguments = dict(self.arguments)
         if self.shared:
             arguments |= {"task": worker, "num_tasks": workers}
-        step: Callable[..., manifest.Manifest] = getattr(
-            importlib.import_module(f"latte.steps.{self.module}"), self.function
-        )
-        return step(config, **arguments)
+        return call(self.step, config, self.function, **arguments)
 
     def portable(self, folder: str) -> "Work":
         """The same work for another machine: files of this pod that the pipeline wired in lie under `folder` then.
@@ -106,8 +102,7 @@ def label_of(task: str) -> str:
 
 
 def build_config(
-    module: str,
-    config_class: str,
+    step: str,
     settings: Mapping[str, Any],
     wired: Mapping[str, Any],
     source: str,
@@ -121,8 +116,7 @@ def build_config(
     own = sorted(set(settings) & set(wired))
     if own:
         raise UserError(f"{source}: {prefix}{own[0]} is filled in by the pipeline; leave it out")
-    cls: type[Config] = getattr(importlib.import_module(f"latte.steps.{module}"), config_class)
-    return build(cls, {**settings, **wired}, source, prefix)
+    return build(config_class(step), {**settings, **wired}, source, prefix)
 
 
 def _published(value: Any, folder: str) -> Any:

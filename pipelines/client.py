@@ -8,18 +8,18 @@ print(operate.status(client, run.run_id))  # pipelines/operate.py
 
 import contextlib
 import io
-import json
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from latte import manifest
+from latte import owners
+from latte.credentials import for_header
 from latte.errors import LatteError, UserError
-from pipelines import compiled, cron, settings
+from latte.storage import manifest
+from pipelines import compiled, cron, parameters
 from pipelines import kfp_errors as errors
 from pipelines.cluster import Cluster
 from pipelines.status import ENDED
@@ -36,7 +36,7 @@ REQUEST_TIMEOUT_S = (10, 120)
 
 @dataclass(frozen=True)
 class Submitted:
-    """A run that Kubeflow Pipelines has taken on."""
+    """A run that Kubeflow Pipelines has taken on, and a page that shows it."""
 
     run_id: str
     name: str
@@ -44,7 +44,7 @@ class Submitted:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class RecurringRun:
     """A recurring run; `changed` says whether this call made it or changed it."""
 
     recurring_run_id: str
@@ -78,16 +78,18 @@ class Client:
             UserError: no host, a wrong host or a wrong token.
             LatteError: the host does not answer.
         """
-        host = host or os.environ.get(HOST_ENV)
+        host = (host or os.environ.get(HOST_ENV) or "").strip()
         if not host:
             raise UserError(f"no host of Kubeflow Pipelines: give --host or set {HOST_ENV}")
         if not host.startswith(("http://", "https://")):
             raise UserError(f"host {host}: expected a URL, http://… or https://…")
+        if "@" in host.split("/")[2]:
+            raise UserError(f"{HOST_ENV} or --host: a user or password in the URL; give a token by {errors.TOKEN_ENV}")
         self.host = host.rstrip("/")
         self.namespace = namespace or os.environ.get(NAMESPACE_ENV) or None
         self.service_account = service_account or os.environ.get(ACCOUNT_ENV) or None
         self.experiment = experiment
-        token = token or os.environ.get(errors.TOKEN_ENV) or None
+        token = for_header(errors.TOKEN_ENV, token or os.environ.get(errors.TOKEN_ENV))
         import kfp_server_api
 
         configuration = kfp_server_api.Configuration()
@@ -102,8 +104,8 @@ class Client:
             configuration.api_key["authorization"] = token
             configuration.api_key_prefix["authorization"] = "Bearer"
         self._api = kfp_server_api.ApiClient(configuration)
-        health = self.health()
-        if health.multi_user and not self.namespace:
+        self.multi_user = bool(self.health().multi_user)
+        if self.multi_user and not self.namespace:
             raise UserError(f"{self.host} serves many users: name your namespace with --namespace or {NAMESPACE_ENV}")
         import kfp
 
@@ -117,7 +119,7 @@ class Client:
             )
 
     def health(self) -> Any:
-        """What the server says of itself: multi_user, pipeline_store.
+        """The server's facts about itself: multi_user, pipeline_store.
 
         Raises:
             UserError: a wrong host or token, or a server before Kubeflow Pipelines 2.0.
@@ -142,24 +144,24 @@ class Client:
         return str((answer or {}).get("tag_name") or "")
 
     def older(self) -> str:
-        """What is wrong with a server that is older than the SDK here, in a line; "" where nothing is known to be."""
+        """Known trouble with a server that is older than the SDK here, in a line; "" where there is none."""
         import kfp
         from packaging.version import InvalidVersion, Version
 
-        said = self.version()
+        served = self.version()
         try:
-            server, sdk = Version(said), Version(kfp.__version__)
+            server, sdk = Version(served), Version(kfp.__version__)
         except InvalidVersion:
             return ""
         if server.release[:2] >= sdk.release[:2]:
             return ""
         return (
-            f"the server is Kubeflow Pipelines {said}, older than the SDK {kfp.__version__} that compiles pipelines: "
+            f"the server is Kubeflow Pipelines {served}, older than the SDK {kfp.__version__} that compiles pipelines: "
             f"upgrade the server to {sdk.major}.{sdk.minor}"
         )
 
     def submit(self, pipeline: str, params: Mapping[str, Any], name: str | None = None) -> Submitted:
-        """Start a run.
+        """Start a run; files and folders of this machine that the parameters name are uploaded first.
 
         Args:
             pipeline: train_and_evaluate, nightly_retrain or bulk_sample.
@@ -167,32 +169,46 @@ class Client:
             name: name of the run; the pipeline's and the settings' name when None.
 
         Raises:
-            UserError: a parameter is unknown, missing or bad, or the name is that of a run that is still going on.
+            UserError: a parameter is unknown, missing or bad, what it names is nowhere, or the name is that of a run
+                that is still going on.
         """
-        checked, placed = _checked(pipeline, params)
-        title = name or f"{pipeline} {checked['name']}"
+        plan, root = parameters.planned(pipeline, params)
+        title = parameters.title(name, pipeline, plan.checked.name)
         with self._errors(f"submit {title}"):
             experiment_id = self._experiment()
             if any(run.display_name == title and run.state not in ENDED for run in self._runs(experiment_id)):
                 raise UserError(f"run {title}: one of this name is going on; wait for it or give another --name")
-            pipeline_id, version_id, _ = self._upload(pipeline, placed)
-            run = self._kfp.run_pipeline(
-                experiment_id,
-                title,
-                params=checked,
-                pipeline_id=pipeline_id,
-                version_id=version_id,
-                service_account=self.service_account,
-            )
+            checked, placed = parameters.sent(plan, root)
+            return self._start(experiment_id, title, pipeline, checked, placed)
+
+    def start_hello(self, title: str, root: str, placed: Cluster) -> Submitted:
+        """Start the pipeline `hello`, which writes, reads and deletes a small object under `root`."""
+        with self._errors(f"start {title}"):
+            return self._start(self._experiment(), title, "hello", {"root": root}, placed)
+
+    def _start(
+        self, experiment_id: str, title: str, pipeline: str, params: dict[str, Any], placed: Cluster
+    ) -> Submitted:
+        pipeline_id, version_id, _ = self._upload(pipeline, placed)
+        run = self._kfp.run_pipeline(
+            experiment_id,
+            title,
+            params=params,
+            pipeline_id=pipeline_id,
+            version_id=version_id,
+            pipeline_root=placed.pipeline_root,
+            service_account=self.service_account,
+        )
         return Submitted(run.run_id, title, f"{self.host}/#/runs/details/{run.run_id}")
 
     def schedule(
         self, pipeline: str, params: Mapping[str, Any], cron_expression: str, name: str | None = None
-    ) -> Schedule:
+    ) -> RecurringRun:
         """Run a pipeline again and again; one run at a time, and what was missed is not caught up.
 
         The same call twice leaves one schedule. Another version of the pipeline, another cron or other parameters under
-        the same name replace it: the new one is made before the old one is deleted, so that no night is left out.
+        the same name replace it: the new one is made before the old one is deleted, so that no night is left out. Files
+        and folders of this machine that the parameters name are uploaded now, and the nights use them as they are now.
 
         Args:
             pipeline: train_and_evaluate, nightly_retrain or bulk_sample.
@@ -204,14 +220,16 @@ class Client:
             UserError: a parameter or the cron expression is bad.
         """
         expression = cron.check(cron_expression)
-        checked, placed = _checked(pipeline, params)
-        title = name or f"{pipeline} {checked['name']}"
+        plan, root = parameters.planned(pipeline, params)
+        title = parameters.title(name, pipeline, plan.checked.name)
         with self._errors(f"schedule {title}"):
             experiment_id = self._experiment()
+            checked, placed = parameters.sent(plan, root)
             pipeline_id, version_id, version = self._upload(pipeline, placed)
             same_name = [each for each in self._schedules(experiment_id) if each.display_name == title]
-            wanted = (version_id, expression, self.service_account or "", _plain(checked))
-            kept = next((each for each in same_name if _facts(each) == wanted), None)
+            account, artifacts = self.service_account or "", placed.pipeline_root or ""
+            wanted = (version_id, expression, account, artifacts, parameters.plain(checked))
+            kept = next((each for each in same_name if parameters.facts(each) == wanted), None)
             changed = kept is None
             if kept is None:
                 kept = self._kfp.create_recurring_run(
@@ -223,13 +241,14 @@ class Client:
                     params=checked,
                     pipeline_id=pipeline_id,
                     version_id=version_id,
+                    pipeline_root=placed.pipeline_root,
                     service_account=self.service_account,
                 )
             for each in same_name:
                 if each.recurring_run_id != kept.recurring_run_id:
                     self._kfp.delete_recurring_run(each.recurring_run_id)
                     changed = True
-        return Schedule(kept.recurring_run_id, title, expression, version, changed)
+        return RecurringRun(kept.recurring_run_id, title, expression, version, changed)
 
     def schedules(self) -> list[Any]:
         """Every recurring run of the experiment, as the API describes it."""
@@ -289,15 +308,15 @@ class Client:
             raise
 
     def _uploaded(self, pipeline: str, placed: Cluster) -> tuple[str, str, str]:
-        with tempfile.TemporaryDirectory(prefix="latte-pipeline-") as folder:
+        with owners.Folder("pipeline") as folder:
             path = compiled.write(compiled.pipeline(pipeline, placed), Path(folder) / f"{pipeline}.yaml")
             title = f"latte-{pipeline.replace('_', '-')}"
             version = f"{title}-{manifest.fingerprint(path.read_text())[:12]}"
             pipelines = _pages(self._kfp.list_pipelines, "pipelines", namespace=self.namespace)
-            made = next((each for each in pipelines if each.display_name == title), None)
-            if made is None:
-                made = self._kfp.upload_pipeline(str(path), title, namespace=self.namespace)
-            pipeline_id = made.pipeline_id
+            listed = next((each for each in pipelines if each.display_name == title), None)
+            if listed is None:
+                listed = self._kfp.upload_pipeline(str(path), title, namespace=self.namespace)
+            pipeline_id = listed.pipeline_id
             known = _pages(self._kfp.list_pipeline_versions, "pipeline_versions", pipeline_id=pipeline_id)
             found = next((each for each in known if each.display_name == version), None)
             if found is None:
@@ -314,7 +333,7 @@ class Client:
 
     @contextlib.contextmanager
     def _errors(self, what: str, missing: str = "") -> Iterator[None]:
-        """What the server or the network refuses, in one line that says what to change; `missing` explains a 404."""
+        """Turn a refusal of server or network into one line that says what to change; `missing` explains a 404."""
         import kfp_server_api
         import urllib3.exceptions
 
@@ -345,25 +364,3 @@ def _pages(call: Any, key: str, **arguments: Any) -> list[Any]:
         token = page.next_page_token or ""
         if not token:
             return found
-
-
-def _checked(pipeline: str, params: Mapping[str, Any]) -> tuple[dict[str, Any], Cluster]:
-    if pipeline not in settings.PIPELINES:
-        raise UserError(f"pipeline {pipeline}: no such pipeline (known: {', '.join(settings.PIPELINES)})")
-    checked = settings.check(settings.PIPELINES[pipeline], params, "params")
-    if checked.root is None or not checked.root.startswith("s3://"):
-        raise UserError(f"params.root: {checked.root}: a cluster needs a place in a bucket: s3://bucket/prefix")
-    return settings.parameters(checked, checked.root), checked.cluster
-
-
-def _plain(value: Any) -> Any:
-    """As it comes back from the API: numbers of one kind, no tuples."""
-    return json.loads(json.dumps(value), parse_int=float)
-
-
-def _facts(schedule: Any) -> tuple[str, str, str, Any]:
-    version = getattr(schedule.pipeline_version_reference, "pipeline_version_id", None) or ""
-    timing = getattr(schedule.trigger, "cron_schedule", None)
-    runtime = getattr(schedule.runtime_config, "parameters", None) or {}
-    enabled = str(schedule.mode) == "ENABLE" and bool(schedule.no_catchup) and str(schedule.max_concurrency) == "1"
-    return (version, timing.cron if timing and enabled else "", schedule.service_account or "", _plain(runtime))

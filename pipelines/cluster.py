@@ -6,14 +6,24 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from components.placement import LAUNCH_ENV, SECRET, SECRET_KEYS, HeavyPod, Launch, Name, Pod
-from latte.config import Config, build, read_yaml
+from components.tries import NODE_ENV, RETRY_ENV, RUN_ENV, Retry
+from latte.config import Config, build
 from latte.errors import UserError
+from latte.steps.tell import WEBHOOK_ENV
+from latte.storage.s3_client import ADDRESSING
+from pipelines import presets
 
+# What a pod is told of itself: KFP's label with the run's id, Argo's annotation with the name of its node.
+_RUN_FIELD = "metadata.labels['pipeline/runid']"
+_NODE_FIELD = "metadata.annotations['workflows.argoproj.io/node-name']"
+# Argo counts this from the start of the first try, and begins none after it: KFP's own hour would leave every longer
+# step without a second one.
+_TRIED_AGAIN_WITHIN = f"{30 * 24 * 3600}s"
 # The steps that compute.
 HEAVY = ("encode", "train", "sample", "score")
 # One process of these uses one accelerator; train has as many processes as it has accelerators.
@@ -24,10 +34,20 @@ class Cluster(Config):
     """With what the steps of a pipeline run on a cluster; a run on one machine takes no notice of it."""
 
     secret: Name = Field(default=SECRET, description="secret with the bucket's credentials (manifests/)")
+    addressing_style: Literal["path", "virtual"] | None = Field(
+        default=None, description="virtual: the store wants buckets as names of hosts, bucket.s3.example.com"
+    )
     image_pull_secrets: list[Name] = Field(default_factory=list, description="secrets of the image's registry")
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(
         default=None, description="unset: Kubernetes' own rule"
     )
+    pipeline_root: Annotated[str, StringConstraints(pattern=r"^(s3|minio|gs)://.+$")] | None = Field(
+        default=None, description="where KFP keeps its own small artifacts of the run; unset: where it keeps all"
+    )
+    webhook_secret: Name | None = Field(
+        default=None, description=f"secret whose key {WEBHOOK_ENV} is the URL that hears of runs; see notify.webhook"
+    )
+    retry: Retry = Field(default_factory=Retry, description="how often what failed is tried again")
     light: Pod = Field(default_factory=Pod, description="steps without accelerators")
     heavy: HeavyPod = Field(default_factory=HeavyPod, description="steps that compute; the next four change keys of it")
     encode: HeavyPod = Field(default_factory=HeavyPod, description="encoding shards")
@@ -78,7 +98,7 @@ def load(path: Path | None) -> Cluster:
     Raises:
         UserError: the file is missing or no YAML, or a key of the section is unknown or bad.
     """
-    values = read_yaml(path) if path is not None else {}
+    values = presets.resolved(presets.read(path), lambda _: ()) if path is not None else {}
     return build(Cluster, values.get("cluster") or {}, f"{path}: cluster")
 
 
@@ -118,6 +138,9 @@ def dress(task: Any, cluster: Cluster, step: str | None) -> None:
 
     heavy = cluster.of(step) if step else None
     kubernetes.use_secret_as_env(task, secret_name=cluster.secret, secret_key_to_env={key: key for key in SECRET_KEYS})
+    if cluster.addressing_style:
+        task.set_env_variable(ADDRESSING, cluster.addressing_style)
+    kubernetes.set_security_context(task, run_as_non_root=True)
     if cluster.image_pull_secrets:
         kubernetes.set_image_pull_secrets(task, cluster.image_pull_secrets)
     if cluster.image_pull_policy:
@@ -126,6 +149,7 @@ def dress(task: Any, cluster: Cluster, step: str | None) -> None:
         launch = Launch(
             image=IMAGE,
             secret=cluster.secret,
+            addressing_style=cluster.addressing_style,
             image_pull_secrets=cluster.image_pull_secrets,
             image_pull_policy=cluster.image_pull_policy,
             pod=Pod(**heavy.model_dump(include=set(Pod.model_fields))),
@@ -138,6 +162,30 @@ def dress(task: Any, cluster: Cluster, step: str | None) -> None:
     _dress_pod(task, heavy or cluster.light)
     if heavy and heavy.accelerator:
         task.set_accelerator_type(heavy.accelerator.resource).set_accelerator_limit(heavy.accelerator.count)
+
+
+def try_again(task: Any, retry: Retry) -> None:
+    """Write onto a KFP task how often it is tried: in its pod by its component, in new pods by KFP where KFP does.
+
+    Args:
+        task: the `dsl.PipelineTask`.
+        retry: the settings.
+    """
+    from kfp import kubernetes
+
+    task.set_env_variable(RETRY_ENV, retry.model_dump_json())
+    kubernetes.use_field_path_as_env(task, RUN_ENV, _RUN_FIELD)
+    kubernetes.use_field_path_as_env(task, NODE_ENV, _NODE_FIELD)
+    if retry.pods:
+        task.set_retry(retry.pods, f"{retry.wait_s}s", retry.factor, _TRIED_AGAIN_WITHIN)
+
+
+def hand_webhook(task: Any, cluster: Cluster) -> None:
+    """Give the task that tells of a run the webhook's URL, where a secret holds it."""
+    from kfp import kubernetes
+
+    if cluster.webhook_secret:
+        kubernetes.use_secret_as_env(task, cluster.webhook_secret, {WEBHOOK_ENV: WEBHOOK_ENV})
 
 
 def _dress_pod(task: Any, pod: Pod) -> None:

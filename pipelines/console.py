@@ -1,4 +1,4 @@
-"""What a person sees of a run: one line a step, the newest progress of what is running, and a table at the end."""
+"""Display of a run: one line a step, the newest progress of what is running, and a table at the end."""
 
 import io
 import json
@@ -13,6 +13,9 @@ from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
+
+from latte.terminal import shown
+from pipelines.step_log import plain
 
 # tqdm's lines: "encode:  40%|####      | 96/240 [00:04<00:06, 23.1videos/s]"
 _PROGRESS = re.compile(r"\d+%\|.*\[.*\]")
@@ -50,20 +53,21 @@ class RunLog(io.TextIOBase):
         """Print a line that stays, above the progress."""
         with self._lock:
             self._clear()
-            _write_line(self.terminal, line)
+            _write_line(self.terminal, shown(line))
 
     def _take(self, line: str) -> None:
-        _write_line(self.log, line)
+        # What a progress bar overwrites is left as it is written.
+        _write_line(self.log, "\r".join(map(plain, line.split("\r"))))
         if not _PROGRESS.search(line):
             return
         if self.terminal.isatty():
             self._clear()
-            text = line.strip()[:110]
+            text = shown(line.strip())[:110]
             self.terminal.write(text)
             self.terminal.flush()
             self._shown_width = len(text)
         else:
-            _write_line(self.terminal, line.strip())
+            _write_line(self.terminal, shown(line.strip()))
 
     def _clear(self) -> None:
         if self._shown_width:

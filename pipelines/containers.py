@@ -21,11 +21,12 @@ _OWN = (Path("/"), Path("/tmp"))  # noqa: S108
 IMAGE_UID = 10001
 # What the steps read from the environment, beside what the run itself tells them.
 _HANDED_ON = ("AWS_", "LATTE_S3_")
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")  # in small letters, too
 _VERSION, _REVISION = "org.opencontainers.image.version", "org.opencontainers.image.revision"
 
 
-def require(image: str) -> str:
-    """See to it that Docker answers and has the image, which is pulled if it is not there.
+def require(image: str, pull: bool = True) -> str:
+    """See to it that Docker answers and has the image, which is pulled if it is not there and may be.
 
     Returns:
         What the image says of itself: its name, the version and the commit that it was built from.
@@ -39,6 +40,10 @@ def require(image: str) -> str:
         try:
             found = client.images.get(image)
         except docker.errors.ImageNotFound:
+            if not pull:
+                raise UserError(
+                    f"image {image}: not here; `make images` builds it, or the first run pulls it"
+                ) from None
             found = _pull(client, image)
         except docker.errors.APIError as error:
             raise UserError(f"image {image}: {error.explanation}") from None
@@ -53,7 +58,7 @@ def runner(run_dir: Path, reads: Sequence[Path], writes: Sequence[Path], environ
         run_dir: the run's folder; its containers are labelled with it.
         reads: files and folders that the steps read, mounted where they are here.
         writes: existing files and folders that they write to, mounted likewise.
-        environment: variables for the steps, beside what this process knows of the store (AWS_…, LATTE_S3_…).
+        environment: variables for the steps, beside what this process knows of the store (AWS_…, LATTE_S3_…, proxies).
 
     Raises:
         UserError: they read or write what every container has of its own.
@@ -64,7 +69,9 @@ def runner(run_dir: Path, reads: Sequence[Path], writes: Sequence[Path], environ
     for path in (*reads, *writes):
         if path in _OWN:
             raise UserError(f"{path}: every container has its own; put the files into a folder below it")
-    handed_on = {key: value for key, value in os.environ.items() if key.startswith(_HANDED_ON)}
+    handed_on = {
+        key: value for key, value in os.environ.items() if key.startswith(_HANDED_ON) or key.upper() in _PROXIES
+    }
     # AWS_CA_BUNDLE and the like.
     named = [Path(value) for key, value in handed_on.items() if key.startswith("AWS_") and Path(value).is_absolute()]
     only_read = {*reads, *filter(Path.is_file, named)} - set(writes)

@@ -1,72 +1,80 @@
-"""What has to be right before a run on a cluster can work, each looked at for real, each with what to do about it."""
+"""Checks of all that has to be right before a run on a cluster can work, each done for real, with a remedy."""
 
-import contextlib
-import io
-import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
-from components.placement import SECRET, SECRET_KEYS
-from latte import registry, storage
+from latte import storage
 from latte.errors import LatteError
-from pipelines.client import ACCOUNT_ENV, Client
-
-VOLCANO_CRD = "jobs.batch.volcano.sh"
-LAUNCHER = "kfp-launcher"
-_KUBE_TIMEOUT_S = 10
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at: fine (True), not (False), or not looked at (None), and a line about it."""
-
-    what: str
-    fine: bool | None
-    line: str
+from latte.storage import registry
+from pipelines import installation, namespace_check, trial
+from pipelines.client import Client
+from pipelines.cluster import Cluster
+from pipelines.namespace_check import Finding, look
+from pipelines.parameters import in_bucket
 
 
-def examine(host: str | None, namespace: str | None, token: str | None, root: str | None) -> list[Finding]:
-    """Look at the API server, the bucket and the namespace.
+def examine(
+    host: str | None, namespace: str | None, token: str | None, root: str | None, cluster: Cluster | None = None
+) -> list[Finding]:
+    """Look at the API server, the bucket and the namespace that runs will really work in.
 
     Args:
         host: as for `Client`.
-        namespace: the namespace that the steps run in.
+        namespace: as for `Client`; on a standalone installation runs work in KFP's own, whatever is named.
         token: as for `Client`.
         root: s3://bucket/prefix, reached with this machine's AWS_… variables; None: not looked at.
+        cluster: section `cluster` of the settings that will be sent; the defaults when None.
     """
-    findings = _server(host, namespace, token)
+    findings, there = _server(host, namespace, token)
     if root is None:
         findings.append(Finding("bucket", None, "not looked at: name it with --root s3://bucket/prefix"))
     else:
-        findings.append(_look("bucket", lambda: _bucket(root)))
-        findings.append(_look("conditional writes", lambda: _conditional_writes(root)))
-    return findings + _namespace(namespace)
+        findings.append(look("bucket", lambda: _bucket(root)))
+        findings.append(look("conditional writes", lambda: _conditional_writes(root)))
+    if there is None:
+        return [*findings, Finding("namespace", None, "not looked at: only Kubeflow Pipelines tells which it is")]
+    return findings + namespace_check.examine(there, cluster or Cluster(), namespace)
 
 
-def _look(what: str, check: Callable[[], str]) -> Finding:
-    try:
-        return Finding(what, True, check())
-    except LatteError as error:
-        return Finding(what, False, str(error))
+def try_out(
+    host: str | None,
+    namespace: str | None,
+    token: str | None,
+    root: str | None,
+    cluster: Cluster,
+    say: Callable[[str], None],
+) -> Finding:
+    """Start one tiny run and see it end; `say` is told what changes meanwhile, the others are as for `examine`."""
+
+    def check() -> str:
+        if root is None:
+            raise LatteError("name the bucket for it with --root s3://bucket/prefix")
+        client = Client(host, namespace, token, experiment=trial.EXPERIMENT)
+        return trial.run(client, in_bucket(root, "--root"), cluster, say)
+
+    return look("run", check)
 
 
-def _server(host: str | None, namespace: str | None, token: str | None) -> list[Finding]:
+def _server(
+    host: str | None, namespace: str | None, token: str | None
+) -> tuple[list[Finding], installation.Installation | None]:
+    """Findings about the API server, and the installation; None where nobody tells."""
     try:
         client = Client(host, namespace, token)
+        there = installation.of(client)
     except LatteError as error:
-        return [Finding("Kubeflow Pipelines", False, str(error))]
+        return [Finding("Kubeflow Pipelines", False, str(error))], None
 
     def answers() -> str:
         count = len(client.schedules())
-        return f"{client.host} answers, version 2 of the API, {count} schedule{'s' * (count != 1)} of ours"
+        ours = f"{count} schedule{'s' * (count != 1)} of ours"
+        return f"{client.host} answers, {there.kind}, version 2 of the API, {ours}"
 
-    findings = [_look("Kubeflow Pipelines", answers)]
+    findings = [look("Kubeflow Pipelines", answers)]
     version = client.version()
     if not version:
-        return [*findings, Finding("version", None, "not looked at: the server does not tell")]
+        return [*findings, Finding("version", None, "not looked at: the server does not tell")], there
     older = client.older()
-    return [*findings, Finding("version", not older, older or f"Kubeflow Pipelines {version}")]
+    return [*findings, Finding("version", not older, older or f"Kubeflow Pipelines {version}")], there
 
 
 def _bucket(root: str) -> str:
@@ -77,109 +85,3 @@ def _bucket(root: str) -> str:
 def _conditional_writes(root: str) -> str:
     registry.check_conditional_writes(root, "doctor")
     return f"{root}: kept; models can be promoted there"
-
-
-def _namespace(namespace: str | None) -> list[Finding]:
-    import kubernetes as k8s
-
-    try:
-        # It prints a line about what it tries next.
-        with contextlib.redirect_stdout(io.StringIO()):
-            k8s.config.load_config()
-    except k8s.config.ConfigException:
-        return [Finding("namespace", None, "not looked at: no kubeconfig on this machine")]
-    if not namespace:
-        return [Finding("namespace", None, "not looked at: name it with --namespace")]
-    core, extensions = k8s.client.CoreV1Api(), k8s.client.ApiextensionsV1Api()
-
-    def secret() -> str:
-        found = _read(
-            lambda: core.read_namespaced_secret(SECRET, namespace, _request_timeout=_KUBE_TIMEOUT_S),
-            f"secret {SECRET} in {namespace}",
-            "make it from manifests/secret.template.yaml",
-        )
-        missing = [key for key in SECRET_KEYS if not (found.data or {}).get(key)]
-        if missing:
-            raise LatteError(f"secret {SECRET} in {namespace}: no {', '.join(missing)} in it; add it")
-        return f"{SECRET} in {namespace} has all keys"
-
-    def launcher() -> str:
-        found = _read(
-            lambda: core.read_namespaced_config_map(LAUNCHER, namespace, _request_timeout=_KUBE_TIMEOUT_S),
-            f"ConfigMap {LAUNCHER} in {namespace}",
-            "apply manifests/overlays/…",
-        )
-        root = (found.data or {}).get("defaultPipelineRoot", "")
-        if not root:
-            raise LatteError(f"ConfigMap {LAUNCHER} in {namespace}: no defaultPipelineRoot; apply manifests/overlays/…")
-        return f"{LAUNCHER} in {namespace}: artifacts go to {root}"
-
-    def volcano() -> str:
-        _read(
-            lambda: extensions.read_custom_resource_definition(VOLCANO_CRD, _request_timeout=_KUBE_TIMEOUT_S),
-            f"CRD {VOLCANO_CRD}",
-            "install Volcano where NPUs are scheduled by it; the overlays cpu and ascend-default-scheduler need none",
-        )
-        return f"{VOLCANO_CRD} is installed"
-
-    findings = [_look("secret", secret), _look("launcher", launcher), _look("Volcano", volcano)]
-    return [*findings, _launching(namespace)] if findings[-1].fine else findings
-
-
-def _launching(namespace: str) -> Finding:
-    """Whether the steps' account may launch Volcano Jobs, wait for them, show their logs and delete them."""
-    import kubernetes as k8s
-
-    account = os.environ.get(ACCOUNT_ENV)
-    if not account:
-        return Finding("launching", None, f"not looked at: name the account that the steps run as in {ACCOUNT_ENV}")
-    reviews = k8s.client.AuthorizationV1Api()
-    wanted = [("batch.volcano.sh", "jobs", verb) for verb in ("create", "get", "list", "watch", "delete")]
-    wanted += [("", "pods", "get"), ("", "pods", "list"), ("", "pods/log", "get")]
-
-    def allowed(group: str, resource: str, verb: str) -> bool:
-        name, _, part = resource.partition("/")
-        attributes = k8s.client.V1ResourceAttributes(
-            namespace=namespace, verb=verb, group=group, resource=name, subresource=part or None
-        )
-        spec = k8s.client.V1SubjectAccessReviewSpec(
-            user=f"system:serviceaccount:{namespace}:{account}",
-            groups=["system:serviceaccounts", f"system:serviceaccounts:{namespace}", "system:authenticated"],
-            resource_attributes=attributes,
-        )
-        review = k8s.client.V1LocalSubjectAccessReview(metadata=k8s.client.V1ObjectMeta(namespace=namespace), spec=spec)
-        answer = _read(
-            lambda: reviews.create_namespaced_local_subject_access_review(
-                namespace, review, _request_timeout=_KUBE_TIMEOUT_S
-            ),
-            f"rights of {account} in {namespace}",
-            "ask whoever runs the cluster",
-        )
-        return bool(answer.status.allowed)
-
-    def rights() -> str:
-        missing = [f"{verb} {resource}" for group, resource, verb in wanted if not allowed(group, resource, verb)]
-        if missing:
-            raise LatteError(
-                f"{account} in {namespace} may not {', '.join(missing)}; apply manifests/overlays/ascend-mindcluster "
-                f"and run with {ACCOUNT_ENV}=latte-runner, or leave cluster.*.volcano out of the settings"
-            )
-        return f"{account} in {namespace} may launch Volcano Jobs"
-
-    return _look("launching", rights)
-
-
-def _read(call: Callable[[], Any], what: str, advice: str) -> Any:
-    import kubernetes as k8s
-    import urllib3.exceptions
-
-    try:
-        return call()
-    except k8s.client.ApiException as error:
-        if error.status == 404:
-            raise LatteError(f"{what}: not there; {advice}") from None
-        if error.status in (401, 403):
-            raise LatteError(f"{what}: this kubeconfig may not read it ({error.reason})") from None
-        raise LatteError(f"{what}: the cluster answered {error.status} {error.reason}") from None
-    except urllib3.exceptions.HTTPError as error:
-        raise LatteError(f"{what}: the cluster does not answer: {error}") from None

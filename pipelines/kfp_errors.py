@@ -1,4 +1,4 @@
-"""What the API server of Kubeflow Pipelines refuses, in words that say what to change."""
+"""Refusals of the API server of Kubeflow Pipelines, in words that say what to change."""
 
 import json
 from typing import Any
@@ -23,14 +23,14 @@ def explained(error: Any, host: str, what: str) -> LatteError:
 
 
 def said(error: Any) -> str:
-    """What the server said, in at most 300 characters of one line."""
+    """The server's own message, in at most 300 characters of one line."""
     text = error.body.decode(errors="replace") if isinstance(error.body, bytes) else str(error.body or "")
     try:
         value = json.loads(text)
         text = str(value.get("message") or value.get("error") or text) if isinstance(value, dict) else text
     except ValueError:
         text = text if not text.lstrip().startswith("<") else "a web page, not the API"
-    return first_line(text or error.reason)[:300]
+    return first_line(text.strip() or error.reason or f"status {error.status}, without a word")[:300]
 
 
 def first_line(text: object) -> str:

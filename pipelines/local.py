@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import filelock
+import psutil
 
 from components.image import IMAGE
 from components.runtime import EVENTS_ENV
 from latte import signals, storage
 from latte.errors import LatteError, UserError
-from pipelines import compiled, console, containers, processes, settings, store
+from pipelines import compiled, console, containers, processes, settings, store, telling
 
 # In the run's folder: where its data is.
 PLACE = "root.json"
@@ -36,13 +37,13 @@ class Finished:
 
     Attributes:
         root: where its data is; out of reach by now if the store was the run's own.
-        report: the copy of the report in the run's folder, or None where the pipeline makes none.
+        report: the copy of the report in the run's folder.
         seconds: how long it took.
         events: what its tasks told, in order: "started" and "finished", the latter with the manifest's summary.
     """
 
     root: str
-    report: Path | None
+    report: Path
     seconds: float
     events: tuple[dict[str, Any], ...]
 
@@ -76,6 +77,22 @@ def run(
     """
     run_dir = run_dir.absolute()
     root = storage.root_uri(root) if root is not None else None
+    settings.refuse_placeholders("--root", root)
+    settings.refuse_placeholders("--run-dir", str(run_dir))
+    teller = telling.Teller(config, run_dir)
+    with teller.telling():
+        return _run(config, run_dir, root, port, terminal or sys.stderr, in_containers, teller)
+
+
+def _run(
+    config: settings.AnyConfig,
+    run_dir: Path,
+    root: str | None,
+    port: int | None,
+    terminal: TextIO | io.TextIOBase,
+    in_containers: bool,
+    teller: telling.Teller,
+) -> Finished:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -87,11 +104,14 @@ def run(
         _single_run(run_dir),
         processes.tied_to_this_process(run_dir, in_containers),
         _signals_end_the_run(run_dir, in_containers),
-        _root(run_dir, root, config.prefix, port, terminal or sys.stderr) as place,
+        _root(run_dir, root, config.prefix, port, terminal) as place,
+        teller.telling(root),
     ):
         storage.check_root(place)
         storage.write_json(str(run_dir / PLACE), {"root": place, "own_store": root is None})
-        return _run_pipeline(config, run_dir, place, terminal or sys.stderr, image)
+        done = _run_pipeline(config, run_dir, place, terminal, image, teller)
+        teller.succeeded(root)
+        return done
 
 
 @contextlib.contextmanager
@@ -125,7 +145,7 @@ def is_run(folder: Path) -> bool:
 
 
 def _only_root(run_dir: Path) -> str:
-    """What the store of a run holds that has not written down its root."""
+    """Root in the store of a run that has not written it down."""
     bucket = f"s3://{store.BUCKET}"
     found = sorted({uri.split("/")[3] for uri in storage.list_uris(bucket)})
     if len(found) != 1:
@@ -134,12 +154,17 @@ def _only_root(run_dir: Path) -> str:
 
 
 def _run_pipeline(
-    config: settings.AnyConfig, run_dir: Path, root: str, terminal: TextIO | io.TextIOBase, image: str | None
+    config: settings.AnyConfig,
+    run_dir: Path,
+    root: str,
+    terminal: TextIO | io.TextIOBase,
+    image: str | None,
+    teller: telling.Teller,
 ) -> Finished:
     # KFP is slow to import, and a wrong setting or secret should be told at once.
     from kfp import local
 
-    pipeline = compiled.pipeline(config.pipeline)
+    pipeline = compiled.here(config.pipeline)
     events = run_dir / "events.jsonl"
     events.unlink(missing_ok=True)
     started = time.monotonic()
@@ -151,17 +176,18 @@ def _run_pipeline(
         if image is not None:
             log.say(f"steps in containers of {image}")
         watcher = console.EventWatcher(events, log)
+        teller.events = watcher.events
         watcher.start()
-        told = {EVENTS_ENV: str(events), "LATTE_PROGRESS_INTERVAL_S": PROGRESS_INTERVAL_S}
+        environment = {EVENTS_ENV: str(events), "LATTE_PROGRESS_INTERVAL_S": PROGRESS_INTERVAL_S}
         if image is None:
             runner = local.SubprocessRunner(use_venv=False)
         else:
-            runner = _docker_runner(config, run_dir, root, events, told)
+            runner = _docker_runner(config, run_dir, root, events, environment)
         local.init(runner, pipeline_root=str(run_dir / "kfp"), raise_on_error=True)
         failure: Exception | None = None
         try:
             with (
-                _environment(told),
+                _environment(environment),
                 contextlib.redirect_stdout(log),
                 _print_restored(),
                 warnings.catch_warnings(),
@@ -179,7 +205,7 @@ def _run_pipeline(
             raise LatteError(f"{failure}; its traceback is in {run_dir / 'run.log'}") from None
         if failure is not None:
             raise failure
-        _check_the_result(config, watcher.events, run_dir)
+        _check_the_result(watcher.events, run_dir)
     report = _copy_report(run_dir, watcher.events)
     return Finished(root, report, time.monotonic() - started, tuple(watcher.events))
 
@@ -195,37 +221,24 @@ def _docker_runner(
         containers.give(path)
     writes = [events, cache]  # KFP itself mounts the artifacts' folder
     environment = {**environment, "XDG_CACHE_HOME": str(cache)}  # MindSpore's kernels, from one container to the next
-    if not storage.is_s3(root):
-        writes.append(storage.local_path(root))
+    if (place := storage.path(root)) is not None:
+        writes.append(place)
     return containers.runner(run_dir, settings.local_folders(config), writes, environment)
 
 
 def _check_that_all_finished(events: list[dict[str, Any]], run_dir: Path) -> None:
-    """Raise the error of the first task that did not finish.
-
-    KFP cannot be asked: it takes a container for a success that is gone before it looks.
-    """
-    finished = {event["task"] for event in events if event["event"] == "finished"}
-    failed = {event["task"]: event for event in events if event["event"] == "failed"}
-    for event in events:
-        task = event["task"]
-        if event["event"] != "started" or task in finished:
-            continue
-        if task not in failed:
-            raise LatteError(
-                f"{task}: its process ended without a word, as one does that is killed, for example for want of "
-                f"memory; what it wrote is in {run_dir / 'run.log'}"
-            )
-        error = failed[task]
-        kind = UserError if error["exit_code"] == UserError.exit_code else LatteError
-        where = f"; its traceback is in {run_dir / 'run.log'}" if error.get("traceback") else ""
-        raise kind(f"{task}: {error['message']}{where}")
+    """Raise the error of the first task that did not finish."""
+    failed = telling.first_failure(events, run_dir / "run.log")
+    if failed is None:
+        return
+    kind = UserError if failed.exit_code == UserError.exit_code else LatteError
+    where = f"; its traceback is in {run_dir / 'run.log'}" if failed.traceback else ""
+    raise kind(f"{failed.task}: {failed.message}{where}")
 
 
-def _check_the_result(config: settings.AnyConfig, events: list[dict[str, Any]], run_dir: Path) -> None:
-    result = "report" if hasattr(config, "report") else "score"
-    if not _summaries(events, result):
-        raise LatteError(f"no {result} was made; see {run_dir / 'run.log'}")
+def _check_the_result(events: list[dict[str, Any]], run_dir: Path) -> None:
+    if not _summaries(events, "report"):
+        raise LatteError(f"no report was made; see {run_dir / 'run.log'}")
 
 
 def _summaries(events: Iterable[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
@@ -233,10 +246,8 @@ def _summaries(events: Iterable[dict[str, Any]], kind: str) -> list[dict[str, An
     return [summary for summary in summaries if summary["kind"] == kind]
 
 
-def _copy_report(run_dir: Path, events: list[dict[str, Any]]) -> Path | None:
+def _copy_report(run_dir: Path, events: list[dict[str, Any]]) -> Path:
     made = _summaries(events, "report")
-    if not made:
-        return None
     return storage.download(storage.join(made[-1]["uri"], "report.html"), run_dir / "report.html")
 
 
@@ -313,6 +324,6 @@ def _store_members(run_dir: Path) -> list[int]:
 
 
 def _program(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().strip()
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).name()
     return ""

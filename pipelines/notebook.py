@@ -1,4 +1,4 @@
-"""What notebooks call: run a pipeline here or on a cluster, and look at what it made.
+"""Functions that notebooks call: run a pipeline here or on a cluster, and look at what it made.
 
 where = None  # this machine; or Client(host="https://kubeflow.example.com/pipeline")
 done = notebook.run("train_and_evaluate", params, where)
@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from latte import manifest, registry, storage
+from latte import storage
 from latte.errors import LatteError, UserError
-from latte.steps.report_words import metric_of
-from pipelines import local, run_status, settings
+from latte.facts import ScoreFacts, ScoreMetrics, VideoSetFacts
+from latte.metrics.names import metric_of
+from latte.storage import manifest, registry
+from pipelines import installation, local, run_status, settings
 from pipelines.client import Client
-from pipelines.status import HEADS, SUCCEEDED, Status, Task
+from pipelines.status import HEADS, SUCCEEDED, Status, TaskStatus
 
 POLL_S = 10.0
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -63,21 +65,21 @@ class Run:
     Attributes:
         name: the run's name.
         tasks: its tasks in the order of the pipeline or, on this machine, in which they ended.
-        made: manifests of its report, sets and scores. A run on a cluster does not tell where they are: there they are
+        manifests: those of its report, sets and scores. A run on a cluster does not tell where they are: there they are
             the newest under the names that the pipeline uses.
     """
 
     name: str
-    tasks: tuple[Task, ...]
-    made: tuple[manifest.Manifest, ...]
+    tasks: tuple[TaskStatus, ...]
+    manifests: tuple[manifest.Manifest, ...]
 
-    def one(self, kind: str) -> manifest.Manifest:
+    def one(self, kind: manifest.Kind) -> manifest.Manifest:
         """The manifest of this kind; of several that of the weights trained longest.
 
         Raises:
             UserError: the run made none.
         """
-        found = [each for each in self.made if each.kind == kind]
+        found = [each for each in self.manifests if each.kind == kind]
         if not found:
             raise UserError(f"run {self.name}: made no {kind.replace('_', ' ')}")
         return max(found, key=lambda each: each.metrics.get("step", 0))
@@ -95,9 +97,9 @@ class Run:
 
     def contact_sheet(self) -> Html:
         """One still picture of the generated videos."""
-        made = self.one("video_set")
-        picture = base64.b64encode(storage.read_bytes(storage.join(made.uri, "contact-sheet.png"))).decode()
-        label = html.escape(f"{made.counts['videos']} videos of the set {made.name}")
+        videos = self.one("video_set")
+        picture = base64.b64encode(storage.read_bytes(videos.shard("/contact-sheet.png").uri)).decode()
+        label = html.escape(f"{videos.counts['videos']} videos of the set {videos.name}")
         return Html(f'<img alt="{label}" title="{label}" style="max-width:100%" src="data:image/png;base64,{picture}">')
 
 
@@ -107,7 +109,7 @@ def use_repository() -> None:
 
 
 def parameters(pipeline: str, path: str | Path, root: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What a run is to be made of, from a settings file, checked: its sections and the root.
+    """Settings of a run from a file, checked: its sections and the root.
 
     Args:
         pipeline: train_and_evaluate, nightly_retrain or bulk_sample.
@@ -119,7 +121,7 @@ def parameters(pipeline: str, path: str | Path, root: str, changes: Mapping[str,
         UserError: a key is unknown, missing or bad.
     """
     overrides = [f"{key}={json.dumps(value)}" for key, value in (changes or {}).items()]
-    config = settings.load_remote(path, overrides, pipeline)
+    config = settings.load(path, overrides, pipeline)
     return {**config.model_dump(), "root": storage.root_uri(root)}
 
 
@@ -141,29 +143,26 @@ def run(pipeline: str, params: Mapping[str, Any], where: Client | None = None, r
     config = settings.check(settings.PIPELINES[pipeline], params, "params")
     done = local.run(config, run_dir or Path("runs") / config.name, config.root, terminal=_Cell(sys.stdout))
     ended = [event for event in done.events if event["event"] == "finished"]
-    tasks = tuple(Task(event["task"], SUCCEEDED, event["seconds"]) for event in ended)
+    tasks = tuple(TaskStatus(event["task"], SUCCEEDED, event["seconds"]) for event in ended)
     places = [summary["uri"] for kind in _FOLDERS for summary in done.summaries(kind)]
     return Run(config.name, tasks, tuple(manifest.read(uri) for uri in places))
 
 
 def _run_there(pipeline: str, params: Mapping[str, Any], client: Client) -> Run:
+    if remark := installation.remark(client):
+        print(remark, flush=True)
     sent = client.submit(pipeline, params)
     print(f"{sent.name}: {sent.url}", flush=True)
     status = _followed(client, sent.run_id)
     if status.state != SUCCEEDED:
-        failed = status.failed
-        where, why = (f" in {failed.name}", failed.reason) if failed else ("", status.reason)
-        raise LatteError(
-            f"run {status.name}: {status.state.lower()}{where}: {why or 'no reason given'}; "
-            f"latte-pipeline logs {sent.run_id} tells more"
-        )
+        raise LatteError(f"run {status.name}: {status.failure}; latte-pipeline logs {sent.run_id} tells more")
     labels = ["trained", "untrained"] if pipeline == "train_and_evaluate" else [params["name"]]
     count = 2 if pipeline == "nightly_retrain" else 1  # "after" and "before" are under one name
-    made = newest(params["root"], "report", params["name"])
+    manifests = newest(params["root"], "report", params["name"])
     for label in labels:
         for kind in ("video_set", "score"):
-            made += newest(params["root"], kind, label, count)
-    return Run(status.name, status.tasks, tuple(made))
+            manifests += newest(params["root"], kind, label, count)
+    return Run(status.name, status.tasks, tuple(manifests))
 
 
 def _followed(client: Client, run_id: str) -> Status:
@@ -178,7 +177,7 @@ def _followed(client: Client, run_id: str) -> Status:
     return before
 
 
-def newest(root: str, kind: str, name: str, count: int = 1) -> list[manifest.Manifest]:
+def newest(root: str, kind: manifest.Kind, name: str, count: int = 1) -> list[manifest.Manifest]:
     """The manifests of this kind and name that were written last, at most `count`, newest first."""
     folder = storage.join(root, _FOLDERS[kind], name)
     listed = storage.list_objects(folder)
@@ -190,11 +189,13 @@ def newest(root: str, kind: str, name: str, count: int = 1) -> list[manifest.Man
 def scores(*runs: Run) -> Html:
     """The scores of runs side by side; only values with the same protocol compare."""
     rows = []
-    for score in (each for run in runs for each in run.made if each.kind == "score"):
+    for score in (each for run in runs for each in run.manifests if each.kind == "score"):
         name = metric_of(score)
-        value, low, high = (f"{score.metrics[key]:.1f}" for key in (name, "interval_low", "interval_high"))
-        clips, protocol = str(score.metrics["clips"]), score.config["protocol_digest"][:8]
-        step = manifest.read(score.config["videos"]).config["step"]
+        beside, facts = ScoreMetrics.of(score), ScoreFacts.of(score)
+        numbers = (score.metrics[name], beside.interval_low, beside.interval_high)
+        value, low, high = (f"{number:.1f}" for number in numbers)
+        clips, protocol = str(beside.clips), facts.protocol_digest[:8]
+        step = VideoSetFacts.of(manifest.read(facts.videos)).step
         trained = "converted weights" if step is None else str(step)
         rows.append((score.name, trained, name, value, f"{low} … {high}", clips, protocol))
     heads = ("set", "training step", "score", "value (lower is better)", "interval", "clips", "protocol")

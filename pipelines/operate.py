@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from latte.errors import LatteError, UserError
-from pipelines import runs, step_log, workflow
+from pipelines import dag, runs, step_log
 from pipelines.client import Client
 from pipelines.runs import RunLine
 from pipelines.status import CANCELED, CANCELING, ENDED, FAILED, Status
@@ -31,7 +31,7 @@ class Recurring:
 
 @dataclass(frozen=True)
 class Stopped:
-    """What stopping a run did.
+    """Result of stopping a run.
 
     Attributes:
         run_id: the run.
@@ -49,7 +49,8 @@ class Stopped:
 def stop(client: Client, run_id: str) -> Stopped:
     """Terminate a run, and delete its Volcano Jobs at once where KUBECONFIG or the pod's account lets us.
 
-    The steps' own processes get a second or two from Kubernetes; a Job that is not deleted here is left to them.
+    The steps' own processes get a second or two from Kubernetes to do that. A Job that nobody deletes ends itself when
+    its lease is over (`components.volcano.lease`); then the note says when that is.
     A run that has ended already is left as it is, but for Jobs that it may have left behind.
 
     Raises:
@@ -60,13 +61,10 @@ def stop(client: Client, run_id: str) -> Stopped:
     if state not in ENDED and state != CANCELING:
         client.ask(f"stop run {run_id}", lambda kfp: kfp.terminate_run(run_id))
         state = CANCELING
-    try:
-        found = runs.workflow_of(client, run_id)
-    except LatteError as error:
-        return Stopped(run_id, state, (), f"Volcano Jobs not looked at: {error}")
-    if found is None or not found.uid:
-        return Stopped(run_id, state, (), "Volcano Jobs not looked at: the server does not tell the run's workflow")
-    jobs, note = _delete_jobs(found)
+    jobs, note = _delete_jobs(client, run_id)
+    lease_s = dag.lease_s(runs.spec_of(client, run)) if note else None
+    if lease_s is not None:
+        note += f"; those that are left end by themselves within {lease_s / 60:.3g} min and the time that saving takes"
     return Stopped(run_id, state, jobs, note)
 
 
@@ -145,11 +143,17 @@ def _schedule(client: Client, which: str) -> Recurring:
     return found[0]
 
 
-def _delete_jobs(found: workflow.Workflow) -> tuple[tuple[str, ...], str]:
-    """Delete the Volcano Jobs that the Workflow owns; their names, and what was not done."""
+def _delete_jobs(client: Client, run_id: str) -> tuple[tuple[str, ...], str]:
+    """Delete the Volcano Jobs that the run's Workflow owns; their names, and what was not done."""
     from components.volcano.api import Api, MissingError
 
     deleted: list[str] = []
+    try:
+        found = runs.workflow_of(client, run_id)
+    except LatteError as error:
+        return (), f"Volcano Jobs not looked at: {error}"
+    if found is None or not found.uid:
+        return (), "Volcano Jobs not looked at: the server does not tell the run's workflow"
     try:
         api = Api(found.namespace)
     except UserError:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from latte.cli import guarded
 from latte.errors import LatteError
+from latte.terminal import say, shown
 from pipelines.status import HEADS, SUCCEEDED, Status, duration
 
 POLL_S = 10.0
@@ -69,7 +70,7 @@ def runs(host: str | None, namespace: str | None, experiment: str, as_json: bool
         for run in found:
             created = f"{run.created:%Y-%m-%d %H:%M} UTC" if run.created else ""
             rows.append((run.run_id, run.state, created, duration(run.seconds), run.name))
-        return _table(("run", "state", "created", "time", "name"), rows) if rows else click.echo("no runs yet")
+        return _table(("run", "state", "created", "time", "name"), rows) if rows else say("no runs yet")
 
     guarded(go)
 
@@ -97,7 +98,7 @@ def status(
         if as_json:
             _print_json(found)
         else:
-            click.echo(found.headline())
+            say(found.headline())
             if found.tasks:
                 _table(HEADS, [task.row() for task in found.tasks])
         if wait and found.state != SUCCEEDED:
@@ -145,9 +146,9 @@ def logs(
         written = False
         for line in lines:
             written = True
-            click.echo(json.dumps(vars(line)) if as_json else f"[{line.source}] {line.text}")
+            click.echo(json.dumps(vars(line)) if as_json else shown(f"[{line.source}] {line.text}".expandtabs()))
         if not written:
-            click.echo("nothing written by the steps; --all shows KFP's own lines", err=True)
+            say("nothing written by the steps; --all shows KFP's own lines", err=True)
 
     guarded(go)
 
@@ -158,7 +159,8 @@ def logs(
 def stop(host: str | None, namespace: str | None, experiment: str, as_json: bool, run_id: str) -> None:
     """Stop a run; `retry` goes on with it later.
 
-    Its Volcano Jobs are deleted at once where KUBECONFIG, or the account of the pod that this runs in, may do that.
+    Its Volcano Jobs are deleted at once where KUBECONFIG, or the account of the pod that this runs in, may do that;
+    elsewhere they end by themselves soon after (volcano.lease_s in the section cluster of the settings).
     Calling it again for a run that has ended deletes Jobs that it left behind.
     """
     from pipelines import operate
@@ -167,10 +169,10 @@ def stop(host: str | None, namespace: str | None, experiment: str, as_json: bool
         done = operate.stop(_client(host, namespace, experiment), run_id)
         if as_json:
             return _print_json(done)
-        click.echo(f"{done.run_id}  {done.state}")
+        say(f"{done.run_id}  {done.state}")
         for job in done.volcano_jobs:
-            click.echo(f"Volcano Job {job}: being deleted")
-        return click.echo(done.note) if done.note else None
+            say(f"Volcano Job {job}: being deleted")
+        return say(done.note) if done.note else None
 
     guarded(go)
 
@@ -188,7 +190,7 @@ def retry(host: str | None, namespace: str | None, experiment: str, as_json: boo
 
     def go() -> None:
         run = operate.retry(_client(host, namespace, experiment), run_id)
-        _print_json(run) if as_json else click.echo(f"{run.run_id}  {run.name}: goes on, {run.state}")
+        _print_json(run) if as_json else say(f"{run.run_id}  {run.name}: goes on, {run.state}")
 
     guarded(go)
 
@@ -204,7 +206,7 @@ def schedules(host: str | None, namespace: str | None, experiment: str, as_json:
         if as_json:
             return _print_json(found)
         rows = [(each.recurring_run_id, each.state, each.cron, each.name) for each in found]
-        return _table(("schedule", "state", "cron (UTC)", "name"), rows) if rows else click.echo("no schedules yet")
+        return _table(("schedule", "state", "cron (UTC)", "name"), rows) if rows else say("no schedules yet")
 
     guarded(go)
 
@@ -218,7 +220,7 @@ def _on_schedule(verb: str, done: str, help_: str) -> click.Command:
 
         def go() -> None:
             found = getattr(operate, verb)(_client(host, namespace, experiment), schedule)
-            _print_json(found) if as_json else click.echo(f"{found.recurring_run_id}  {found.name}: {done}")
+            _print_json(found) if as_json else say(f"{found.recurring_run_id}  {found.name}: {done}")
 
         guarded(go)
 
@@ -245,7 +247,7 @@ def delete(host: str | None, namespace: str | None, experiment: str, as_json: bo
 
     def go() -> None:
         gone = operate.delete(_client(host, namespace, experiment), which)
-        _print_json(gone) if as_json else click.echo(f"{which}  {gone.name}: deleted")
+        _print_json(gone) if as_json else say(f"{which}  {gone.name}: deleted")
 
     guarded(go)
 
@@ -257,7 +259,7 @@ def _waited(client: Any, run_id: str) -> Status:
     before: Status | None = None
     for found in run_status.watch(client, run_id, POLL_S, _complain):
         for line in run_status.changes(before, found):
-            click.echo(line, err=True)
+            say(line, err=True)
         before = found
     if before is None:
         raise LatteError(f"run {run_id}: no status")
@@ -265,7 +267,7 @@ def _waited(client: Any, run_id: str) -> Status:
 
 
 def _complain(line: str) -> None:
-    click.echo(line, err=True)
+    say(line, err=True)
 
 
 def _print_json(value: Any) -> None:
@@ -280,7 +282,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for head in heads:
         table.add_column(head, no_wrap=head != heads[-1], overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(shown, row))
     terminal = sys.stdout.isatty()
     Console(file=sys.stdout, width=None if terminal else _FILE_WIDTH, markup=False, emoji=False, highlight=False).print(
         table

@@ -1,4 +1,4 @@
-"""What the pipelines have in common: groups of tasks, used inside a function decorated with `dsl.pipeline`."""
+"""Groups of tasks that the pipelines have in common, used inside a function decorated with `dsl.pipeline`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +11,14 @@ from components.convert.component import convert, convert_pretrained
 from components.encode.component import encode_merge, encode_plan, encode_shards
 from components.sample.component import sample_merge, sample_plan, sample_shards
 from components.score.component import score as score_step
-from pipelines.cluster import Cluster, dress
+from components.tell.component import tell as tell_step
+from pipelines.cluster import HEAVY, Cluster, dress, hand_webhook, try_again
 
 # More at once only helps where there are more nodes than this; KFP gets slow far above it.
 PARALLELISM = 8
 # Which weights of a training run generate: those after the last update, or those before the first.
 NEWEST, START = -1, 0
+_here: ContextVar[bool] = ContextVar("here", default=False)
 _cluster: ContextVar[Cluster] = ContextVar("cluster", default=Cluster())  # noqa: B039
 
 
@@ -30,6 +32,34 @@ def on(cluster: Cluster) -> Iterator[None]:
         _cluster.reset(token)
 
 
+@contextmanager
+def here() -> Iterator[None]:
+    """While it lasts, pipelines are made for this machine: its runner tells of a run itself and tries nothing again."""
+    token = _here.set(True)
+    try:
+        yield
+    finally:
+        _here.reset(token)
+
+
+@contextmanager
+def told(pipeline: str, root: str, name: str, notify: dict) -> Iterator[None]:
+    """A `with` block of tasks whose end is told: KFP runs the task `tell` after them, however they have ended."""
+    if _here.get():
+        yield
+        return
+    task = named(tell_step(root=root, name=name, pipeline=pipeline, settings=notify), "tell")
+    hand_webhook(task, _cluster.get())
+    with dsl.ExitHandler(task, name=pipeline):
+        yield
+
+
+def launched() -> str:
+    """The first step whose work a Volcano Job does on this cluster; "" where none's is."""
+    cluster = _cluster.get()
+    return next((step for step in HEAVY if cluster.of(step).volcano), "")
+
+
 def named(task: dsl.PipelineTask, label: str, step: str | None = None) -> dsl.PipelineTask:
     """Give a task its name in the UI, the bucket's credentials and its place on the cluster, and no cache of KFP's.
 
@@ -41,6 +71,8 @@ def named(task: dsl.PipelineTask, label: str, step: str | None = None) -> dsl.Pi
         step: section of the cluster's settings for a task that computes; None for a light one.
     """
     dress(task, _cluster.get(), step)
+    if not _here.get():
+        try_again(task, _cluster.get().retry)
     return task.set_display_name(label).set_caching_options(False)
 
 

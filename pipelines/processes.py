@@ -2,7 +2,7 @@
 
 Every process of a run inherits one environment variable that names the run's folder. A small reaper, started beside the
 run, waits for the run's end and then kills whatever still carries that name: KFP's shells, steps, decoders, the store.
-The same goes for containers, which carry the name in a label. Linux only, as it reads /proc.
+The same goes for containers, which carry the name in a label. Linux only.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from latte import processes
 from pipelines import containers
 
 RUN_ENV = "LATTE_RUN_DIR"
@@ -24,26 +25,18 @@ SETTLE_S = 1.0
 
 def members(run_dir: Path) -> list[int]:
     """Process ids, other than this one, that carry the run's name in their environment."""
-    mark = f"{RUN_ENV}={run_dir}".encode()
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            # A process may end while it is looked at, or be another user's: then it is none of this run.
-            with contextlib.suppress(OSError):
-                if mark in (entry / "environ").read_bytes().split(b"\0") and not _is_zombie(entry):
-                    found.append(int(entry.name))
-    return found
+    return processes.carrying({RUN_ENV: str(run_dir)})
 
 
 def end(run_dir: Path, grace_s: float, keep: frozenset[int] = frozenset()) -> None:
     """Ask the run's processes to end, and kill those that have not ended after `grace_s`."""
     deadline = time.monotonic() + grace_s
     if grace_s > 0:
-        _signal(run_dir, signal.SIGTERM, keep)
-    while left := [pid for pid in members(run_dir) if pid not in keep]:
+        processes.send(set(members(run_dir)) - keep, signal.SIGTERM)
+    while left := set(members(run_dir)) - keep:
         if time.monotonic() >= deadline:
-            _signal(run_dir, signal.SIGKILL, keep)
-        time.sleep(0.05 if left else 0)
+            processes.send(left, signal.SIGKILL)
+        time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -70,17 +63,6 @@ def _clear(run_dir: Path, in_containers: bool) -> None:
     end(run_dir, grace_s=0)
     if in_containers:
         containers.end(run_dir, grace_s=0)
-
-
-def _signal(run_dir: Path, number: signal.Signals, keep: frozenset[int]) -> None:
-    for pid in members(run_dir):
-        if pid not in keep:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-
-
-def _is_zombie(entry: Path) -> bool:
-    return (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def _reap(run_dir: Path, pid: int, in_containers: bool) -> None:

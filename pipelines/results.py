@@ -1,4 +1,4 @@
-"""What runs have made, found by name: `latte-pipeline ls | show | get`, over a run's own store or any other.
+"""Results of runs, found by name: `latte-pipeline ls | show | get`, over a run's own store or any other.
 
 `pipelines.local` brings the components, whose image the other commands choose first: it is imported where it is needed.
 """
@@ -7,16 +7,18 @@ import contextlib
 import difflib
 import fnmatch
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from latte import copying, inventory, inventory_tables, storage
+from latte import inventory, storage
 from latte.cli import guarded
 from latte.errors import UserError
-from latte.inventory import Item
+from latte.inventory import Item, copying, tables
+from latte.terminal import say
 
 RUNS = Path("runs")
 RESULTS = "results"
@@ -42,7 +44,7 @@ Examples:
 _RUN_DIR = click.option(
     "--run-dir", type=click.Path(path_type=Path), help="Folder of the run [default: the newest in runs/]."
 )
-_ROOT = click.option("--root", help="Another store than a run's own: s3://bucket/prefix, file:///dir or a folder.")
+ROOT = click.option("--root", help="Another store than a run's own: s3://bucket/prefix, file:///dir or a folder.")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Opened:
 
 @contextlib.contextmanager
 def opened(run_dir: Path | None, root: str | None) -> Iterator[Opened]:
-    """What `--run-dir` and `--root` mean; a run's own store is there while a `with` block lasts.
+    """The root that `--run-dir` and `--root` name; a run's own store is there while a `with` block lasts.
 
     Raises:
         UserError: both or neither of them lead anywhere.
@@ -73,7 +75,7 @@ def opened(run_dir: Path | None, root: str | None) -> Iterator[Opened]:
 
 
 @click.command()
-@_ROOT
+@ROOT
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.argument("run", type=click.Path(path_type=Path), required=False)
 def ls(root: str | None, as_json: bool, run: Path | None) -> None:
@@ -84,15 +86,15 @@ def ls(root: str | None, as_json: bool, run: Path | None) -> None:
     """
 
     def go() -> None:
-        with opened(_run_of(str(run)) if run is not None else None, root) as place:
-            inventory_tables.show_items(inventory.listing(place.root), as_json)
+        with opened(run_of(str(run)) if run is not None else None, root) as place:
+            tables.show_items(inventory.listing(place.root), as_json)
 
     guarded(go)
 
 
 @click.command()
 @_RUN_DIR
-@_ROOT
+@ROOT
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.argument("name")
 def show(run_dir: Path | None, root: str | None, as_json: bool, name: str) -> None:
@@ -104,16 +106,16 @@ def show(run_dir: Path | None, root: str | None, as_json: bool, name: str) -> No
     def go() -> None:
         with _meant(name, run_dir, root) as (_, items):
             if len(items) > 1:
-                inventory_tables.show_items(items, as_json)
+                tables.show_items(items, as_json)
             else:
-                inventory_tables.show(items[0].uri, as_json)
+                tables.show(items[0].uri, as_json)
 
     guarded(go)
 
 
 @click.command(epilog=_GET_EXAMPLES)
 @_RUN_DIR
-@_ROOT
+@ROOT
 @click.option("--only", metavar="PATTERN", help='Only files of this name, for example "*.mp4".')
 @click.argument("name")
 @click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path), required=False)
@@ -132,13 +134,32 @@ def get(run_dir: Path | None, root: str | None, only: str | None, name: str, fol
         with _meant(name, run_dir, root) as (place, items):
             target = folder or (place.run_dir or Path()) / RESULTS
             done = copying.copy(place.root, [item.place for item in items], target.expanduser().absolute(), only)
-            click.echo(
-                f"{len(done.files)} files, {done.fetched} of them new, {done.checked} checked against their SHA-256"
-            )
+            say(f"{len(done.files)} files, {done.fetched} of them new, {done.checked} checked against their SHA-256")
             for line in _where(target, items, done.files):
-                click.echo(line)
+                say(line)
 
     guarded(go)
+
+
+@click.command()
+@ROOT
+@click.option("--repair", is_flag=True, help="Remove what is damaged, so that the next run makes it again.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.argument("run", type=click.Path(path_type=Path), required=False)
+def verify(root: str | None, repair: bool, as_json: bool, run: Path | None) -> None:
+    """Compare all that a run has made with what was recorded of it; see `latte verify`.
+
+    RUN is the name of a run in runs/ or the folder of one [default: the newest in runs/].
+    """
+    from latte.inventory.verify import verify
+
+    def go() -> int:
+        with opened(run_of(str(run)) if run is not None else None, root) as place:
+            found = verify(place.root, repair)
+        tables.show_damages(found, place.root, as_json)
+        return found.left
+
+    sys.exit(1 if guarded(go) else 0)
 
 
 @contextlib.contextmanager
@@ -148,7 +169,7 @@ def _meant(name: str, run_dir: Path | None, root: str | None) -> Iterator[tuple[
     Raises:
         UserError: nothing is of this name.
     """
-    whole = _run_of(name, strict=False) if root is None and run_dir is None else None
+    whole = run_of(name, strict=False) if root is None and run_dir is None else None
     if whole is not None:
         with opened(whole, None) as place:
             items = inventory.listing(place.root)
@@ -173,7 +194,7 @@ def _newest_of_each(items: Sequence[Item]) -> list[Item]:
     return [item for item in items if item in newest.values()]
 
 
-def _run_of(name: str, strict: bool = True) -> Path | None:
+def run_of(name: str, strict: bool = True) -> Path | None:
     """The folder of a run by its path or its name in runs/."""
     from pipelines import local
 
@@ -202,7 +223,7 @@ def _newest_run() -> Path:
 
 
 def _holder(uri: str) -> tuple[Path | None, str | None]:
-    """Who has a URI that a step has printed: a run of ours that wrote to that root, or the store that it names."""
+    """Holder of a URI that a step has printed: a run of ours that wrote to that root, or the store that it names."""
     from pipelines import local
 
     for name in _runs():
@@ -217,21 +238,49 @@ def _holder(uri: str) -> tuple[Path | None, str | None]:
 
 def told(root: str, run_dir: Path) -> str:
     """The line at the end of a run that says how its results are opened."""
-    if not storage.is_s3(root):
-        return f"clips, checkpoints, TensorBoard files: {storage.local_path(root)} (latte ls {root} lists them)"
+    folder = storage.path(root)
+    if folder is not None:
+        return f"clips, checkpoints, TensorBoard files: {folder} (latte ls {root} lists them)"
     run = run_dir.name if run_dir == RUNS / run_dir.name else shlex.quote(str(run_dir))
     return f"clips, checkpoints, TensorBoard files: latte-pipeline get {run} copies them to {run_dir / RESULTS}"
 
 
+def what_next(pipeline: str, again: Sequence[str], num_videos: int, root: str, run_dir: Path) -> list[str]:
+    """Lines at the end of a run that say what a person may do next.
+
+    Args:
+        pipeline: that has run.
+        again: arguments that would run it again.
+        num_videos: of its sets.
+        root: where everything is.
+        run_dir: folder of the run.
+    """
+    there = storage.path(root) is not None
+    run = run_dir.name if run_dir == RUNS / run_dir.name else str(run_dir)
+    look = shlex.join(["latte", "ls", root] if there else ["latte-pipeline", "ls", run])
+    same = shlex.join(again)
+    more = (
+        f"latte-pipeline run --pipeline {pipeline} {same} sample.num_videos={2 * num_videos}",
+        "twice as many videos; only the new ones are made",
+    )
+    nightly = (f"latte-pipeline run --pipeline nightly_retrain {same}", "train on what is new, promote what is better")
+    schedule = ("latte-pipeline schedule --help", "every night, on a cluster")
+    steps = [(look, "what there is now"), schedule if pipeline == "nightly_retrain" else more]
+    if pipeline == "train_and_evaluate":
+        steps.append(nightly)
+    return ["next:", *(f"  {what}: {command}" for command, what in steps)]
+
+
 def _where(target: Path, items: Sequence[Item], files: Sequence[str]) -> list[str]:
-    """Where a person finds what was copied, one line a place."""
+    """Paths of the copies for a person, one line a place."""
     lines = []
     for item in items:
         own = [name for name in files if name.startswith(item.place + "/")]
         counts = [(what, len(fnmatch.filter(own, pattern))) for pattern, what in _TOLD.items()]
-        said = ", ".join(f"{count} {what}" for what, count in counts if count) or ", ".join(Path(n).name for n in own)
-        lines.append(f"{item.kind} {item.name}: {target / item.place} ({said})")
+        summary = ", ".join(f"{count} {what}" for what, count in counts if count)
+        summary = summary or ", ".join(Path(name).name for name in own)
+        lines.append(f"{item.kind} {item.name}: {target / item.place} ({summary})")
     return lines
 
 
-COMMANDS = (ls, show, get)
+COMMANDS = (ls, show, get, verify)

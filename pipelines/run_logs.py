@@ -10,7 +10,7 @@ from latte import storage
 from latte.errors import LatteError, UserError
 from pipelines import kfp_errors, step_log
 from pipelines.client import Client
-from pipelines.status import FAILED, PENDING, RUNNING, WAITING, Pod, Status, Task
+from pipelines.status import FAILED, PENDING, RUNNING, WAITING, Status, TaskPod, TaskStatus
 
 # Of a longer log the end is read.
 _MOST_BYTES = 32 << 20
@@ -33,7 +33,7 @@ class Line:
     text: str
 
 
-def choose(status: Status, task: str | None) -> tuple[Task, ...]:
+def choose(status: Status, task: str | None) -> tuple[TaskStatus, ...]:
     """The tasks whose name is `task`, or else contains it; all of None.
 
     Raises:
@@ -50,8 +50,8 @@ def choose(status: Status, task: str | None) -> tuple[Task, ...]:
     return found
 
 
-def lines(client: Client, status: Status, tasks: Sequence[Task], everything: bool = False) -> Iterator[Line]:
-    """What these tasks have written so far, try by try.
+def lines(client: Client, status: Status, tasks: Sequence[TaskStatus], everything: bool = False) -> Iterator[Line]:
+    """Logs of these tasks so far, try by try.
 
     Args:
         client: the connection.
@@ -136,7 +136,7 @@ def follow(
         time.sleep(poll_s)
 
 
-def text_of(client: Client, run_id: str, pod: Pod) -> str:
+def text_of(client: Client, run_id: str, pod: TaskPod) -> str:
     """The log of a pod, from the API server or, where it has none, from beside the step's outputs in the bucket.
 
     Raises:
@@ -149,7 +149,7 @@ def text_of(client: Client, run_id: str, pod: Pod) -> str:
     text, problem = _split(data)
     if not problem:
         return text
-    if pod.log_uri.startswith("s3://"):
+    if storage.is_shared(pod.log_uri):
         try:
             return _kept_log(pod.log_uri)
         except LatteError as error:
@@ -171,21 +171,21 @@ def _split(data: bytes) -> tuple[str, str]:
     at = data.rfind(_ERROR_MARK)
     if at >= 0:
         try:
-            said = json.loads(data[at:])["error_message"]
+            message = json.loads(data[at:])["error_message"]
         except (ValueError, LookupError, TypeError):
-            said = None
-        if isinstance(said, str):
-            return data[:at].decode(errors="replace"), _shortened(said)
+            message = None
+        if isinstance(message, str):
+            return data[:at].decode(errors="replace"), _shortened(message)
     return data[-_MOST_BYTES:].decode(errors="replace"), ""
 
 
-def _shortened(said: str) -> str:
+def _shortened(message: str) -> str:
     """One line of the errors that KFP wraps into each other."""
-    line = step_log.plain(kfp_errors.first_line(said))
+    line = step_log.plain(kfp_errors.first_line(message))
     return "its pod is gone" if line.endswith("not found") else line[:300]
 
 
-def _shown(task: Task, everything: bool) -> list[Pod]:
+def _shown(task: TaskStatus, everything: bool) -> list[TaskPod]:
     """Pods of the step; its drivers on demand, and where one of them is what failed."""
     steps = [pod for pod in task.pods if not pod.driver]
     if everything:
@@ -193,7 +193,7 @@ def _shown(task: Task, everything: bool) -> list[Pod]:
     return steps or [pod for pod in task.pods if pod.state == FAILED]
 
 
-def _kept(text: str, everything: bool, pod: Pod, partial: bool = False) -> Iterator[str]:
+def _kept(text: str, everything: bool, pod: TaskPod, partial: bool = False) -> Iterator[str]:
     found = step_log.lines_of(text)
     if found and (not found[-1] or partial):
         found.pop()  # behind the last line end: nothing, or a line that is still being written
@@ -201,7 +201,7 @@ def _kept(text: str, everything: bool, pod: Pod, partial: bool = False) -> Itera
 
 
 def _after(before: list[str], now: list[str]) -> list[str]:
-    """What is new; a log that was turned over in between has lost its head, and begins in the midst of `before`."""
+    """The new part; a log that was turned over in between has lost its head, and begins in the midst of `before`."""
     for start in range(len(before)):
         both = len(before) - start
         if before[start:] == now[:both]:
@@ -209,7 +209,7 @@ def _after(before: list[str], now: list[str]) -> list[str]:
     return now
 
 
-def _source(task: Task, pod: Pod) -> str:
+def _source(task: TaskStatus, pod: TaskPod) -> str:
     mine = [each for each in task.pods if each.driver == pod.driver and each.item == pod.item]
     item = "".join(f" {number + 1}" for number in pod.item)
     of = f" of {task.total}" if item and task.total and len(pod.item) == 1 else ""
@@ -217,5 +217,5 @@ def _source(task: Task, pod: Pod) -> str:
     return f"{task.name}{item}{of}{' (driver)' if pod.driver else ''}{attempt}"
 
 
-def _because(tasks: Sequence[Task]) -> str:
+def _because(tasks: Sequence[TaskStatus]) -> str:
     return next((f" ({task.reason})" for task in tasks if task.reason), "")

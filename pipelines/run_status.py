@@ -13,7 +13,7 @@ from typing import TypeVar
 from latte.errors import LatteError, UserError
 from pipelines import reasons, run_logs, runs, step_log, task_states
 from pipelines.client import Client
-from pipelines.dag import Step
+from pipelines.dag import DagStep
 from pipelines.status import (
     CANCELED,
     CANCELING,
@@ -24,9 +24,9 @@ from pipelines.status import (
     SKIPPED,
     UNKNOWN,
     WAITING,
-    Pod,
     Status,
-    Task,
+    TaskPod,
+    TaskStatus,
 )
 
 T = TypeVar("T")
@@ -39,8 +39,8 @@ def _nothing(_: str) -> None:
     """Whoever watches may have nobody to tell."""
 
 
-def status(client: Client, run_id: str | None = None, steps: Sequence[Step] | None = None) -> Status:
-    """How a run is getting on, task by task, with reasons and the progress of what is running.
+def status(client: Client, run_id: str | None = None, steps: Sequence[DagStep] | None = None) -> Status:
+    """Status of a run, task by task, with reasons and the progress of what is running.
 
     Args:
         client: the connection.
@@ -60,7 +60,7 @@ def status(client: Client, run_id: str | None = None, steps: Sequence[Step] | No
     return replace(found, tasks=tasks, reason=reason)
 
 
-def brief(client: Client, run_id: str, steps: Sequence[Step] | None = None) -> Status:
+def brief(client: Client, run_id: str, steps: Sequence[DagStep] | None = None) -> Status:
     """The same without looking into any log, which is quicker; no reasons that only a log tells."""
     return _without_logs(client, run_id, steps)[0]
 
@@ -88,13 +88,13 @@ def watch(client: Client, run_id: str, poll_s: float = 10.0, say: Callable[[str]
 
 
 def steadily(look: Callable[[], T], poll_s: float, say: Callable[[str], None] = _nothing) -> T:
-    """What `look` gives; while the server or the network fails it is tried again, for OUTAGE_S at most.
+    """Result of `look`; while the server or the network fails it is tried again, for OUTAGE_S at most.
 
     Raises:
         UserError: at once; trying again would change nothing.
         LatteError: the outage lasts.
     """
-    started, said = time.monotonic(), ""
+    started, last_error = time.monotonic(), ""
     while True:
         try:
             return look()
@@ -103,14 +103,14 @@ def steadily(look: Callable[[], T], poll_s: float, say: Callable[[str], None] = 
         except LatteError as error:
             if time.monotonic() - started > OUTAGE_S:
                 raise
-            if str(error) != said:
-                said = str(error)
+            if str(error) != last_error:
+                last_error = str(error)
                 say(f"{error}; trying again")
         time.sleep(poll_s)
 
 
 def changes(before: Status | None, now: Status) -> list[str]:
-    """What has changed from one status to the next, a line a task."""
+    """Changes from one status to the next, a line a task."""
     old = {task.name: replace(task, seconds=None, pods=()) for task in before.tasks} if before else {}
     lines = []
     for task in now.tasks:
@@ -122,7 +122,7 @@ def changes(before: Status | None, now: Status) -> list[str]:
     return lines
 
 
-def _without_logs(client: Client, run_id: str, steps: Sequence[Step] | None) -> tuple[Status, tuple[Pod, ...]]:
+def _without_logs(client: Client, run_id: str, steps: Sequence[DagStep] | None) -> tuple[Status, tuple[TaskPod, ...]]:
     """The status without what only logs tell, and the pods that prepared the whole."""
     run = runs.find(client, run_id)
     steps = runs.steps_of(client, run) if steps is None else steps
@@ -135,8 +135,8 @@ def _without_logs(client: Client, run_id: str, steps: Sequence[Step] | None) -> 
     details = runs.details_of(run)
     if found is None or found.offloaded or (not found.nodes and details):
         tasks = _settled(task_states.of_details(steps, details, now), state, UNKNOWN)
-        told = reasons.explained(found.message) if found is not None else ""
-        reason = told or failure or (_DETAILS_ALONE if details else "")
+        reason = reasons.explained(found.message) if found is not None else ""
+        reason = reason or failure or (_DETAILS_ALONE if details else "")
         return Status(run_id, line.name, state, reason, tasks, line.seconds), ()
     tasks, reason, roots = task_states.of_workflow(steps, found, state in (CANCELED, CANCELING), now)
     reason = reason or failure
@@ -146,7 +146,7 @@ def _without_logs(client: Client, run_id: str, steps: Sequence[Step] | None) -> 
     return Status(run_id, line.name, state, reason, tasks, line.seconds, found.namespace, found.uid), roots
 
 
-def _settled(tasks: tuple[Task, ...], state: str, waiting: str) -> tuple[Task, ...]:
+def _settled(tasks: tuple[TaskStatus, ...], state: str, waiting: str) -> tuple[TaskStatus, ...]:
     """In a run that has ended nothing goes on any more; `waiting` is what became of tasks that seem to wait."""
     if state not in ENDED:
         return tasks
@@ -157,7 +157,7 @@ def _settled(tasks: tuple[Task, ...], state: str, waiting: str) -> tuple[Task, .
     )
 
 
-def _told(client: Client, run_id: str, task: Task) -> Task:
+def _told(client: Client, run_id: str, task: TaskStatus) -> TaskStatus:
     """The task with what its log tells: why it failed, or how far it is."""
     if task.state == FAILED:
         failing = [pod for pod in task.pods if pod.state == FAILED]
@@ -174,9 +174,9 @@ def _told(client: Client, run_id: str, task: Task) -> Task:
     return task
 
 
-def _from_log(client: Client, run_id: str, pod: Pod, known: str) -> str:
+def _from_log(client: Client, run_id: str, pod: TaskPod, known: str) -> str:
     try:
-        said = step_log.one_line(step_log.last_words(run_logs.text_of(client, run_id, pod)))
+        last_words = step_log.one_line(step_log.last_words(run_logs.text_of(client, run_id, pod)))
     except LatteError as error:
         return f"{known or FAILED.lower()} (no log: {error})"
-    return said or known
+    return last_words or known

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from latte.errors import LatteError, UserError
 from pipelines import dag, step_log, workflow
 from pipelines.client import REQUEST_TIMEOUT_S, Client
-from pipelines.dag import Step
+from pipelines.dag import DagStep
 from pipelines.status import CANCELED, CANCELING, ENDED, FAILED, PENDING, between, time_of
 
 _PAGE = 50
@@ -106,13 +106,18 @@ def experiment_id(client: Client) -> str | None:
     return None if found is None else str(found.experiment_id)
 
 
-def steps_of(client: Client, run: Any) -> tuple[Step, ...]:
+def steps_of(client: Client, run: Any) -> tuple[DagStep, ...]:
     """Of the pipeline that the run is of; none where that version was deleted."""
+    return dag.steps(spec_of(client, run))
+
+
+def spec_of(client: Client, run: Any) -> Any:
+    """The specification of the pipeline that the run is of; None where that version was deleted."""
     import kfp_server_api
 
     reference = run.pipeline_version_reference
     if run.pipeline_spec or reference is None:
-        return dag.steps(run.pipeline_spec)
+        return run.pipeline_spec
 
     def get(kfp: Any) -> Any:
         try:
@@ -123,7 +128,7 @@ def steps_of(client: Client, run: Any) -> tuple[Step, ...]:
             return None
 
     version = client.ask("pipeline version", get)
-    return () if version is None else dag.steps(version.pipeline_spec)
+    return None if version is None else version.pipeline_spec
 
 
 def workflow_of(client: Client, run_id: str) -> workflow.Workflow | None:

@@ -1,48 +1,60 @@
 """Settings of a pipeline run: a YAML file with a section a step, checked as a whole before anything is started."""
 
 import contextlib
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from components.work import build_config
-from latte import config, storage
-from latte.catalog import scan
+from latte import config, config_help, storage
+from latte.cli import inside
+from latte.data.catalog import scan
 from latte.errors import UserError
+from latte.kinds import KINDS, detectors
 from latte.metrics import protocol
-from latte.models.configs import AutoencoderKLConfig, I3DConfig, LatteConfig
-from latte.steps import convert, dataset_demands, demands
+from latte.steps import config_class, convert, dataset_demands, demands
 from latte.steps.encode import EncodeConfig
+from pipelines import places, presets
 from pipelines.cluster import Cluster, check_workers
+from pipelines.places import Named
 
-# section: (module under latte.steps, config class, keys that the pipeline fills in)
-SECTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "vae": ("convert", "ConvertConfig", ()),
-    "detector": ("convert", "ConvertConfig", ()),
-    "pretrained": ("convert", "ConvertConfig", ()),
-    "encode": ("encode", "EncodeConfig", ("vae",)),
-    "train": ("train", "TrainConfig", ("latents", "vae")),
-    "sample": ("sample", "SampleConfig", ("checkpoint", "vae", "step", "adapt")),
-    "score": ("score", "ScoreConfig", ("videos", "real", "detector")),
-    "promote": ("promote", "PromoteConfig", ("checkpoint", "score", "real", "detector")),
-    "report": ("report", "ReportConfig", ("vae", "latents", "checkpoint", "video_sets", "scores", "output")),
+# section: (step, keys that the pipeline fills in)
+SECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "vae": ("convert", ()),
+    "detector": ("convert", ()),
+    "pretrained": ("convert", ()),
+    "encode": ("encode", ("vae",)),
+    "train": ("train", ("latents", "vae")),
+    "sample": ("sample", ("checkpoint", "vae", "step", "adapt")),
+    "score": ("score", ("videos", "real", "detector")),
+    "promote": ("promote", ("checkpoint", "score", "real", "detector")),
+    "report": ("report", ("about", "vae", "latents", "checkpoint", "video_sets", "scores", "promotion", "output")),
+    "notify": ("tell", ("pipeline", "run", "state", "error")),
 }
 # Sections that may be left out, and whose step then does nothing.
 _OPTIONAL = ("pretrained",)
+# Keys that presets of a step have and that a pipeline fills in.
+_FILLED_IN = {section: ("root", "name", "target", *wired) for section, (_, wired) in SECTIONS.items()}
 # What stands in for keys that are no manifest, before the pipeline fills them in.
 _LATER = "file:///later"
-_STAND_INS: dict[str, Any] = {"step": None, "adapt": True, "video_sets": [_LATER], "scores": [_LATER]}
-# What the weights of a section are of.
-_KINDS = {"vae": "vae", "detector": "i3d", "pretrained": "latte"}
+_STAND_INS: dict[str, Any] = {
+    "step": None,
+    "adapt": True,
+    "video_sets": [_LATER],
+    "scores": [_LATER],
+    "about": "training",
+    "promotion": None,
+}
+# What the weights of a section may be of.
+_KINDS = {"vae": ("vae",), "detector": detectors(), "pretrained": ("latte",)}
 # A key of each section that says nothing new. A component takes an empty section for a step that is not there.
 _SAID_ANYWAY = {"train": "frame_stride", "sample": "num_videos", "score": "batch_size"}
 
 
 class _Common(config.Config):
-    """What every pipeline takes; each section holds the keys of one step's config."""
+    """Settings of every pipeline; each section holds the keys of one step's config."""
 
     name: str = Field(description="name of the run, and of what it makes")
     root: config.Root | None = Field(
@@ -53,12 +65,25 @@ class _Common(config.Config):
     encode: dict[str, Any] = Field(description="EncodeConfig: the dataset and how it is encoded")
     sample: dict[str, Any] = Field(default_factory=dict, description="SampleConfig, for every set of the run")
     score: dict[str, Any] = Field(default_factory=dict, description="ScoreConfig")
+    report: dict[str, Any] = Field(default_factory=dict, description="ReportConfig")
+    notify: dict[str, Any] = Field(
+        default_factory=dict, description="TellConfig: the webhook that hears how a run has ended"
+    )
     cluster: Cluster = Field(default_factory=Cluster, description="with what the steps run on a cluster")
 
     @property
     def prefix(self) -> str:
-        """Where in the bucket of a run's own store its data lies."""
+        """Prefix of its data in the bucket of a run's own store."""
         return self.name
+
+    @classmethod
+    def paths(cls) -> Iterator[str]:
+        """Every key of the settings, those of sections with the way to them: encode.dataset.videos."""
+        yield from super().paths()
+        for section, (step, wired) in SECTIONS.items():
+            if section in cls.model_fields:
+                own = (path for path in config_class(step).paths() if path not in ("root", "name", *wired))
+                yield from (f"{section}.{path}" for path in own)
 
 
 class PipelineConfig(_Common):
@@ -69,23 +94,22 @@ class PipelineConfig(_Common):
         default_factory=dict, description="ConvertConfig of the Latte to finetune; leave it out to train a fresh one"
     )
     train: dict[str, Any] = Field(default_factory=dict, description="TrainConfig")
-    report: dict[str, Any] = Field(default_factory=dict, description="ReportConfig")
 
 
 class NightlyConfig(PipelineConfig):
     """Parameters of `nightly_retrain`; `name` is also the model's name in the registry."""
 
     pipeline: ClassVar[str] = "nightly_retrain"
-    promote: dict[str, Any] = Field(default_factory=dict, description="PromoteConfig: margin or tolerance")
+    promote: dict[str, Any] = Field(default_factory=dict, description="PromoteConfig: margin or tolerance, apart")
 
 
 class BulkConfig(_Common):
-    """Parameters of `bulk_sample`; `name` names the video set and its score."""
+    """Parameters of `bulk_sample`; `name` names the video set, its score and the report."""
 
     pipeline: ClassVar[str] = "bulk_sample"
     model: str = Field(default="", description="name of the model in the registry")
     dataset: str = Field(description="name of the dataset that the score is against")
-    checkpoint: str = Field(
+    checkpoint: Annotated[str, config.FileKey("manifest")] = Field(
         default="", description="manifest of a checkpoint or of converted Latte weights; empty: the promoted one"
     )
 
@@ -108,33 +132,32 @@ PIPELINES: dict[str, type[AnyConfig]] = {cls.pipeline: cls for cls in (PipelineC
 def load(path: str | Path, overrides: Sequence[str] = (), pipeline: str = "train_and_evaluate") -> AnyConfig:
     """Read and check the settings of a pipeline; every section is checked against its step's config.
 
+    Args:
+        path: the file, or the name of a preset (`pipelines.presets`).
+        overrides: section.key=value; relative paths in them count from the working folder.
+        pipeline: whose settings they are.
+
     Raises:
         UserError: a key is unknown, missing or bad in any section, or a local file or folder named in it is missing.
     """
-    settings: AnyConfig = config.load(PIPELINES[pipeline], path, overrides)
+    cls = PIPELINES[pipeline]
+    values = presets.resolved(presets.read(path, _FILLED_IN), lambda values: _named_in(cls, values))
+    values = presets.expand(config.overridden(values, overrides), Path(), _FILLED_IN)
+    settings: AnyConfig = config.build(cls, values, str(path))
     steps = _steps(settings, str(path))
-    for section, step in steps.items():
-        _check_inputs(f"{path}: {section}", step)
-    vae, detector, pretrained = (
-        _network(path, settings, section, cls)
-        for section, cls in (("vae", AutoencoderKLConfig), ("detector", I3DConfig), ("pretrained", LatteConfig))
-    )
+    for each in named(settings):
+        if each.kind != "protocol":  # read, and told of, below
+            places.check_here(each, str(path))
+    vae, detector, pretrained = (_network(path, settings, section) for section in _KINDS)
     asked = _asked(steps)
     with _named(str(path)):
-        demands.check_settings(asked, vae, lambda uri: not storage.is_s3(uri))
-        demands.check_weights(asked, detector, pretrained, lambda uri: not storage.is_s3(uri))
+        demands.check_settings(asked, vae, _is_here)
+        demands.check_weights(asked, detector, pretrained, _is_here)
     return settings
 
 
-def load_remote(path: str | Path, overrides: Sequence[str] = (), pipeline: str = "train_and_evaluate") -> AnyConfig:
-    """Read and check settings for a cluster, whose files and folders need not be on this machine.
-
-    Raises:
-        UserError: a key is unknown, missing or bad in any section.
-    """
-    settings: AnyConfig = config.load(PIPELINES[pipeline], path, overrides)
-    _steps(settings, str(path))
-    return settings
+def _is_here(uri: str) -> bool:
+    return storage.path(uri) is not None
 
 
 def check(cls: type[AnyConfig], values: Mapping[str, Any], source: str) -> AnyConfig:
@@ -150,8 +173,10 @@ def check(cls: type[AnyConfig], values: Mapping[str, Any], source: str) -> AnyCo
 
 def _steps(settings: AnyConfig, source: str) -> dict[str, config.Config]:
     """The config of every step of the pipeline, checked."""
+    for key, value in settings.model_dump().items():
+        refuse_placeholders(f"{source}: {key}", value)
     steps = {}
-    for section, (module, class_name, wired) in SECTIONS.items():
+    for section, (step, wired) in SECTIONS.items():
         if section not in type(settings).model_fields:
             continue
         given = getattr(settings, section)
@@ -160,11 +185,11 @@ def _steps(settings: AnyConfig, source: str) -> dict[str, config.Config]:
         filled: dict[str, Any] = {"root": settings.root or "file:///unset", "name": settings.name}
         filled |= {key: _STAND_INS.get(key, _LATER) for key in wired}
         _refuse_null(f"{source}: {section}", given)
-        steps[section] = build_config(module, class_name, given, filled, source, prefix=f"{section}.")
-        kind = _KINDS.get(section, given.get("kind"))
-        if given.get("kind") != kind:
+        steps[section] = build_config(step, given, filled, source, prefix=f"{section}.")
+        kinds = _KINDS.get(section)
+        if kinds is not None and given["kind"] not in kinds:
             raise UserError(
-                f"{source}: {section}.kind={given['kind']}: not what {section} needs; {section}.kind={kind} works"
+                f"{source}: {section}.kind={given['kind']}: not what {section} needs; {section}.kind={kinds[0]} works"
             )
     with _named(source):
         demands.check_settings(_asked(steps), can_read=lambda uri: False)
@@ -212,6 +237,32 @@ def check_dataset(settings: AnyConfig, source: str) -> list[str]:
     return [found, *dataset_demands.notes(dataset, asked)]
 
 
+def key_rows(cls: type[AnyConfig], section: str | None = None) -> list[tuple[str, str]]:
+    """Every key that the settings of a pipeline may have, with its explanation.
+
+    Args:
+        cls: settings of a pipeline.
+        section: the only one that is wanted, or a key of none; None for all.
+
+    Raises:
+        UserError: there is no such section.
+    """
+    if section is not None and section not in cls.model_fields:
+        raise UserError(f"{section}: no section of {cls.pipeline}{config.meant(section, cls.model_fields)}")
+    rows = []
+    for name, field in cls.model_fields.items():
+        if section not in (None, name):
+            continue
+        own = list(config_help.rows(cls, but=tuple(set(cls.model_fields) - {name})))
+        if name in SECTIONS:
+            step, wired = SECTIONS[name]
+            rows.append((name, f"{field.description} [{'required' if field.is_required() else 'may be left out'}]"))
+            rows += config_help.rows(config_class(step), inside(step), f"{name}.", ("root", "name", *wired))
+        else:
+            rows += own
+    return rows
+
+
 def network(weights: Mapping[str, Any]) -> dict[str, Any] | None:
     """The settings of the network that weights are of; None where they do not lie on this machine, or in no file.
 
@@ -222,23 +273,23 @@ def network(weights: Mapping[str, Any]) -> dict[str, Any] | None:
         UserError: they are of something else, damaged, or contradict their settings.
     """
     source = str(weights["source"])
-    if source == convert.RANDOM or storage.is_s3(source):
+    if source == convert.RANDOM or not _is_here(source):
         return None
     return convert.look(config.build(convert.ConvertConfig, {**weights, "root": _LATER, "name": "weights"}))
 
 
-def _network(path: str | Path, settings: AnyConfig, section: str, cls: type[config.Config]) -> Any:
+def _network(path: str | Path, settings: AnyConfig, section: str) -> Any:
     """The config of the network that a section's weights are of; None where that cannot be said here."""
     given = getattr(settings, section, {})
     if not given:
         return None
     with _named(f"{path}: {section}"):
         found = network(given)
-    return None if found is None else config.build(cls, found, f"{path}: {section}")
+    return None if found is None else KINDS[given["kind"]].configured(found, f"{path}: {section}")
 
 
 def remarks(settings: AnyConfig) -> list[str]:
-    """What is allowed and worth knowing before a run."""
+    """Notes on settings that are allowed and worth knowing before a run."""
     vae = network(settings.vae) or settings.vae.get("model", {})
     known = vae.get("sample_size")
     size = settings.encode.get("image_size", EncodeConfig.model_fields["image_size"].default)
@@ -254,10 +305,21 @@ def parameters(settings: AnyConfig, root: str) -> dict[str, Any]:
     values = {**settings.model_dump(exclude={"root", "cluster"}), "root": root}
     for section, key in _SAID_ANYWAY.items():
         if values.get(section) == {}:
-            module, class_name, _ = SECTIONS[section]
-            cls = getattr(importlib.import_module(f"latte.steps.{module}"), class_name)
-            values[section] = {key: cls.model_fields[key].default}
+            values[section] = {key: config_class(SECTIONS[section][0]).model_fields[key].default}
     return values
+
+
+def named(settings: AnyConfig) -> list[Named]:
+    """Every file and folder that the settings name, in the order of their keys."""
+    return _named_in(type(settings), settings.model_dump())
+
+
+def _named_in(cls: type[AnyConfig], values: dict[str, Any]) -> list[Named]:
+    found = list(places.of(cls, values))
+    for section, (step, _) in SECTIONS.items():
+        given = values.get(section) if section in cls.model_fields else None
+        found += places.of(config_class(step), given if isinstance(given, dict) else {}, (section,))
+    return found
 
 
 def local_folders(settings: AnyConfig) -> list[Path]:
@@ -268,11 +330,28 @@ def local_folders(settings: AnyConfig) -> list[Path]:
         value = texts.pop()
         if isinstance(value, dict | list):
             texts += value.values() if isinstance(value, dict) else value
-        elif isinstance(value, str) and value and not storage.is_s3(value):
-            path = storage.local_path(value).absolute()
+        elif isinstance(value, str) and value and (path := storage.path(value)) is not None:
+            path = path.absolute()
             if path.exists():
                 found.add(path if path.is_dir() else path.parent)
     return sorted(found)
+
+
+def refuse_placeholders(source: str, value: Any) -> None:
+    """KFP and Argo put other values in the place of {{…}}, wherever it stands in what they hand on.
+
+    Raises:
+        UserError: a text or a key has it.
+    """
+    if isinstance(value, str) and "{{" in value:
+        raise UserError(f"{source}: {value!r}: {{{{ begins a placeholder of KFP, which would be expanded; leave it out")
+    if isinstance(value, dict):
+        for key, below in value.items():
+            refuse_placeholders(source, key)
+            refuse_placeholders(f"{source}.{key}", below)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            refuse_placeholders(source, each)
 
 
 def _refuse_null(source: str, values: dict[str, Any]) -> None:
@@ -282,20 +361,3 @@ def _refuse_null(source: str, values: dict[str, Any]) -> None:
             raise UserError(f"{source}.{key}: null cannot be passed on by KFP; leave the key out or name a preset")
         if isinstance(value, dict):
             _refuse_null(f"{source}.{key}", value)
-
-
-def _check_inputs(source: str, step: config.Config) -> None:
-    """What is named on this machine must be there now, not ten minutes into the run."""
-    named = {
-        "source": getattr(step, "source", None),
-        "init_from": getattr(step, "init_from", None),
-        "captions": getattr(step, "captions", None),
-        "latents": getattr(step, "latents", None),
-        "dataset.videos": getattr(getattr(step, "dataset", None), "videos", None),
-        "text_encoder": getattr(step, "text_encoder", None),
-        "tokenizer": getattr(step, "tokenizer", None),
-    }
-    for key, value in named.items():
-        local = value not in (None, "random", _LATER) and not storage.is_s3(str(value))
-        if local and not storage.local_path(str(value)).exists():
-            raise UserError(f"{source}.{key}: {value}: no such file or folder")

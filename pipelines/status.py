@@ -1,4 +1,4 @@
-"""How a run and its tasks are getting on, here or on a cluster: one object for tables, JSON and notebooks."""
+"""Progress of a run and its tasks, here or on a cluster: one object for tables, JSON and notebooks."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ HEADS = ("task", "state", "time", "done", "tries", "")
 
 
 @dataclass(frozen=True)
-class Pod:
+class TaskPod:
     """One try of a task, or of one item of a loop.
 
     Attributes:
@@ -42,7 +42,7 @@ class Pod:
 
 
 @dataclass(frozen=True)
-class Task:
+class TaskStatus:
     """One task of the pipeline.
 
     Attributes:
@@ -63,11 +63,11 @@ class Task:
     total: int | None = None
     tries: int = 0
     reason: str = ""
-    pods: tuple[Pod, ...] = ()
+    pods: tuple[TaskPod, ...] = ()
 
     @property
     def share(self) -> str:
-        """What is done of a loop, for example "12/32"; "" outside loops."""
+        """Progress of a loop, for example "12/32"; "" outside loops."""
         return "" if self.done is None else f"{self.done}/{'?' if self.total is None else self.total}"
 
     def row(self) -> tuple[str, ...]:
@@ -99,7 +99,7 @@ class Status:
     name: str
     state: str
     reason: str = ""
-    tasks: tuple[Task, ...] = ()
+    tasks: tuple[TaskStatus, ...] = ()
     seconds: float | None = None
     namespace: str = ""
     workflow_uid: str = ""
@@ -110,9 +110,16 @@ class Status:
         return self.state in ENDED
 
     @property
-    def failed(self) -> Task | None:
+    def failed(self) -> TaskStatus | None:
         """The first task that failed."""
         return next((task for task in self.tasks if task.state == FAILED), None)
+
+    @property
+    def failure(self) -> str:
+        """End of a run that did not succeed: how, where and why, in words."""
+        failed = self.failed
+        where, why = (f" in {failed.name}", failed.reason) if failed else ("", self.reason)
+        return f"{self.state.lower()}{where}: {why or 'no reason given'}"
 
     def headline(self) -> str:
         """The run in a line."""

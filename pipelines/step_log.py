@@ -1,4 +1,4 @@
-"""What a step wrote, out of the log of its pod: without KFP's own lines, and without what would steer a terminal."""
+"""Lines that a step wrote, out of the log of its pod: without KFP's own, and without what would steer a terminal."""
 
 import re
 import unicodedata

@@ -23,6 +23,7 @@ READY_WITHIN_S = 60.0
 STOP_WITHIN_S = 3.0
 FULL_BELOW_BYTES = 8 << 20
 _PORTS = ("s3", "master", "volume", "filer")
+_PORTS_FILE = "ports.json"
 # SeaweedFS leaves these behind when it is killed, and no setting names another folder.
 _SOCKETS = "seaweedfs-*.sock"
 _SOCKETS_FOLDER = Path("/tmp")  # noqa: S108
@@ -46,6 +47,7 @@ class Store:
             "AWS_ENDPOINT_URL_S3": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_SESSION_TOKEN": "",  # the user's own belongs to other keys
             "AWS_REGION": "us-east-1",
         }
 
@@ -83,6 +85,7 @@ def serve(folder: Path, port: int | None = None) -> Iterator[Store]:
     store_security.write_private(folder / "s3.json", _identities(access_key, secret_key))
     store_security.write(folder)
     _clear_earlier_starts(folder)
+    (folder / _PORTS_FILE).write_text(json.dumps(ports))
     log_path = folder / "weed.log"
     # SeaweedFS makes an administrator of whatever AWS credentials it finds in its environment; WEED_… overrides files.
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "WEED_"))}
@@ -109,8 +112,8 @@ def serve(folder: Path, port: int | None = None) -> Iterator[Store]:
         raise
     finally:
         _stop(process)
-        for name, number in ports.items():
-            (_SOCKETS_FOLDER / f"seaweedfs-{name}-grpc-{number + 10000}.sock").unlink(missing_ok=True)
+        for path in _sockets(ports):
+            path.unlink(missing_ok=True)
 
 
 def _program() -> str | None:
@@ -157,6 +160,10 @@ def _identities(access_key: str, secret_key: str) -> bytes:
 
 def _clear_earlier_starts(folder: Path) -> None:
     """Remove what belonged to the ports of earlier starts: sockets that a killed run left, the master's folders."""
+    with contextlib.suppress(FileNotFoundError, ValueError):  # the first start, or one that was killed at once
+        for path in _sockets(json.loads((folder / _PORTS_FILE).read_text())):
+            if not _answers(path):  # another run may have the port by now
+                path.unlink(missing_ok=True)
     for path in _SOCKETS_FOLDER.glob(_SOCKETS):
         with contextlib.suppress(FileNotFoundError):
             found = path.lstat()
@@ -165,6 +172,10 @@ def _clear_earlier_starts(folder: Path) -> None:
                 path.unlink()
     for path in folder.glob("m[0-9]*"):
         shutil.rmtree(path)
+
+
+def _sockets(ports: dict[str, int]) -> list[Path]:
+    return [_SOCKETS_FOLDER / f"seaweedfs-{name}-grpc-{number + 10000}.sock" for name, number in ports.items()]
 
 
 def _answers(path: Path) -> bool:
@@ -177,14 +188,17 @@ def _wait_until_ready(store: Store, process: subprocess.Popen[bytes], log_path: 
     import botocore.exceptions
     from botocore.config import Config
 
-    client = boto3.client(
-        "s3",
-        endpoint_url=store.endpoint,
-        aws_access_key_id=store.access_key,
-        aws_secret_access_key=store.secret_key,
-        region_name="us-east-1",
-        config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5),
-    )
+    try:
+        client = boto3.client(
+            "s3",
+            endpoint_url=store.endpoint,
+            aws_access_key_id=store.access_key,
+            aws_secret_access_key=store.secret_key,
+            region_name="us-east-1",
+            config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5, proxies={}),
+        )
+    except botocore.exceptions.BotoCoreError as error:  # it looks into the user's own files
+        raise UserError(f"S3: {error}; check AWS_PROFILE and the files in ~/.aws") from None
     deadline = time.monotonic() + READY_WITHIN_S
     reason = ""
     while time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""What keeps other users of this machine out of a run's SeaweedFS: mutual TLS, signed requests, private files.
+"""Locks that keep other users of this machine out of a run's SeaweedFS: mutual TLS, signed requests, private files.
 
 Loopback is open to every user of a machine. SeaweedFS checks S3's signatures on one of its eight ports; the others
 (master, volume and filer, each with HTTP and gRPC, and S3's gRPC) are meant for a trusted network (Decision 12).

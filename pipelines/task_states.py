@@ -6,14 +6,28 @@ from datetime import datetime
 from typing import Any
 
 from pipelines import reasons, status
-from pipelines.dag import Step
-from pipelines.status import CACHED, CANCELED, FAILED, PENDING, RUNNING, SKIPPED, SUCCEEDED, UNKNOWN, WAITING, Pod, Task
+from pipelines.dag import DagStep
+from pipelines.status import (
+    CACHED,
+    CANCELED,
+    FAILED,
+    PENDING,
+    RUNNING,
+    SKIPPED,
+    SUCCEEDED,
+    UNKNOWN,
+    WAITING,
+    TaskPod,
+    TaskStatus,
+)
 from pipelines.step_log import one_line
-from pipelines.workflow import Node, Workflow
+from pipelines.workflow import Workflow, WorkflowNode
 
 # Levels of a node's name that stand for no task of the pipeline: KFP's compiler puts them between.
-_BETWEEN = {"workflow", "root", "iteration-iterations", "iteration-item"}
+_BETWEEN = {"workflow", "root", "iteration-iterations", "iteration-item", "onExit"}
 _EXECUTOR, _DRIVER, _LOOP_DRIVER = "executor", "-driver", "iteration-driver"
+# What Argo runs when a node has ended; KFP's exit task is in it, and stands beside that node in the pipeline.
+_HOOK = "onExit"
 _STATES = {
     "Pending": PENDING, "Running": RUNNING, "Succeeded": SUCCEEDED, "Skipped": SKIPPED, "Omitted": SKIPPED,
     "Failed": FAILED, "Error": FAILED,
@@ -24,30 +38,30 @@ _FIRST = (FAILED, CANCELED, RUNNING, PENDING, UNKNOWN, WAITING)
 
 @dataclass
 class _Item:
-    """What there is of a task, or of one item of a loop."""
+    """State of a task, or of one item of a loop."""
 
-    own: Node | None = None
-    pods: list[Pod] = field(default_factory=list)
-    drivers: list[Pod] = field(default_factory=list)
+    own: WorkflowNode | None = None
+    pods: list[TaskPod] = field(default_factory=list)
+    drivers: list[TaskPod] = field(default_factory=list)
     cached: bool = False
 
 
 @dataclass
 class _Found:
-    """What the nodes say, by the path of the task or of the loop around it."""
+    """States by the nodes, by the path of the task or of the loop around it."""
 
     items: dict[tuple[str, ...], dict[tuple[int, ...], _Item]] = field(default_factory=dict)
     counts: dict[tuple[str, ...], dict[tuple[int, ...], int]] = field(default_factory=dict)
-    root: list[Pod] = field(default_factory=list)
+    root: list[TaskPod] = field(default_factory=list)
 
     def item(self, path: tuple[str, ...], item: tuple[int, ...]) -> _Item:
         return self.items.setdefault(path, {}).setdefault(item, _Item())
 
 
 def of_workflow(
-    steps: Sequence[Step], workflow: Workflow, canceled: bool, now: datetime
-) -> tuple[tuple[Task, ...], str, tuple[Pod, ...]]:
-    """One Task a step, why the run failed before any of them began ("" where it did not), and the pods of that time.
+    steps: Sequence[DagStep], workflow: Workflow, canceled: bool, now: datetime
+) -> tuple[tuple[TaskStatus, ...], str, tuple[TaskPod, ...]]:
+    """States of a run's steps, why it failed before any of them began ("" where it did not), and the pods of that time.
 
     Args:
         steps: the pipeline's; where there are none, they are made from the nodes' names, in order of their start.
@@ -63,14 +77,14 @@ def of_workflow(
     return tasks, reason, tuple(found.root)
 
 
-def of_details(steps: Sequence[Step], details: Iterable[Mapping[str, Any]], now: datetime) -> tuple[Task, ...]:
+def of_details(steps: Sequence[DagStep], details: Iterable[Mapping[str, Any]], now: datetime) -> tuple[TaskStatus, ...]:
     """The same from KFP's task details (display_name, state, start_time, end_time): no reasons, no tries, no pods."""
     by_key: dict[str, list[Mapping[str, Any]]] = {}
     for detail in details:
         by_key.setdefault(str(detail.get("display_name")), []).append(detail)
     if not steps:
         steps = [
-            Step((key,), key, False)
+            DagStep((key,), key, False)
             for key in by_key
             if f"{key}{_DRIVER}" in by_key and key not in _BETWEEN and not key.startswith("for-loop-")
         ]
@@ -80,11 +94,11 @@ def of_details(steps: Sequence[Step], details: Iterable[Mapping[str, Any]], now:
         states = [str(each.get("state") or SKIPPED) for each in mine]
         spans = [(status.time_of(each.get("start_time")), status.time_of(each.get("end_time"))) for each in mine]
         done = states.count(SUCCEEDED) if step.looped and mine else None
-        tasks.append(Task(step.name, _together(states), _seconds(spans, now), done))
+        tasks.append(TaskStatus(step.name, _together(states), _seconds(spans, now), done))
     return tuple(tasks)
 
 
-def _from_names(nodes: Sequence[Node]) -> tuple[Step, ...]:
+def _from_names(nodes: Sequence[WorkflowNode]) -> tuple[DagStep, ...]:
     """Steps by the tries of their executors and by what was left out, for a run whose pipeline is gone."""
     started: dict[tuple[str, ...], tuple[bool, datetime | None]] = {}
     for node in nodes:
@@ -95,10 +109,10 @@ def _from_names(nodes: Sequence[Node]) -> tuple[Step, ...]:
             if known is None or (node.started and (known[1] is None or node.started < known[1])):
                 started[keys[:-1]] = (looped, node.started)
     ordered = sorted(started.items(), key=lambda each: (each[1][1] is None, each[1][1] or 0, each[0]))
-    return tuple(Step(path, one_line(path[-1]), looped) for path, (looped, _) in ordered)
+    return tuple(DagStep(path, one_line(path[-1]), looped) for path, (looped, _) in ordered)
 
 
-def _sorted_out(steps: Sequence[Step], nodes: Sequence[Node]) -> _Found:
+def _sorted_out(steps: Sequence[DagStep], nodes: Sequence[WorkflowNode]) -> _Found:
     known = {step.path[: length + 1] for step in steps for length in range(len(step.path))}
     leaves = {step.path for step in steps}
     found = _Found()
@@ -109,7 +123,9 @@ def _sorted_out(steps: Sequence[Step], nodes: Sequence[Node]) -> _Found:
         for segment in node.path:
             if segment.item is not None:
                 item = (*item, segment.item)
-            if (*path, segment.key) in known:
+            if segment.key == _HOOK:
+                path = path[:-1]
+            elif (*path, segment.key) in known:
                 path = (*path, segment.key)
             elif segment.key == _EXECUTOR and path in leaves:
                 executor = True
@@ -124,7 +140,7 @@ def _sorted_out(steps: Sequence[Step], nodes: Sequence[Node]) -> _Found:
 
 
 def _take(
-    found: _Found, node: Node, path: tuple[str, ...], item: tuple[int, ...], driver: bool, executor: bool
+    found: _Found, node: WorkflowNode, path: tuple[str, ...], item: tuple[int, ...], driver: bool, executor: bool
 ) -> None:
     last = node.path[-1]
     if not path:
@@ -144,15 +160,17 @@ def _take(
         mine.own = node
 
 
-def _pod(node: Node, item: tuple[int, ...], driver: bool) -> Pod:
+def _pod(node: WorkflowNode, item: tuple[int, ...], driver: bool) -> TaskPod:
     """A try; its number among its item's follows from the order, its own name has it level by level."""
     attempt = node.path[-1].attempt or 0
     uri = f"{node.log_uri}-{attempt}" if node.log_uri else ""
     code = node.exit_code
-    return Pod(node.pod, item, attempt + 1, driver, _state(node), node.started, node.finished, node.message, code, uri)
+    return TaskPod(
+        node.pod, item, attempt + 1, driver, _state(node), node.started, node.finished, node.message, code, uri
+    )
 
 
-def _task(step: Step, found: _Found, canceled: bool, now: datetime) -> Task:
+def _task(step: DagStep, found: _Found, canceled: bool, now: datetime) -> TaskStatus:
     items = dict(sorted(found.items.get(step.path, {}).items()))
     if not items:
         return _not_begun(step, found, canceled, now)
@@ -169,10 +187,10 @@ def _task(step: Step, found: _Found, canceled: bool, now: datetime) -> Task:
     if state == RUNNING and (stuck := _stuck(step, found)):
         state, reason, pods = FAILED, _why(stuck), [*pods, *stuck]
     seconds = None if state == SKIPPED else _seconds(spans, now)
-    return Task(step.name, state, seconds, done, total, tries, reason, tuple(pods))
+    return TaskStatus(step.name, state, seconds, done, total, tries, reason, tuple(pods))
 
 
-def _not_begun(step: Step, found: _Found, canceled: bool, now: datetime) -> Task:
+def _not_begun(step: DagStep, found: _Found, canceled: bool, now: datetime) -> TaskStatus:
     """A task without a node of its own: what is around it decides, a loop whose driver failed, for example."""
     for length in range(len(step.path) - 1, 0, -1):
         around = found.items.get(step.path[:length])
@@ -184,13 +202,13 @@ def _not_begun(step: Step, found: _Found, canceled: bool, now: datetime) -> Task
         reason = next((why for item in around.values() if (why := _reason(item, state))), "")
         pods = tuple(pod for item in around.values() for pod in item.drivers)
         if not pods or state == SKIPPED:
-            return Task(step.name, state, reason=reason)
+            return TaskStatus(step.name, state, reason=reason)
         seconds = _seconds([(pod.started, pod.finished) for pod in pods], now)
-        return Task(step.name, state, seconds, total=_total(step, found), reason=reason, pods=pods)
-    return Task(step.name, WAITING)
+        return TaskStatus(step.name, state, seconds, total=_total(step, found), reason=reason, pods=pods)
+    return TaskStatus(step.name, WAITING)
 
 
-def _stuck(step: Step, found: _Found) -> list[Pod]:
+def _stuck(step: DagStep, found: _Found) -> list[TaskPod]:
     """Drivers of the loops around a task that failed: their items never come as far as the task."""
     around = (found.items.get(step.path[:length], {}) for length in range(1, len(step.path)))
     newest = [item.drivers[-1] for items in around for item in items.values() if item.drivers]
@@ -224,8 +242,8 @@ def _reason(item: _Item, state: str) -> str:
     return _why(pods) or (reasons.explained(item.own.message) if item.own else "")
 
 
-def _why(pods: Sequence[Pod]) -> str:
-    """What the newest try says that says anything."""
+def _why(pods: Sequence[TaskPod]) -> str:
+    """Message of the newest try that has one."""
     said = (reasons.explained(pod.message) for pod in reversed(pods) if pod.state in (FAILED, PENDING))
     return next((why for why in said if why), "")
 
@@ -245,7 +263,7 @@ def _together(states: Iterable[str]) -> str:
     return SKIPPED if all(state == SKIPPED for state in all_) else SUCCEEDED
 
 
-def _total(step: Step, found: _Found) -> int | None:
+def _total(step: DagStep, found: _Found) -> int | None:
     """Items of the innermost loop around a step, over all items of the loops around that one."""
     for length in range(len(step.path) - 1, 0, -1):
         if counts := found.counts.get(step.path[:length]):
@@ -253,7 +271,7 @@ def _total(step: Step, found: _Found) -> int | None:
     return None
 
 
-def _numbered(pods: Sequence[Pod]) -> list[Pod]:
+def _numbered(pods: Sequence[TaskPod]) -> list[TaskPod]:
     return [replace(pod, attempt=number) for number, pod in enumerate(pods, start=1)]
 
 
@@ -275,5 +293,5 @@ def _seconds(spans: Sequence[tuple[datetime | None, datetime | None]], now: date
     return status.between(min(start for start, _ in begun), max(ends) if len(ends) == len(begun) else None, now)
 
 
-def _state(node: Node) -> str:
+def _state(node: WorkflowNode) -> str:
     return _STATES.get(node.phase, UNKNOWN)

@@ -32,6 +32,7 @@ def train_and_evaluate(
     sample: dict,
     score: dict,
     report: dict,
+    notify: dict = {},  # noqa: B006
 ) -> None:
     """Each `dict` holds the keys of one step's config; see `latte STEP --help`.
 
@@ -46,29 +47,31 @@ def train_and_evaluate(
         sample: Keys of SampleConfig.
         score: Keys of ScoreConfig.
         report: Keys of ReportConfig.
+        notify: Keys of TellConfig: webhook, when.
     """
-    weights, i3d = parts.weights(root, vae, detector)
-    latents = parts.encode_dataset(root, name, encode, weights, train, sample, score)
-    start = parts.pretrained_weights(root, pretrained)
-    training = train_step(root=root, name=name, settings=train, latents=latents, vae=weights, init_from=start)
-    trained = parts.named(training, "train", "train")
-    checkpoint = trained.outputs["checkpoint"]
+    with parts.told("train_and_evaluate", root, name, notify):
+        weights, i3d = parts.weights(root, vae, detector)
+        latents = parts.encode_dataset(root, name, encode, weights, train, sample, score)
+        start = parts.pretrained_weights(root, pretrained)
+        training = train_step(root=root, name=name, settings=train, latents=latents, vae=weights, init_from=start)
+        trained = parts.named(training, "train", "train")
+        checkpoint = trained.outputs["checkpoint"]
 
-    videos, scores = {}, {}
-    for label, step in (("trained", parts.NEWEST), ("untrained", parts.START)):
-        videos[label] = parts.generate(label, root, label, sample, step, checkpoint, weights)
-        scores[label] = parts.measure(label, root, label, score, videos[label], latents, i3d)
+        videos, scores = {}, {}
+        for label, step in (("trained", parts.NEWEST), ("untrained", parts.START)):
+            videos[label] = parts.generate(label, root, label, sample, step, checkpoint, weights)
+            scores[label] = parts.measure(label, root, label, score, videos[label], latents, i3d)
 
-    page = report_step(
-        root=root,
-        name=name,
-        settings=report,
-        vae=weights,
-        latents=latents,
-        checkpoint=checkpoint,
-        trained=videos["trained"],
-        untrained=videos["untrained"],
-        trained_score=scores["trained"],
-        untrained_score=scores["untrained"],
-    )
-    parts.named(page, "report")
+        page = report_step(
+            root=root,
+            name=name,
+            settings=report,
+            vae=weights,
+            latents=latents,
+            checkpoint=checkpoint,
+            trained=videos["trained"],
+            untrained=videos["untrained"],
+            trained_score=scores["trained"],
+            untrained_score=scores["untrained"],
+        )
+        parts.named(page, "report")

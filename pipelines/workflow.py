@@ -37,7 +37,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Node:
+class WorkflowNode:
     """One node of the Workflow.
 
     Attributes:
@@ -83,7 +83,7 @@ class Workflow:
     namespace: str
     uid: str
     message: str
-    nodes: tuple[Node, ...]
+    nodes: tuple[WorkflowNode, ...]
     stopped: bool
     offloaded: bool
 
@@ -133,11 +133,11 @@ def _unpacked(packed: Any) -> dict[str, Any]:
         raise LatteError(f"{problem}: {type(error).__name__}") from None
 
 
-def _node(key: str, value: dict[str, Any], workflow: str, as_nodes: bool) -> Node:
+def _node(key: str, value: dict[str, Any], workflow: str, as_nodes: bool) -> WorkflowNode:
     kind, template = _text(value.get("type")), _text(value.get("templateName"))
     outputs = _dict(value.get("outputs"))
     code = _text(outputs.get("exitCode"))
-    return Node(
+    return WorkflowNode(
         _path(_text(value.get("name")), workflow),
         kind,
         _text(value.get("phase")),

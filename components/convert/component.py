@@ -17,7 +17,7 @@ def convert(root: str, name: str, settings: dict, weights: dsl.Output[dsl.Model]
     """
     from components.runtime import run_step
 
-    run_step(f"convert {name}", "convert", "ConvertConfig", settings, {"root": root, "name": name}, output=weights)
+    run_step(f"convert {name}", "convert", settings, {"root": root, "name": name}, output=weights)
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -36,4 +36,4 @@ def convert_pretrained(root: str, settings: dict) -> str:
     if not settings:
         return ""
     wired = {"root": root, "name": "pretrained"}
-    return run_step("convert pretrained", "convert", "ConvertConfig", settings, wired).file
+    return run_step("convert pretrained", "convert", settings, wired).file

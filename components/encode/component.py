@@ -34,14 +34,14 @@ def encode_plan(
         The tasks to fan out over, "0/2" for the first of two; "*/2" for one that two workers share.
     """
     from components.runtime import run_step
+    from latte.facts import PlanMetrics
 
     wired = {"root": root, "name": name, "vae": vae.path}
     asked = {key: keys for key, keys in (("train", train), ("sample", sample), ("score", score)) if keys}
-    done = run_step("encode: plan", "encode", "EncodeConfig", settings, wired, "plan", {"sections": asked}, output=plan)
+    size = PlanMetrics.of(run_step("encode: plan", "encode", settings, wired, "plan", {"sections": asked}, output=plan))
     if together:
-        return [f"*/{max(1, min(int(together), int(done.metrics['shards_to_encode'])))}"]
-    count = int(done.metrics["num_tasks"])
-    return [f"{task}/{count}" for task in range(count)]
+        return [f"*/{max(1, min(int(together), size.shards_to_encode))}"]
+    return [f"{task}/{size.num_tasks}" for task in range(size.num_tasks)]
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -72,7 +72,7 @@ def encode_shards(
     wired = {"root": root, "name": name, "vae": vae.path}
     arguments = {"plan_uri": plan.path, **share(task)}
     label = f"encode: shards {label_of(task)}"
-    done = run_step(label, "encode", "EncodeConfig", settings, wired, "encode_shards", arguments)
+    done = run_step(label, "encode", settings, wired, "encode_shards", arguments)
     return len(done.shards)
 
 
@@ -109,4 +109,4 @@ def encode_merge(
     label = f"encode: merge of {len(parts)}"
     asked = {key: keys for key, keys in (("train", train), ("sample", sample), ("score", score)) if keys}
     arguments = {"plan_uri": plan.path, "sections": asked}
-    run_step(label, "encode", "EncodeConfig", settings, wired, "merge", arguments, output=latents)
+    run_step(label, "encode", settings, wired, "merge", arguments, output=latents)

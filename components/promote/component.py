@@ -22,7 +22,7 @@ def promote(
     Args:
         root: Where everything is kept, s3://bucket/prefix or file:///dir.
         name: Name of the model in the registry; its pointer is registry/<name>/current.json.
-        settings: Keys of latte.steps.promote.PromoteConfig: margin, tolerance.
+        settings: Keys of latte.steps.promote.PromoteConfig: margin, tolerance, apart.
         checkpoint: Manifest of the candidate's training run.
         score: Manifest of the candidate's score.
         real: Manifest of the encoded dataset that the score is against.
@@ -40,7 +40,7 @@ def promote(
         "real": real.path,
         "detector": detector.path,
     }
-    run_step("promote", "promote", "PromoteConfig", settings, wired, output=promotion, metrics=metrics)
+    run_step("promote", "promote", settings, wired, output=promotion, metrics=metrics)
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -56,10 +56,11 @@ def promote_start(root: str, name: str, pretrained: str) -> str:
         URI of the promoted checkpoint's manifest, or `pretrained` before the first promotion.
     """
     from components.runtime import run_step
+    from latte.facts import PromotedMetrics
 
     wired = {"root": root, "name": name}
-    found = run_step("promoted", "promoted", "PromotedConfig", {}, wired, function="look_up")
-    return str(found.metrics["checkpoint"]) or pretrained
+    found = run_step("promoted", "promoted", {}, wired, function="look_up")
+    return PromotedMetrics.of(found).checkpoint or pretrained
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -75,4 +76,4 @@ def promote_checkpoint(root: str, name: str, uri: str, checkpoint: dsl.Output[ds
     from components.runtime import run_step
 
     wired = {"root": root, "name": name, "checkpoint": uri}
-    run_step("checkpoint", "promoted", "PromotedConfig", {}, wired, function="fetch", output=checkpoint)
+    run_step("checkpoint", "promoted", {}, wired, function="fetch", output=checkpoint)

@@ -32,14 +32,14 @@ def sample_plan(
         The tasks to fan out over, "0/2" for the first of two; "*/2" for one that two workers share.
     """
     from components.runtime import run_step
+    from latte.facts import PlanMetrics
 
     wired = {"root": root, "name": name, "checkpoint": checkpoint.path, "vae": vae.path, "adapt": True}
     wired["step"] = None if int(step) < 0 else int(step)
-    done = run_step(f"sample {name}: plan", "sample", "SampleConfig", settings, wired, "plan", output=plan)
+    size = PlanMetrics.of(run_step(f"sample {name}: plan", "sample", settings, wired, "plan", output=plan))
     if together:
-        return [f"*/{max(1, min(int(together), int(done.metrics['batches'])))}"]
-    count = int(done.metrics["num_tasks"])
-    return [f"{task}/{count}" for task in range(count)]
+        return [f"*/{max(1, min(int(together), size.batches))}"]
+    return [f"{task}/{size.num_tasks}" for task in range(size.num_tasks)]
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -75,7 +75,7 @@ def sample_shards(
     wired["step"] = None if int(step) < 0 else int(step)
     arguments = {"plan_uri": plan.path, **share(task)}
     label = f"sample {name}: shards {label_of(task)}"
-    done = run_step(label, "sample", "SampleConfig", settings, wired, "sample_shards", arguments)
+    done = run_step(label, "sample", settings, wired, "sample_shards", arguments)
     return len(done.shards)
 
 
@@ -109,4 +109,4 @@ def sample_merge(
     wired = {"root": root, "name": name, "checkpoint": checkpoint.path, "vae": vae.path, "adapt": True}
     wired["step"] = None if int(step) < 0 else int(step)
     label = f"sample {name}: merge of {len(parts)}"
-    run_step(label, "sample", "SampleConfig", settings, wired, "merge", {"plan_uri": plan.path}, output=videos)
+    run_step(label, "sample", settings, wired, "merge", {"plan_uri": plan.path}, output=videos)

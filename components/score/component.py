@@ -1,4 +1,4 @@
-"""Score: the Fréchet distance between a set of generated videos and real ones."""
+"""Score: distances between a set of generated videos and real ones."""
 
 from kfp import dsl
 
@@ -24,11 +24,11 @@ def score(
         settings: Keys of latte.steps.score.ScoreConfig: protocol, …
         videos: Manifest of the generated video set.
         real: Manifest of the encoded dataset; it names the real videos.
-        detector: Manifest of the I3D weights.
+        detector: Manifest of the detector's weights.
         score: Manifest of the score with its whole protocol.
         metrics: The distance and its interval.
     """
     from components.runtime import run_step
 
     wired = {"root": root, "name": name, "videos": videos.path, "real": real.path, "detector": detector.path}
-    run_step(f"score {name}", "score", "ScoreConfig", settings, wired, output=score, metrics=metrics)
+    run_step(f"score {name}", "score", settings, wired, output=score, metrics=metrics)

@@ -32,4 +32,4 @@ def train(
 
     wired = {"root": root, "name": name, "latents": latents.path, "vae": vae.path}
     given = {**settings, "init_from": init_from} if init_from else settings
-    run_step("train", "train", "TrainConfig", given, wired, output=checkpoint, metrics=metrics)
+    run_step("train", "train", given, wired, output=checkpoint, metrics=metrics)

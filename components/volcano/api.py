@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from components.volcano import job as jobs
+from latte.credentials import for_header
 from latte.errors import LatteError, UserError
 
 T = TypeVar("T")
@@ -17,6 +18,8 @@ _REQUEST_TIMEOUT_S = (10, 60)
 _WATCH_S = 300
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 20.0
 _PASSING = {408, 409, 429, 500, 502, 503, 504}
+# An API server that is just starting knows no roles yet and refuses everybody: who was let in before asks again.
+REFUSED_S = 60.0
 
 
 class TakenError(UserError):
@@ -34,16 +37,19 @@ class Api:
         """Connect lazily.
 
         Raises:
-            UserError: neither a service account nor a kubeconfig is there.
+            UserError: neither a service account nor a kubeconfig is there, or its token cannot be sent.
         """
         import kubernetes as k8s
 
         self._k8s, self.namespace = k8s, namespace
+        self._let_in: set[str] = set()
         try:
             kubeconfig = os.environ.get("KUBECONFIG")
             k8s.config.load_kube_config(kubeconfig) if kubeconfig else k8s.config.load_incluster_config()
         except k8s.config.ConfigException as error:
             raise UserError(f"no way to the Kubernetes API: {error}; run this step on the cluster") from None
+        known = k8s.client.Configuration.get_default_copy()
+        for_header("the token of the Kubernetes API", known.api_key.get("authorization"))
         self._jobs, self._core = k8s.client.CustomObjectsApi(), k8s.client.CoreV1Api()
         self._where = (jobs.GROUP, jobs.VERSION, namespace, jobs.PLURAL)
 
@@ -181,23 +187,39 @@ class Api:
         return dict(json.loads(answer.data))
 
     def _patiently(self, call: Callable[[], T], what: str) -> T:
-        """Call it, again and again where the server fails or does not answer, for OUTAGE_S at most."""
+        """Call it, again and again where the server fails or does not answer, for OUTAGE_S at most.
+
+        Args:
+            call: asks the server.
+            what: it asks for, in words; the last one is the object's name.
+        """
         import urllib3.exceptions
 
+        kind = what.rpartition(" ")[0]
         started, pause = time.monotonic(), _FIRST_PAUSE_S
+        answered: float | None = None
         while True:
+            patience_s, since = OUTAGE_S, started
             try:
-                return call()
+                answer = call()
+                self._let_in.add(kind)
+                return answer
             except self._k8s.client.ApiException as error:
                 failure = self._explained(error, what)
-                if error.status not in _PASSING or isinstance(failure, TakenError):
+                if self._is_about_rights(error) and kind in self._let_in:
+                    answered = answered or time.monotonic()
+                    patience_s, since = REFUSED_S, answered
+                elif error.status not in _PASSING or isinstance(failure, TakenError):
                     raise failure from None
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 failure = LatteError(f"{what}: the Kubernetes API does not answer: {error}")
-            if time.monotonic() - started > OUTAGE_S:
+            if time.monotonic() - since > patience_s:
                 raise failure
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _is_about_rights(self, error: Any) -> bool:
+        return error.status == 401 or (error.status == 403 and is_about_rights(_said(error)))
 
     def _explained(self, error: Any, what: str) -> LatteError:
         said = _said(error)
@@ -205,10 +227,10 @@ class Api:
             return TakenError(f"{what}: {said}")
         if error.status == 401:
             return UserError(f"{what}: the step's service account is not known to the cluster ({said})")
-        if error.status == 403 and "admission webhook" not in said:
+        if self._is_about_rights(error):
             return UserError(
-                f"{what}: the step's service account may not do that in namespace {self.namespace}; apply "
-                f"manifests/overlays/ascend-mindcluster and run with KFP_SERVICE_ACCOUNT=latte-runner ({said})"
+                f"{what}: the step's service account may not do that in namespace {self.namespace}; add "
+                f"manifests/components/volcano to the overlay and run with KFP_SERVICE_ACCOUNT=latte-runner ({said})"
             )
         if error.status == 404 and what.startswith("create"):
             return UserError(
@@ -222,8 +244,14 @@ class Api:
         return LatteError(f"{what}: the cluster answered {error.status}: {said}")
 
 
+def is_about_rights(said: str) -> bool:
+    """Whether these are RBAC's words; quotas, Pod Security and admission refuse with the same status."""
+    return 'User "' in said and '" cannot ' in said
+
+
 def _said(error: Any) -> str:
     try:
-        return str(json.loads(error.body)["message"])[:300]
+        said = str(json.loads(error.body)["message"]).strip()[:300]
     except (ValueError, TypeError, KeyError):
-        return str(error.reason)
+        said = ""
+    return said or str(error.reason or f"status {error.status}, without a word")

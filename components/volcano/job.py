@@ -1,6 +1,6 @@
 """The manifest of the Volcano Job (batch.volcano.sh/v1alpha1) that does a step's work.
 
-Fields, plugins and policies are those of Volcano's published CRD and controller; untested on a real cluster.
+Fields, plugins and policies are those of Volcano's published CRD and controller; untested with a real one.
 """
 
 import re
@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from components.placement import SECRET_KEYS, Launch
-from latte import manifest
+from components.volcano import lease as leases
 from latte.errors import UserError
+from latte.storage import manifest
+from latte.storage.s3_client import ADDRESSING
 
 GROUP, VERSION, PLURAL = "batch.volcano.sh", "v1alpha1", "jobs"
 # The pods of a Job are called <job>-<task>-<index>; Volcano's svc plugin makes VC_WORKER_HOSTS from the task's name.
@@ -57,6 +59,8 @@ def build(
         "policies": [
             # The first that fits counts: what the user has to mend is not tried again.
             {"exitCode": UserError.exit_code, "action": "TerminateJob"},
+            # Nor is what nobody waits for: the devices are to be free.
+            {"exitCode": leases.EXIT_CODE, "action": "TerminateJob"},
             {"event": "PodFailed", "action": "RestartJob"},
             {"event": "PodEvicted", "action": "RestartJob"},
             {"event": "TaskCompleted", "action": "CompleteJob"},
@@ -75,11 +79,6 @@ def build(
     return {"apiVersion": f"{GROUP}/{VERSION}", "kind": "Job", "metadata": metadata, "spec": spec}
 
 
-def pod_name(job: str, index: int) -> str:
-    """Name of a pod of the Job, as Volcano makes it."""
-    return f"{job}-{TASK}-{index}"
-
-
 def _template(launch: Launch, work_uri: str) -> dict[str, Any]:
     pod = launch.pod
     variables = [
@@ -89,6 +88,8 @@ def _template(launch: Launch, work_uri: str) -> dict[str, Any]:
         {"name": key, "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"}}}
         for key, annotation in launch.volcano.env_from_annotations.items()
     ]
+    if launch.addressing_style:
+        variables.append({"name": ADDRESSING, "value": launch.addressing_style})
     # The root file system is read-only; what looks for a home finds a place to write.
     variables.append({"name": "HOME", "value": "/tmp"})  # noqa: S108
     shm: dict[str, Any] = {"medium": "Memory"}
@@ -97,7 +98,7 @@ def _template(launch: Launch, work_uri: str) -> dict[str, Any]:
     container: dict[str, Any] = {
         "name": TASK,
         "image": launch.image,
-        "command": ["python3", "-m", "components.volcano.worker", work_uri],
+        "command": ["python3", "-m", "components.volcano.pod", str(launch.volcano.lease_s), work_uri],
         "env": variables,
         "resources": _resources(launch),
         "securityContext": {

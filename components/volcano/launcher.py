@@ -1,7 +1,8 @@
 """Have a step's work done by a Volcano Job and wait for it: create or adopt, follow, explain, cancel.
 
 The Job's name follows from the run, the task and the Job's spec, so that a step that is tried again finds the Job that
-it left and goes on waiting for it. SIGTERM deletes the Job.
+it left and goes on waiting for it. SIGTERM deletes the Job; where there is no time for that, its pods end with the
+lease that only a waiting step renews (`components.volcano.lease`).
 """
 
 import os
@@ -16,12 +17,14 @@ from typing import Any
 
 from components.placement import Launch
 from components.volcano import job as jobs
+from components.volcano import lease as leases
 from components.volcano.api import Api, MissingError, TakenError
 from components.volcano.logs import Logs
 from components.volcano.worker import result_uri
 from components.work import Work
-from latte import manifest, signals, storage
+from latte import signals, storage
 from latte.errors import LatteError, UserError
+from latte.storage import manifest
 
 DONE, FAILED = jobs.DONE, jobs.FAILED
 # Beyond the pods' own deadline: for the queue's and the controller's reaction.
@@ -54,11 +57,9 @@ def run(work: Work, launch: Launch) -> manifest.Manifest:
     name = job["metadata"]["name"]
     with _stopped_by_signals():
         try:
-            job = _create(api, job)
-            with Logs(api, name, workers) as logs:
-                phase = _wait(api, job, launch)
-            if phase != DONE:
-                raise _failure(work.task, name, phase, api, logs)
+            # Before anything else is asked of the cluster: the pods of an earlier try may be about to give up.
+            with leases.renewed(leases.uri_of(work_uri), launch.volcano.lease_s):
+                _have_done(api, job, launch, workers, work.task)
         except _StopError:
             api.delete(name)
             raise LatteError(
@@ -70,15 +71,30 @@ def run(work: Work, launch: Launch) -> manifest.Manifest:
     return _together(results) if work.shared else results[0]
 
 
-def _create(api: Api, job: dict[str, Any]) -> dict[str, Any]:
-    """The Job on the cluster: a new one, the one of an earlier try, or a new one in place of one that has failed."""
+def _have_done(api: Api, wanted: dict[str, Any], launch: Launch, workers: int, task: str) -> None:
+    """Create or adopt the Job and wait until it is done; one whose pods gave up before it was adopted is made anew."""
+    name = wanted["metadata"]["name"]
+    while True:
+        job, is_adopted = _create(api, wanted)
+        with Logs(api, name, workers) as logs:
+            phase = _wait(api, job, launch)
+        if phase == DONE:
+            return
+        pods = {pod["metadata"]["name"]: pod for pod in api.pods(name)}
+        codes = {pod: _exit_code(found) for pod, found in pods.items()}
+        if not (is_adopted and leases.EXIT_CODE in codes.values()):
+            raise _failure(task, name, phase, codes, {pod: _cause(found) for pod, found in pods.items()}, logs)
+
+
+def _create(api: Api, job: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The Job on the cluster, a new one also in place of one that has failed; whether it is that of an earlier try."""
     name, wanted = job["metadata"]["name"], job["metadata"]["annotations"][jobs.HASH]
     deadline = time.monotonic() + _GONE_WITHIN_S
     while True:
         try:
             made = api.create(job)
             _say(f"Volcano Job {name}: created, {job['spec']['tasks'][0]['replicas']} pod(s)")
-            return made
+            return made, False
         except TakenError:
             try:
                 found = api.get(name)
@@ -91,7 +107,7 @@ def _create(api: Api, job: dict[str, Any]) -> dict[str, Any]:
         going = not found["metadata"].get("deletionTimestamp")
         if going and _phase(found) not in FAILED:
             _say(f"Volcano Job {name}: adopted from an earlier try of this step, {_phase(found)}")
-            return found
+            return found, True
         if going:
             _say(f"Volcano Job {name}: {_phase(found)} in an earlier try of this step; it is made anew")
             api.delete(name)
@@ -135,18 +151,33 @@ def _states(api: Api, job: dict[str, Any], left_s: Any) -> Iterator[dict[str, An
         time.sleep(min(_POLL_S, max(0.0, left_s())))
 
 
-def _failure(task: str, name: str, phase: str, api: Api, logs: Logs) -> LatteError:
-    """What the pods said last; the user's to mend where one of them says so."""
-    codes = {pod["metadata"]["name"]: _exit_code(pod) for pod in api.pods(name)}
+def _failure(
+    task: str, name: str, phase: str, codes: dict[str, int | None], causes: dict[str, str], logs: Logs
+) -> LatteError:
+    """The pods' last words as an error; the user's to mend where one of them says so.
+
+    Args:
+        task: the step's.
+        name: of the Job.
+        phase: its last.
+        codes: exit codes by the names of the pods.
+        causes: what Kubernetes says of their ends, where that is more than the code.
+        logs: their last lines.
+    """
     failed = [pod for pod, code in codes.items() if code] or list(logs.tails)
     kind = UserError if UserError.exit_code in codes.values() else LatteError
-    for pod in sorted(failed, key=lambda pod: codes.get(pod) != UserError.exit_code):
+    tellers = (UserError.exit_code, leases.EXIT_CODE)  # the others leave with them
+    for pod in sorted(failed, key=lambda pod: codes.get(pod) not in tellers):
         for line in reversed(list(logs.tails.get(pod, ()))):
             if line.startswith("error: "):
                 said = line.removeprefix("error: ").removeprefix(f"{task}: ")
                 return kind(f"{said} (pod {pod} of Volcano Job {name}, {phase})")
     tails = [f"{pod}: {line}" for pod in sorted(failed) for line in list(logs.tails.get(pod, ()))]
-    ended = ", ".join(f"{pod} with code {code}" for pod, code in sorted(codes.items()) if code)
+    ended = ", ".join(
+        f"{pod} with code {code}" + (f", {causes[pod]}" if causes[pod] else "")
+        for pod, code in sorted(codes.items())
+        if code
+    )
     ends = "; the ends of the logs:\n" + "\n".join(tails) if tails else "; its pods left no logs"
     return kind(f"Volcano Job {name}: {phase}{f' ({ended})' if ended else ''}{ends}")
 
@@ -156,6 +187,14 @@ def _exit_code(pod: dict[str, Any]) -> int | None:
         if ended := status.get("state", {}).get("terminated"):
             return int(ended["exitCode"])
     return None
+
+
+def _cause(pod: dict[str, Any]) -> str:
+    """Kubernetes' word for why a pod ended, for example OOMKilled, Evicted or DeadlineExceeded; "" of any other end."""
+    status = pod.get("status", {})
+    words = [status.get("reason")]
+    words += [each.get("state", {}).get("terminated", {}).get("reason") for each in status.get("containerStatuses", [])]
+    return next((str(word) for word in words if word and word not in ("Error", "Completed")), "")
 
 
 def _together(parts: list[manifest.Manifest]) -> manifest.Manifest:

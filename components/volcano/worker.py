@@ -1,4 +1,6 @@
-"""What each pod of a launched Volcano Job runs: `python -m components.volcano.worker URI`, the URI of its work.
+"""Program in a pod of a launched Volcano Job: `python -m components.volcano.worker URI PID`.
+
+URI is that of the work, PID the process of `components.volcano.pod`, which starts this one and which it ends with.
 
 Volcano says who it is: VC_TASK_INDEX is its number, VC_WORKER_HOSTS names all of them, the first one first. It leaves
 what it made as result-<number>.json beside the work, one line and the error's exit code where it fails.
@@ -13,15 +15,17 @@ from collections.abc import Mapping
 from typing import NoReturn
 
 from components import work as works
-from latte import manifest, storage
+from latte import signals, storage
 from latte.errors import LatteError, UserError
+from latte.storage import manifest
+from latte.terminal import shown
 
 FIRST_HOST_WITHIN_S = 900.0
 _POLL_S = 1.0
 
 
 def result_uri(folder: str, index: int) -> str:
-    """Where worker `index` leaves its manifest."""
+    """URI of the manifest that worker `index` leaves."""
     return storage.join(folder, f"result-{index:05d}.json")
 
 
@@ -61,7 +65,7 @@ def wait_for(host: str, within_s: float = FIRST_HOST_WITHIN_S) -> None:
 
 def main() -> None:
     """Do this pod's part of the work and leave its manifest."""
-    # The first process of a container ignores SIGTERM unless it says otherwise.
+    signals.end_with(int(sys.argv[2]))
     signal.signal(signal.SIGTERM, _leave)
     os.environ.setdefault("GLOG_v", "3")
     uri = sys.argv[1]
@@ -76,12 +80,12 @@ def main() -> None:
         if work.shared or index == 0:
             manifest.write(result, result_uri(uri.rsplit("/", 1)[0], index), works.root_of(uri))
     except LatteError as error:
-        print(f"error: {task}: {error}", file=sys.stderr, flush=True)
+        print(f"error: {task}: {shown(error)}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
 
 
 def _join(work: works.Work, index: int, hosts: list[str]) -> None:
-    """Tell `latte.workers` about the nodes."""
+    """Tell `latte.training.workers` about the nodes."""
     workers = getattr(work.config(), "workers", 1)
     if workers % len(hosts):
         raise UserError(f"workers={workers}: not divisible by the {len(hosts)} nodes of the Volcano Job")

@@ -1,12 +1,14 @@
 """Whether generated clips show what they were asked for: the class of the real clip whose latents are nearest."""
 
-import tempfile
 from typing import Any
 
 import numpy as np
 
-from latte import generation, manifest, storage, video
-from latte.latents import LatentClips
+from latte import networks, owners, storage
+from latte.data.latents import LatentClips
+from latte.facts import LatentsFacts
+from latte.storage import manifest
+from latte.video import clip_files
 
 
 def nearest_classes(
@@ -24,10 +26,10 @@ def nearest_classes(
     from latte.models.autoencoder_kl import encode_in_chunks
 
     real, labels = _real(latents)
-    net = generation.network("vae", vae.config["model"], vae.weights_file())
-    classes = latents.config["classes"]
+    net = networks.converted("vae", vae)
+    classes = LatentsFacts.of(latents).classes
     found = []
-    for item in storage.read_json(storage.join(generated.uri, "items.json")):
+    for item in manifest.items(generated):
         frames = read_clip(item)
         images = np.ascontiguousarray(frames.transpose(0, 3, 1, 2), np.float32) / 127.5 - 1  # (F, 3, H, W)
         mean, _ = encode_in_chunks(net, images, len(images))  # (F, C, h, w)
@@ -39,7 +41,7 @@ def nearest_classes(
 def read_clip(item: dict[str, Any]) -> np.ndarray:
     """The frames (F, H, W, 3) uint8 of a generated clip, an entry of items.json."""
     with storage.as_local_file(item["video"], item["sha256"]) as path:
-        return video.read_lossless(path)
+        return clip_files.read_lossless(path)
 
 
 def share_right(found: list[tuple[str, str]]) -> float:
@@ -49,7 +51,7 @@ def share_right(found: list[tuple[str, str]]) -> float:
 
 def _real(latents: manifest.Manifest) -> tuple[np.ndarray, list[int]]:
     """Latents (N, F C h w) float32 of whole videos, and their labels."""
-    with tempfile.TemporaryDirectory(prefix="latte-latents-") as cache:
+    with owners.Folder("latents") as cache:
         clips = LatentClips(latents, cache)
         rows = [clips.clip(index, 0, 1, entry.num_frames)[0].ravel() for index, entry in enumerate(clips.videos)]
         return np.stack(rows), [int(entry.label or 0) for entry in clips.videos]

@@ -63,7 +63,7 @@ class _Logits(nn.Module):
         self.conv3d = nn.Conv3d(channels, classes, 1)
 
 
-class I3D(nn.Module):
+class TorchI3D(nn.Module):
     """The network of `latte.models.i3d.I3D`, with gradients and batch statistics.
 
     Args:

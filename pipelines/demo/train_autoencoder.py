@@ -97,7 +97,7 @@ def train(output: Path, stages: tuple[Stage, ...], save_every: int, seed: int) -
     from latte import device
     from latte.models.autoencoder_kl import AutoencoderKL
     from latte.models.configs import AutoencoderKLConfig
-    from latte.optim import learning_rate_at
+    from latte.training.optim import learning_rate_at
 
     device.setup(seed=seed)
     config = AutoencoderKLConfig(

@@ -35,7 +35,6 @@ WEIGHT_DECAY = 0.01
 MUSHY_VERSIONS = 4
 CLASSES = tuple(source.label for source in data.SOURCES)
 CONFIG = I3DConfig(num_classes=len(CLASSES) + len(degradations.KINDS), width=WIDTH, image_size=data.IMAGE_SIZE)
-KEPT = Path(__file__).parents[2] / "configs" / "demo" / "detector" / "i3d.safetensors"
 AUTOENCODER = Path(__file__).parents[2] / "configs" / "demo" / "autoencoder" / "diffusion_pytorch_model.safetensors"
 _CHUNK = 64
 
@@ -91,13 +90,13 @@ def train(output: Path, steps: int, seed: int) -> dict[str, Any]:
     import torch
     from torch.nn.functional import cross_entropy
 
-    from latte.optim import learning_rate_at
+    from latte.training.optim import learning_rate_at
     from pipelines.demo import torch_i3d
 
     started = time.monotonic()
     seen, held_out = load_clips(seed)
     torch.manual_seed(seed)
-    net = torch_i3d.I3D(CONFIG)
+    net = torch_i3d.TorchI3D(CONFIG)
     adam = torch.optim.AdamW(net.parameters(), lr=PEAK_LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     recent: list[float] = []
     bar = progress(range(1, steps + 1), desc="train detector", unit="step")
@@ -194,13 +193,6 @@ def detector(weights: dict[str, np.ndarray]) -> "I3D":
     return net
 
 
-def weights_kept() -> dict[str, np.ndarray]:
-    """The weights that the repository keeps."""
-    from safetensors.numpy import load_file
-
-    return load_file(KEPT)
-
-
 def write(output: Path, weights: dict[str, np.ndarray], held_out: Clips, figures: dict[str, Any]) -> None:
     """Write the weights, the card and a picture of what the detector tells apart."""
     try:
@@ -236,7 +228,8 @@ An Inception I3D (Carreira & Zisserman 2017) with {WIDTH:g} of its channels ({pa
 it has seen three short videos and nothing else. The distance in its class scores is called `frechet_small_i3d`; it is
 no FVD.
 
-- Data: the demo's clips (`pipelines/demo/data.py`), as they are and spoilt in {len(spoilt)} ways
+- Data: clips of every shot of the demo's videos (`SOURCES` in `pipelines/demo/data.py`), as they are and spoilt in
+  {len(spoilt)} ways
   (`pipelines/demo/degradations.py`, the columns of the picture): {", ".join(spoilt)}.
 - Taught to tell the {len(CLASSES)} classes ({", ".join(CLASSES)}) and the {len(spoilt) + 1} kinds apart: two cross
   entropies.

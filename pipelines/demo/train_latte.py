@@ -6,15 +6,20 @@ file with `ema`, in half precision), with a card and a picture. It has seen thre
 Stopped, it goes on where it was. Only writing the file needs PyTorch (the peers extra).
 """
 
+import json
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 
-from latte import checkpoints, config, contact_sheet, manifest, storage
+from latte import checkpoints, config, storage
 from latte.cli import guarded
 from latte.errors import UserError
+from latte.facts import RunFacts, RunMetrics
+from latte.sampling import contact_sheet
 from latte.steps import convert, encode, sample, train
+from latte.storage import manifest
 from pipelines.demo import data
 from pipelines.demo.nearest import nearest_classes, read_clip, share_right
 from pipelines.demo.train_detector import AUTOENCODER
@@ -25,7 +30,6 @@ TRAIN = {
     "model": MODEL,
     "batch_size": 8,
     "frame_stride": 1,
-    "learning_rate": 1e-3,
     "lr_schedule": "cosine",
     "warmup_steps": 100,
     "ema_decay": 0.998,
@@ -40,24 +44,30 @@ SAMPLE = {"num_videos": 48, "num_sampling_steps": 25, "cfg_scale": 1.5}
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for weights, card and picture.")
 @click.option("--root", type=click.Path(path_type=Path), required=True, help="Folder for all that the steps write.")
 @click.option("--steps", default=10_000, help="Updates.")
-def main(output: Path, root: Path, steps: int) -> None:
+@click.option("--learning-rate", default=1e-3, help="Of the first updates; it falls by a cosine.")
+@click.option("--start", type=click.Path(path_type=Path), help="An earlier latte-demo.pt to train on.")
+def main(output: Path, root: Path, steps: int, learning_rate: float, start: Path | None) -> None:
     """Train the demo's Latte and write it as a published checkpoint."""
-    guarded(lambda: make(output, root, steps))
+    guarded(lambda: make(output, root, steps, learning_rate, start))
 
 
-def make(output: Path, root: Path, steps: int) -> None:
+def make(output: Path, root: Path, steps: int, learning_rate: float = 1e-3, start: Path | None = None) -> None:
     """Run the steps under `root`, those that are done already not again, and write weights, card and picture.
 
     Raises:
         UserError: the clips' package is missing, or `output` cannot be written.
     """
+    digest = "" if start is None else storage.sha256_file(start)  # `output` may be its folder
     videos = root.absolute() / "demo-clips"
     data.cut_demo_clips(videos)
     common = {"root": str(root.absolute()), "name": "demo"}
     vae = convert.run(config.build(convert.ConvertConfig, {**common, "kind": "vae", "source": str(AUTOENCODER)}, "vae"))
     encoding = {**common, "dataset": {"videos": str(videos)}, "vae": vae.file, "image_size": data.IMAGE_SIZE}
     latents = encode.run(config.build(encode.EncodeConfig, {**encoding, "shard_mb": 0.8, "num_tasks": 2}, "encode"))
-    training = {**common, **TRAIN, "steps": steps, "latents": latents.file}
+    training = {**common, **TRAIN, "steps": steps, "learning_rate": learning_rate, "latents": latents.file}
+    if start is not None:
+        given = convert.run(config.build(convert.ConvertConfig, _converting(common, start), "start"))
+        training["init_from"] = given.file
     trained = train.run(config.build(train.TrainConfig, training, "train"))
     sampling = {**common, **SAMPLE, "checkpoint": trained.file, "vae": vae.file}
     generated = sample.run(config.build(sample.SampleConfig, sampling, "sample"))
@@ -68,9 +78,18 @@ def make(output: Path, root: Path, steps: int) -> None:
         output.mkdir(parents=True, exist_ok=True)
         write_published(weights, output / "latte-demo.pt")
         (output / "generated.png").write_bytes(contact_sheet.draw([read_clip(item) for item in shown]))
-        (output / "README.md").write_text(card(trained, found))
+        (output / "README.md").write_text(card(trained, found, digest))
     except OSError as error:
         raise UserError(f"{output}: {error.strerror or error}") from None
+
+
+def _converting(common: dict[str, str], start: Path) -> dict[str, Any]:
+    """Settings that convert weights which this script wrote before."""
+    classes = [source.label for source in data.SHOWN]
+    scaling = json.loads((AUTOENCODER.parent / "config.json").read_text())["scaling_factor"]
+    known = {"scaling_factor": scaling, "image_size": data.IMAGE_SIZE, "classes": classes}
+    heads = {"num_heads": MODEL["num_heads"]}
+    return {**common, "name": "start", "kind": "latte", "source": str(start), "model": heads, "trained_on": known}
 
 
 def write_published(weights: dict[str, np.ndarray], path: Path) -> None:
@@ -80,15 +99,19 @@ def write_published(weights: dict[str, np.ndarray], path: Path) -> None:
     torch.save({"ema": {name: torch.from_numpy(value).half() for name, value in sorted(weights.items())}}, path)
 
 
-def card(trained: manifest.Manifest, found: list[tuple[str, str]]) -> str:
+def card(trained: manifest.Manifest, found: list[tuple[str, str]], start: str = "") -> str:
     """The README beside the weights."""
     rows = "\n".join(
         f"| {label} | {100 * share_right([pair for pair in found if pair[0] == label]):.0f} % |"
-        for label in trained.config["classes"]
+        for label in RunFacts.of(trained).classes
     )
     settings = trained.config["train"]
     steps, batch, rate, decay = (settings[key] for key in ("steps", "batch_size", "learning_rate", "ema_decay"))
     sizes = ", ".join(f"{key} {value}" for key, value in MODEL.items())
+    began, options = "", f"--steps {steps} --learning-rate {rate:g}"
+    if start:
+        began = f"- Began with an earlier file of this script, in the repository's history: SHA-256\n  {start}.\n"
+        options += " --start FILE"
     generated, denoising, scale = SAMPLE["num_videos"], SAMPLE["num_sampling_steps"], SAMPLE["cfg_scale"]
     return f"""# The demo's Latte
 
@@ -98,11 +121,12 @@ only: it has seen three short videos, the held-out ends of their shots included,
 hardly anything but them.
 
 - Data: the demo's clips (`pipelines/demo/data.py`), encoded by the demo's autoencoder; the classes are
-  {", ".join(trained.config["classes"])}, in this order.
-- AdamW, {steps:,} updates of {batch} clips, learning rate {rate:g} falling by a cosine; EMA {decay:g}.
-- Made by `python -m pipelines.demo.train_latte --output DIR --root DIR --steps {steps}`: the product's own steps on two
-  cores, {trained.seconds / 60:.0f} minutes beside other work; only the file is written by PyTorch (the peers extra).
-- Last loss {trained.metrics["loss"]:.4f}.
+  {", ".join(RunFacts.of(trained).classes)}, in this order.
+{began}- AdamW, {steps:,} updates of {batch} clips, learning rate {rate:g} falling by a cosine; EMA {decay:g}.
+- Made by `python -m pipelines.demo.train_latte --output DIR --root DIR {options}`:
+  the product's own steps on two cores, {trained.seconds / 60:.0f} minutes beside other work; only the file is written
+  by PyTorch (the peers extra).
+- Last loss {RunMetrics.of(trained).loss:.4f}.
 
 {generated} generated clips ({denoising} steps, cfg_scale {scale}): whether the nearest real clip, by latents, is of the
 class that was asked for:

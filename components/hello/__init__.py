@@ -1,0 +1,1 @@
+"""The component that proves a cluster with one tiny run."""

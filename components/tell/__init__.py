@@ -1,0 +1,1 @@
+"""The component that tells how a run has ended."""

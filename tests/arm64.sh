@@ -66,7 +66,7 @@ fi
 
 # The wheels are fetched by this machine's pip, which is quicker; `make setup` installs them in the chroot, from the lock as it is, hashes and all.
 mkdir -p "$wheels"
-cat "$repository"/requirements/{run,hashed}.lock | sed 's/ [;-].*//' >"$work/run.lock"
+sed -n 's/^\([^#; ]*==[^; ]*\).*/\1/p' "$repository"/requirements/{run,hashed}.lock >"$work/run.lock"
 printf 'setuptools>=77\nwheel\n' >"$work/build.lock"
 # shellcheck disable=SC2086
 timed "wheels for aarch64, fetched" python3 -m pip download --quiet --disable-pip-version-check --dest "$wheels" --no-deps \
@@ -89,7 +89,7 @@ inside 'for group in bikes bunny; do
   mkdir -p runs/few/$group
   ls runs/clips/$group/*.mp4 | head -2 | xargs cp -t runs/few/$group
 done'
-timed "the whole pipeline" inside LATTE_FUSED_KERNELS=0 .venv/bin/latte-pipeline run -c configs/demo/pipeline.yaml --run-dir runs/few-run \
+timed "the whole pipeline" inside LATTE_FUSED_KERNELS=0 .venv/bin/latte-pipeline run -c configs/demo/pipeline.yaml --run-dir runs/few-run pretrained={} \
   encode.dataset.videos=runs/few encode.num_tasks=1 train.model.hidden_size=32 train.model.depth=2 train.model.num_heads=2 \
   train.steps=6 train.batch_size=2 train.preview_clips=1 train.preview_steps=2 sample.num_videos=2 sample.num_sampling_steps=4 \
   sample.num_tasks=1 score.protocol.num_clips=2

@@ -1,8 +1,11 @@
 """A real S3 server for the tests that need one, and a root of their own in it for each."""
 
 import contextlib
+import ctypes
 import functools
+import gc
 import os
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +23,21 @@ os.environ.setdefault("LATTE_FUSED_KERNELS", "0")
 # Ceph comes from Debian's packages and is slow to start: only `make soak` asks for it.
 S3_STORES = ["seaweedfs", "swift", *([pytest.param("radosgw", marks=pytest.mark.soak)] if soak.FULL else [])]
 READ_TIMEOUT_S = 0.5
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory() -> Iterator[None]:
+    """What MindSpore holds for the networks of one file, up to 6 GB, is given back before the next one."""
+    yield
+    if "mindspore" in sys.modules:
+        import mindspore as ms
+
+        from latte import graph_cache
+
+        gc.collect()
+        ms.ms_memory_recycle()
+        graph_cache._calls.clear()
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A proxy on loopback before an S3 server that spoils requests: busy answers, resets, stalls and cut bodies.
+"""A proxy on loopback before an S3 server that spoils requests and answers, as networks, gateways and S3 itself do.
 
 The Host header is passed on as it came, since signatures cover it: a client signs for the proxy's address, and the
 server checks what it receives.
@@ -9,6 +9,7 @@ import http.client
 import math
 import random
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -18,8 +19,21 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-FAULTS = ("busy", "reset before", "reset after", "stall", "cut")
+FAULTS = (
+    "busy",
+    "reset before",
+    "reset after",
+    "stall",
+    "cut",
+    "cut without a length",
+    "drip",  # a byte now and then, without end
+    "error in 200",
+    "web page",
+)
 _BUSY = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+_ERROR = b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>We encountered an error.</Message></Error>"
+_PAGE = b"<html><body>Log in to use this network.<br></body></html>"
+_DRIP_S = 0.1
 
 
 @dataclass
@@ -28,23 +42,29 @@ class Proxy:
 
     Attributes:
         endpoint: its address, for AWS_ENDPOINT_URL_S3.
+        always: the fault of every request from now on.
         share: how many of the requests are spoiled, 0 to 1; which is drawn from a seed, and how goes in turn.
         stall_s: how long a stalled request gets no answer; longer than the client's read timeout.
         down_after: (method, text): the outage begins with the second such request whose path contains the text.
         down_for_s: how long it lasts; without end by default.
         down_path: it refuses the requests whose path contains this text; all by default.
         refused: the paths of the requests that it refused.
+        planned: (method, text, fault): the next such request whose path contains the text meets the fault. Beside the
+            others there are "swallow" (answered and not stored), "twice" (arrives twice, the second is answered) and
+            "flip" (a bit of the body is another, on its way to the store or from it).
         injected: how often each fault was injected.
     """
 
     upstream: str
     stall_s: float
+    always: str | None = None
     share: float = 0.0
     endpoint: str = ""
     down_after: tuple[str, str] | None = None
     down_for_s: float = math.inf
     down_path: str = ""
     refused: list[str] = field(default_factory=list)
+    planned: list[tuple[str, str, str]] = field(default_factory=list)
     injected: Counter[str] = field(default_factory=Counter)
     _draw: random.Random = field(default_factory=lambda: random.Random(0))
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -54,7 +74,11 @@ class Proxy:
     def fault(self, method: str, path: str) -> str | None:
         """What happens to the next request."""
         with self._lock:
-            if self.down_after is not None:
+            planned = next((plan for plan in self.planned if plan[0] == method and plan[1] in path), None)
+            if planned is not None:
+                self.planned.remove(planned)
+                fault: str | None = planned[2]
+            elif self.down_after is not None:
                 self._seen += method == self.down_after[0] and self.down_after[1] in path
                 if self._seen >= 2 and not self._down_until:
                     self._down_until = time.monotonic() + self.down_for_s
@@ -63,7 +87,7 @@ class Proxy:
                 self.refused += [path] if down else []
             else:
                 turn = FAULTS[self.injected.total() % len(FAULTS)]
-                fault = turn if self._draw.random() < self.share else None
+                fault = self.always or (turn if self._draw.random() < self.share else None)
             if fault is not None:
                 self.injected[fault] += 1
             return fault
@@ -77,8 +101,14 @@ class Proxy:
 
 
 @contextlib.contextmanager
-def serve(upstream: str, stall_s: float = 2.0) -> Iterator[Proxy]:
-    """Pass requests on to `upstream` (http://host:port) while a `with` block lasts; nothing is spoiled at first."""
+def serve(upstream: str, stall_s: float = 2.0, certificate: ssl.SSLContext | None = None) -> Iterator[Proxy]:
+    """Pass requests on to `upstream` (http://host:port) while a `with` block lasts; nothing is spoiled at first.
+
+    Args:
+        upstream: the server behind.
+        stall_s: how long a stalled answer takes.
+        certificate: what the proxy itself shows; without it the proxy speaks in the clear.
+    """
     proxy = Proxy(upstream, stall_s)
 
     class Handler(_Handler):
@@ -86,7 +116,9 @@ def serve(upstream: str, stall_s: float = 2.0) -> Iterator[Proxy]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    proxy.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    if certificate is not None:
+        server.socket = certificate.wrap_socket(server.socket, server_side=True)
+    proxy.endpoint = f"http{'s' if certificate else ''}://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
@@ -95,6 +127,13 @@ def serve(upstream: str, stall_s: float = 2.0) -> Iterator[Proxy]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def flipped(data: bytes, at: int | None = None) -> bytes:
+    """The same bytes with one bit changed, in the middle if no place is said."""
+    changed = bytearray(data)
+    changed[len(data) // 2 if at is None else at] ^= 1
+    return bytes(changed)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -123,9 +162,33 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(self.rules.stall_s)
             self._reset()
             return
+        if fault == "swallow":
+            self._answer(200, "OK", [("ETag", '"0"')], b"", 0)
+            return
+        if fault == "flip" and self.command == "PUT":
+            body = flipped(body)
+        if fault in ("error in 200", "web page") and self.command != "HEAD":
+            kind, page = ("application/xml", _ERROR) if fault == "error in 200" else ("text/html", _PAGE)
+            self._answer(200, "OK", [("Content-Type", kind)], page, len(page))
+            return
         status, reason, headers, data, length = self._ask(body)
+        if fault == "twice":
+            status, reason, headers, data, length = self._ask(body)
+        if fault == "flip" and self.command == "GET":
+            data = flipped(data)
         if fault == "reset after":
             self._reset()
+        elif fault == "cut without a length":
+            if length > 1 and self.command == "GET":
+                self._answer(status, reason, [*headers, ("Connection", "close")], data[: length // 2], None)
+                self.close_connection = True
+            else:
+                self._reset()
+        elif fault == "drip" and self.command != "HEAD":
+            self._answer(status, reason, headers, b"", max(length, 1 << 20) if status == 200 else length)
+            for at in range(length):
+                self.wfile.write(data[at : at + 1])
+                time.sleep(_DRIP_S)
         elif fault == "cut":
             if length > 1 and self.command == "GET":
                 self._answer(status, reason, headers, data[: length // 2], length)
@@ -151,11 +214,13 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             connection.close()
 
-    def _answer(self, status: int, reason: str, headers: list[tuple[str, str]], data: bytes, length: int) -> None:
+    def _answer(
+        self, status: int, reason: str, headers: list[tuple[str, str]], data: bytes, length: int | None
+    ) -> None:
         self.send_response(status, reason)
         for key, value in headers:
             self.send_header(key, value)
-        if status != 204:
+        if status != 204 and length is not None:
             self.send_header("Content-Length", str(length))
         self.end_headers()
         if self.command != "HEAD":

@@ -71,10 +71,14 @@ def _admit(job: dict[str, Any]) -> None:
 
 @cache
 def _schemas() -> dict[str, Any]:
-    return {
-        kind: _closed(schema)
-        for kind, schema in yaml.safe_load((Path(__file__).parent / "data/volcano.yaml").read_text()).items()
-    }
+    found = {}
+    for definition in yaml.safe_load_all((Path(__file__).parent / "data/volcano.yaml").read_text()):
+        spec, (version,) = definition["spec"], definition["spec"]["versions"]
+        schema = _closed(version["schema"]["openAPIV3Schema"])
+        schema["properties"]["metadata"] = {"type": "object"}
+        schema["properties"]["apiVersion"] = {"const": f"{spec['group']}/{version['name']}"}
+        found[spec["names"]["kind"]] = {**schema, "required": ["apiVersion", "kind", "metadata", "spec"]}
+    return found
 
 
 def _closed(schema: Any) -> Any:

@@ -1,5 +1,5 @@
-"""A Kubernetes API server with Volcano on loopback: keeps objects, answers conflicts, watches, logs and deletes, and
-runs the pods of Volcano Jobs as local processes.
+"""A Kubernetes API server with Volcano on loopback, for what a real one (tests/cluster) cannot be made to do: it cuts
+watches and logs in the middle of a line, fails when it is told to, and runs the pods of Jobs as local processes.
 
 Messages have the published shapes: Status objects, watch events, resource versions. Jobs are checked against Volcano's
 CRD and its admission, pod templates against Kubernetes' schemas. The controller does what Volcano's does with policies,
@@ -51,7 +51,7 @@ class Cluster:
     Attributes:
         runs_pods: whether a controller starts the Jobs' pods; otherwise tests set phases with `set_phase`.
         environment: variables that every pod gets, besides those of its template.
-        forbidden: verbs on Jobs that the caller has no right to; "log" for the logs of pods.
+        forbidden: verbs on Jobs that the caller has no right to.
         has_volcano: whether the CRD is there.
         outages: so many requests are answered 503 from now on.
         cut_watches: so many watches are cut off, in the middle of a line, after their first event.
@@ -315,8 +315,6 @@ def _handler(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
 
         def _log(self, pod: str, query: dict[str, str]) -> None:
             assert query["container"] == "worker"
-            if "log" in cluster.forbidden:
-                raise StatusError(403, "Forbidden", f'pods "{pod}" is forbidden: cannot get resource "pods/log"')
             uid, sent = cluster.pods[pod]["metadata"]["uid"], 0
             cut = cluster.cut_logs.pop(0) if cluster.cut_logs else None
             self._start("text/plain")

@@ -28,6 +28,9 @@ class Peaks:
 @contextlib.contextmanager
 def watched() -> Iterator[Peaks]:
     peaks, stop = Peaks(), threading.Event()
+    for process in _decoders():  # what one of them held at the most for an earlier test is none of this one's
+        with contextlib.suppress(OSError):
+            (process / "clear_refs").write_text("5")
 
     def watch() -> None:
         while not stop.wait(_EVERY_S):
@@ -43,7 +46,7 @@ def watched() -> Iterator[Peaks]:
 
 
 def _decoders() -> list[Path]:
-    mark, found = f"latte.decoding\0{os.getpid()}\0", []
+    mark, found = f"latte.video.decoder_process\0{os.getpid()}\0", []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if mark in (process / "cmdline").read_text():

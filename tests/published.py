@@ -1,5 +1,6 @@
 """Small networks as diffusers and transformers publish them: weights and config.json; and comparing tensors by name."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,44 @@ def published_clip():
     return transformers.CLIPModel(
         transformers.CLIPConfig(text_config={**text, "vocab_size": 30, "eos_token_id": 29}, vision_config=vision)
     )
+
+
+T2V = {
+    "num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 4, "out_channels": 8, "num_layers": 1,
+    "sample_size": 4, "patch_size": 2, "caption_channels": 24, "video_length": 2,
+}  # fmt: skip
+T5 = {"vocab_size": 500, "d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 3}
+
+
+def published_t2v():
+    import diffusers
+
+    fixed = {"norm_type": "ada_norm_single", "activation_fn": "gelu-approximate", "attention_bias": True}
+    fixed |= {
+        "norm_elementwise_affine": False,
+        "norm_eps": 1e-6,
+        "num_embeds_ada_norm": 1000,
+        "cross_attention_dim": 16,
+    }
+    return diffusers.LatteTransformer3DModel(**T2V, **fixed)
+
+
+def published_t5():
+    import transformers
+
+    return transformers.T5EncoderModel(transformers.T5Config(**T5, feed_forward_proj="gated-gelu", dropout_rate=0.0))
+
+
+def save_sharded(weights: dict[str, np.ndarray], folder: Path, name: str = "model", parts: int = 2) -> Path:
+    """Weights in several files with an index, as large ones are published; returns the index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = sorted(weights)
+    places = {key: f"{name}-{i % parts + 1:05d}-of-{parts:05d}.safetensors" for i, key in enumerate(names)}
+    for file in sorted(set(places.values())):
+        save_file({key: weights[key] for key in names if places[key] == file}, folder / file)
+    index = folder / f"{name}.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return index
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,18 @@
 """A small run for tests of the report: real videos through the convert and encode steps, then two sets of clips."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
 
-from latte import manifest, previews, storage, video
+from latte import storage
 from latte.metrics.protocol import Protocol
+from latte.storage import manifest, registry
+from latte.training import previews
+from latte.video import clip_files
 
 # Names that would break a page that does not escape them. A slash cannot stand in a name.
 CLASSES = ["<img src=x onerror=alert(1)>", "\"quotes' & <b>more"]
@@ -57,13 +61,18 @@ def film(seed: int, num_frames: int = NUM_FRAMES, side: int = SIDE) -> np.ndarra
 
 
 def write_videos(folder: Path) -> None:
-    for label, name in enumerate(CLASSES):
-        (folder / name).mkdir(parents=True)
-        for index in range(2):
-            path = folder / name / f"film {index} <b>.mp4"
-            iio.imwrite(path, film(10 * label + index, NUM_FRAMES + 4), fps=8, codec="libx264", plugin="FFMPEG")
+    add_videos(folder, range(2))
     whole = (folder / CLASSES[0] / "film 0 <b>.mp4").read_bytes()
     (folder / CLASSES[0] / TRUNCATED).write_bytes(whole[: len(whole) // 2])
+
+
+def add_videos(folder: Path, numbers: range) -> None:
+    """Write videos of these numbers into every class."""
+    for label, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for index in numbers:
+            path = folder / name / f"film {index} <b>.mp4"
+            iio.imwrite(path, film(10 * label + index, NUM_FRAMES + 4), fps=8, codec="libx264", plugin="FFMPEG")
 
 
 def convert_tiny_vae(folder: Path, root: str) -> manifest.Manifest:
@@ -84,15 +93,23 @@ def convert_tiny_vae(folder: Path, root: str) -> manifest.Manifest:
 
 
 def encode(videos: Path, root: str, vae: manifest.Manifest) -> manifest.Manifest:
-    from latte.catalog import DatasetConfig
+    from latte.data.catalog import DatasetConfig
     from latte.steps import encode as step
 
     dataset = DatasetConfig(videos=str(videos))
     return step.run(step.EncodeConfig(root=root, name="films", dataset=dataset, vae=place(vae), image_size=SIDE))
 
 
-def publish_checkpoint(root: str, latents: manifest.Manifest) -> manifest.Manifest:
-    uri = storage.join(root, "runs", "demo", "0" * 16)
+def publish_checkpoint(
+    root: str, latents: manifest.Manifest, label: str = "", init_from: str | None = None
+) -> manifest.Manifest:
+    """A training run with its log, its previews and, where it has a label, weights."""
+    fingerprint = manifest.fingerprint("checkpoint", *([label] if label else []))
+    uri = storage.join(root, "runs", "demo", fingerprint[:16])
+    shards = []
+    if label:
+        ema = storage.join(uri, "checkpoints", "step-00000200", "ema.safetensors")
+        shards.append(manifest.publish_shard(label.encode(), ema))
     draw = np.random.default_rng(0)
     lines = [
         {"step": step, "loss": float(0.3 + np.exp(-step / 40) + 0.05 * draw.standard_normal())}
@@ -108,14 +125,17 @@ def publish_checkpoint(root: str, latents: manifest.Manifest) -> manifest.Manife
             kind="checkpoint",
             name="demo",
             uri=uri,
-            fingerprint=manifest.fingerprint("checkpoint"),
+            fingerprint=fingerprint,
+            shards=shards,
             counts={"steps": 200, "parameters": 4_612_352},
             inputs={"latents": latents.fingerprint, "init_from": ""},
             config={
                 "model": {"depth": 6, "hidden_size": 256, "condition": "class"},
+                "diffusion": {"noise_schedule": "linear"},
                 "classes": latents.config["classes"],
+                "image_size": latents.config["image_size"],
                 "scaling_factor": latents.config["scaling_factor"],
-                "train": {"frame_stride": 1, "batch_size": 8, "learning_rate": 1e-3, "init_from": None},
+                "train": {"frame_stride": 1, "batch_size": 8, "learning_rate": 1e-3, "init_from": init_from},
             },
             metrics={
                 "step": 200,
@@ -128,18 +148,21 @@ def publish_checkpoint(root: str, latents: manifest.Manifest) -> manifest.Manife
     )
 
 
-def publish_videos(root: str, checkpoint: manifest.Manifest, name: str, step: int) -> manifest.Manifest:
-    fingerprint = manifest.fingerprint("videos", name)
+def publish_videos(
+    root: str, checkpoint: manifest.Manifest, name: str, step: int, weights: str = ""
+) -> manifest.Manifest:
+    fingerprint = manifest.fingerprint("videos", name, *([weights] if weights else []))
     uri = storage.join(root, "videos", name, fingerprint[:16])
-    draw = np.random.default_rng(step)
+    draw = np.random.default_rng([step, *weights.encode()])
+    first = 50 + int(draw.integers(1000)) if weights else 50
     items, shards = [], []
     for index in range(CLIPS_PER_SET):
         noise = draw.integers(0, 256, (NUM_FRAMES, SIDE, SIDE, 3), np.uint8)
-        frames = (0.7 * film(index + 50) + 0.3 * noise).astype(np.uint8) if step else noise
+        frames = (0.7 * film(index + first) + 0.3 * noise).astype(np.uint8) if step else noise
         clip = storage.join(uri, f"clip-{index:05d}.mkv")
         path = storage.local_path(clip)
         path.parent.mkdir(parents=True, exist_ok=True)
-        video.write_lossless(path, frames, fps=8)
+        clip_files.write_lossless(path, frames, fps=8)
         shards.append(manifest.Shard(uri=clip, bytes=path.stat().st_size, sha256=storage.sha256_file(path)))
         items.append({"index": index, "label": index % 2, "video": clip, "sha256": shards[-1].sha256})
     storage.write_json(storage.join(uri, "items.json"), items)
@@ -151,6 +174,7 @@ def publish_videos(root: str, checkpoint: manifest.Manifest, name: str, step: in
             fingerprint=fingerprint,
             shards=shards,
             counts={"videos": CLIPS_PER_SET},
+            inputs={"weights": weights} if weights else {},
             config={
                 "checkpoint": place(checkpoint),
                 "step": step,
@@ -168,9 +192,11 @@ def publish_videos(root: str, checkpoint: manifest.Manifest, name: str, step: in
     )
 
 
-def publish_score(root: str, videos: manifest.Manifest, latents: manifest.Manifest, value: float) -> manifest.Manifest:
+def publish_score(
+    root: str, videos: manifest.Manifest, latents: manifest.Manifest, value: float, real: str = ""
+) -> manifest.Manifest:
     protocol = Protocol(num_clips=CLIPS_PER_SET, frame_stride=1)
-    fingerprint = manifest.fingerprint("score", videos.name)
+    fingerprint = manifest.fingerprint("score", videos.fingerprint, value)
     return manifest.finish(
         manifest.Manifest(
             kind="score",
@@ -178,7 +204,7 @@ def publish_score(root: str, videos: manifest.Manifest, latents: manifest.Manife
             uri=storage.join(root, "scores", videos.name, fingerprint[:16]),
             fingerprint=fingerprint,
             counts={"clips_generated": CLIPS_PER_SET, "clips_real": CLIPS_PER_SET},
-            inputs={"videos": videos.fingerprint, "real": latents.fingerprint, "detector": "d" * 64},
+            inputs={"videos": videos.fingerprint, "real": real or latents.fingerprint, "detector": "d" * 64},
             config={
                 "protocol": protocol.model_dump(),
                 "protocol_digest": protocol.digest,
@@ -198,3 +224,81 @@ def publish_score(root: str, videos: manifest.Manifest, latents: manifest.Manife
             seconds=22.5,
         )
     )
+
+
+@dataclass
+class Nights:
+    """Nights of a model on one root: the real encode, promote and report steps around published sets and scores."""
+
+    folder: Path
+    root: str
+    vae: manifest.Manifest
+    promoted: tuple[manifest.Manifest, str] | None = None
+    count: int = 0
+
+    @classmethod
+    def begun(cls, folder: Path) -> "Nights":
+        """Before the first night."""
+        root = (folder / "root").as_uri()
+        write_videos(folder / "videos")
+        return cls(folder, root, convert_tiny_vae(folder, root))
+
+    def night(self, value: float, before: float, new_videos: int = 0) -> dict[str, Any]:
+        """Keys of the ReportConfig of the next night, when its gate has decided.
+
+        Args:
+            value: score of tonight's model.
+            before: score of the model before.
+            new_videos: in each class.
+        """
+        from latte.steps import promote
+
+        self.count += 1
+        first = 2 + 10 * self.count
+        add_videos(self.folder / "videos", range(first, first + new_videos))
+        latents = encode(self.folder / "videos", self.root, self.vae)
+        start = None if self.promoted is None else self.promoted[1]
+        checkpoint = publish_checkpoint(self.root, latents, f"night {self.count}", start)
+        weights = checkpoint.shards[0].sha256
+        after = publish_videos(self.root, checkpoint, "demo", 200, weights)
+        old = publish_videos(self.root, checkpoint, "demo", 0, "start") if self.promoted is None else self.promoted[0]
+        scores = [
+            publish_score(self.root, made, latents, number, "real") for made, number in ((after, value), (old, before))
+        ]
+        decision = promote.run(
+            promote.PromoteConfig(root=self.root, name="demo", checkpoint=place(checkpoint), score=place(scores[0]))
+        )
+        if decision.metrics["promoted"]:
+            self.promoted = after, weights
+        return {
+            "root": self.root,
+            "name": "demo",
+            "about": "night",
+            "latents": place(latents),
+            "vae": place(self.vae),
+            "checkpoint": place(checkpoint),
+            # As the pipeline hands them over, whatever their steps are.
+            "video_sets": [place(after), place(old)],
+            "scores": [place(made) for made in scores],
+            "promotion": place(decision),
+        }
+
+    def set_in_bulk(self, value: float) -> dict[str, Any]:
+        """Keys of the ReportConfig of a set that the promoted model made."""
+        current, _ = registry.read_current(self.root, "demo")
+        if current is None:
+            raise RuntimeError("nothing is promoted")
+        checkpoint = manifest.read(current.checkpoint, "checkpoint")
+        latents = encode(self.folder / "videos", self.root, self.vae)
+        videos = publish_videos(self.root, checkpoint, "bulk", 200, current.weights_sha256)
+        score = publish_score(self.root, videos, latents, value, "real")
+        return {
+            "root": self.root,
+            "name": "bulk",
+            "about": "set",
+            "latents": place(latents),
+            "vae": place(self.vae),
+            "checkpoint": place(checkpoint),
+            "video_sets": [place(videos)],
+            "scores": [place(score)],
+        }

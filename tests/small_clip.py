@@ -5,9 +5,10 @@ from pathlib import Path
 
 import tokenizers
 
-from latte import device, manifest, storage
+from latte import device, storage
 from latte.checkpoints import store
 from latte.models.configs import ClipTextConfig
+from latte.storage import manifest
 
 LETTERS = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
 TOKENS = [*LETTERS, *(letter + "</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latte import manifest, storage
+from latte import storage
 from latte.config import build
 from latte.steps import convert, encode
+from latte.storage import manifest
 from pipelines.demo import data
 from tests import video_files
 

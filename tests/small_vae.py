@@ -1,7 +1,8 @@
 """A small random autoencoder in the published layout, as the convert step leaves it."""
 
-from latte import device, manifest, storage
+from latte import device, storage
 from latte.checkpoints import store
+from latte.storage import manifest
 
 MODEL = {
     "in_channels": 3,

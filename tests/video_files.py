@@ -8,7 +8,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from latte.decoders import Chunk, End, Source, decode_all
+from latte.video.decoders import Chunk, End, decode_all
+from latte.video.sources import VideoSource
 
 # Codec, pixel format and the codec's options of each.
 KINDS: dict[str, tuple[Any, ...]] = {
@@ -93,7 +94,7 @@ def decode(
 ) -> list[tuple[np.ndarray | None, End]]:
     """Frames (None where rejected) and end of each video."""
     done, frames = [], []
-    for event in decode_all([Source(path.as_uri(), None, mirrored) for path in paths], size, **options):
+    for event in decode_all([VideoSource(path.as_uri(), None, mirrored) for path in paths], size, **options):
         if isinstance(event, Chunk):
             frames.append(event.frames)
             continue

@@ -16,7 +16,8 @@ import docker
 import pytest
 
 import latte
-from latte import manifest, storage
+from latte import storage
+from latte.storage import manifest
 from pipelines import containers
 from pipelines.demo.data import cut_demo_clips
 from pipelines.store import BUCKET, Store

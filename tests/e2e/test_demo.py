@@ -4,44 +4,52 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file
 
-from latte import manifest, rng, storage
+from latte import rng, storage
+from latte.storage import manifest
 from pipelines.demo import nearest, train_detector
 from pipelines.demo.data import cut_demo_clips
 from tests.e2e import runs
 
-# The demo's own settings, shorter: what they show does not need all updates and clips.
-SHORTER = {"sample.num_videos": 24, "train.preview_every": 0}
+# The demo's own settings, shorter: what they show does not need all updates, clips and denoising steps.
+SHORTER = {"sample.num_videos": 24, "sample.num_sampling_steps": 12, "train.preview_every": 0}
 METRIC = "frechet_small_i3d"
 
 
-def run(root: Path, run_dir: Path, videos: Path, **other: Any) -> dict[tuple[str, str], manifest.Manifest]:
-    """Run the demo's pipeline; the manifests that it wrote, by kind and name."""
-    settings = {**SHORTER, "encode.dataset.videos": str(videos), **other}
-    started = runs.start(run_dir, "--root", root.as_uri(), settings=settings)
-    assert started.finish(900) == 0, started.output
-    places = [uri for uri in storage.list_uris(root.as_uri()) if uri.endswith("/manifest.json")]
-    found = [manifest.read(uri) for uri in places]
-    return {(made.kind, made.name): made for made in sorted(found, key=lambda made: made.fingerprint)}
-
-
 @pytest.fixture(scope="module")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clips")
-    cut_demo_clips(folder)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A place for the runs, whose root they share, with the demo's clips."""
+    folder = tmp_path_factory.mktemp("demo")
+    cut_demo_clips(folder / "videos")
     return folder
 
 
-@pytest.fixture(scope="module")
-def finetuned(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], manifest.Manifest]:
-    return run(tmp_path_factory.mktemp("root"), tmp_path_factory.mktemp("run"), videos, **{"train.steps": 40})
+def run(folder: Path, name: str, **other: Any) -> dict[tuple[str, str], manifest.Manifest]:
+    """Run the demo's pipeline; the manifests that are new, by kind and name."""
+    root = (folder / "root").as_uri()
+    before = set(storage.list_uris(root))
+    settings = {**SHORTER, "encode.dataset.videos": str(folder / "videos"), **other}
+    started = runs.start(folder / name, "--root", root, settings=settings)
+    assert started.finish(900) == 0, started.output
+    places = [uri for uri in storage.list_uris(root) if uri.endswith("/manifest.json") and uri not in before]
+    return {(made.kind, made.name): made for made in map(manifest.read, places)}
 
 
 @pytest.fixture(scope="module")
-def fresh(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], manifest.Manifest]:
-    """A few updates from fresh weights: mush."""
+def finetuned(folder: Path) -> dict[tuple[str, str], manifest.Manifest]:
+    return run(folder, "finetuned", **{"train.steps": 40})
+
+
+@pytest.fixture(scope="module")
+def fresh(
+    folder: Path, finetuned: dict[tuple[str, str], manifest.Manifest]
+) -> dict[tuple[str, str], manifest.Manifest]:
+    """A few updates from fresh weights, on what the other run has encoded: mush."""
     settings = {"pretrained": {}, "train.steps": 60, "train.learning_rate": 1e-3, "train.ema_decay": 0.9}
-    return run(tmp_path_factory.mktemp("root"), tmp_path_factory.mktemp("run"), videos, **settings)
+    made = run(folder, "fresh", **settings)
+    assert not any(kind == "latents" for kind, _ in made)
+    return made
 
 
 def test_generated_clips_are_nearest_to_real_clips_of_their_class(
@@ -59,7 +67,7 @@ def test_the_score_agrees_with_the_eye(
     finetuned: dict[tuple[str, str], manifest.Manifest], fresh: dict[tuple[str, str], manifest.Manifest]
 ) -> None:
     real, _ = train_detector.real_clips(held_out=False)
-    net = train_detector.detector(train_detector.weights_kept())
+    net = train_detector.detector(load_file(runs.REPOSITORY / "configs" / "demo" / "detector" / "i3d.safetensors"))
     order = rng.stream(0, "halves").permutation(len(real))
     one, other = (train_detector.features(net, real[part]) for part in (order[:24], order[24:48]))
     halves = train_detector.distance(one, other)

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-OWN = {"latte", "components", "pipelines", "tests", "benchmarks", "torch_twin", "i3d_twin", "cdfvd_peer", "sides"}
+# The benchmarks' folder is on pytest's path.
+BENCHMARKS = {path.stem for path in (REPOSITORY / "benchmarks").glob("*.py")}
+OWN = {"latte", "components", "pipelines", "tests", "benchmarks", *BENCHMARKS}
 PEERS = {"torch", "diffusers", "transformers", "cdfvd"}
 
 
@@ -37,15 +39,12 @@ def environment(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     locks = REPOSITORY / "requirements"
-    for options in (
-        ["--require-hashes", "-r", locks / "hashed.lock"],
-        ["-r", locks / "run.lock", "-r", locks / "dev.lock"],
-    ):
-        done = subprocess.run(
-            [folder / "bin" / "pip", "install", "--quiet", "--no-deps", *options],
-            env=variables, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+    options = [part for name in ("hashed", "run", "dev") for part in ("-r", locks / f"{name}.lock")]
+    done = subprocess.run(
+        [folder / "bin" / "pip", "install", "--quiet", "--no-deps", "--require-hashes", *options],
+        env=variables, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     yield folder
     shutil.rmtree(folder)
 
@@ -57,7 +56,7 @@ def test_what_the_locks_name_is_on_the_public_index_and_enough(environment: Path
         "import importlib, sys\n"
         f"for name in {wanted!r}:\n"
         "    importlib.import_module(name)\n"
-        "import latte.training_loop, pipelines.local, pipelines.train_and_evaluate, pipelines.notebook\n"
+        "import latte.training.loop, pipelines.local, pipelines.train_and_evaluate, pipelines.notebook\n"
         "print('torch' in sys.modules)"
     )
     done = subprocess.run(

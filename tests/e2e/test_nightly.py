@@ -1,11 +1,16 @@
 """Three nights of `nightly_retrain` on growing data, the last one made worse on purpose, then a set in bulk."""
 
+import html
+import re
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from latte import manifest, registry, storage
+from latte import storage, units
+from latte.facts import ReportFacts
+from latte.storage import manifest, registry
 from pipelines.demo.data import cut_demo_clips
 from pipelines.store import BUCKET, Store
 from tests.e2e import runs
@@ -38,6 +43,13 @@ def add_clips(clips: dict[str, list[Path]], folder: Path, places: slice) -> int:
     return len(added)
 
 
+def told(run_dir: Path) -> str:
+    """The text of a run's report, without what only a browser makes of it."""
+    page = (run_dir / "report.html").read_text()
+    assert page.lower().startswith("<!doctype html>")
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page.partition("</style>")[2])).split())
+
+
 def manifests(kind: str) -> dict[str, manifest.Manifest]:
     found = {uri: manifest.read(uri) for uri in storage.list_uris(ROOT) if uri.endswith("/manifest.json")}
     return {uri: made for uri, made in found.items() if made.kind == kind and "/registry/" not in uri}
@@ -50,7 +62,7 @@ def encoded_items() -> dict[str, int]:
 
 def test_three_nights_and_a_set_in_bulk(store: Store, clips: dict[str, list[Path]], tmp_path: Path) -> None:
     videos = tmp_path / "videos"
-    entries, items, sets = [], [], []
+    entries, items, sets, pages = [], [], [], []
     for number, night in enumerate(NIGHTS):
         added = add_clips(clips, videos, slice(0, 2) if number == 0 else slice(number + 1, number + 2))
         before = encoded_items()
@@ -61,7 +73,7 @@ def test_three_nights_and_a_set_in_bulk(store: Store, clips: dict[str, list[Path
         )  # fmt: skip
         assert run.finish() == 0, run.output
         assert not runs.torch_imports(run.run_dir).exists()
-        assert (run.run_dir / "report.html").read_text().lower().startswith("<!doctype html>")
+        pages.append(told(run.run_dir))
         entry, _ = registry.read_current(ROOT, "demo")
         assert entry is not None
         entries.append(entry)
@@ -69,6 +81,25 @@ def test_three_nights_and_a_set_in_bulk(store: Store, clips: dict[str, list[Path
         items.append(sum(count for uri, count in encoded_items().items() if uri not in before))
         assert items[-1] == added, "a night encodes what is new, nothing else"
         assert ("promotion: promoted: " in run.output) == (number < 2), run.output
+
+    day = units.day(datetime.now(UTC).isoformat())
+    for page, headline, before in zip(
+        pages,
+        ("was promoted, as the first", "was promoted", "was not promoted"),
+        ("Untrained", f"Promoted until tonight, {day}", f"Promoted model, {day}"),
+        strict=True,
+    ):
+        assert f"Tonight's model {headline}" in page
+        assert f"Tonight's model, {day}" in page
+        assert before in page
+    assert "The last nights" not in pages[0]
+    for page in pages[1:]:
+        assert "Since the report of" in page
+        assert "3 new videos" in page
+        assert "Nights, the newest first" in page
+    reports = [ReportFacts.of(made).night for made in manifests("report").values()]
+    assert sorted(night.promoted for night in reports) == [False, True, True]
+    assert all(None not in (night.value, night.before, night.loss) for night in reports)
 
     first, second, third = entries
     assert (first.number, second.number, third.number) == (1, 2, 2)
@@ -96,6 +127,7 @@ def test_three_nights_and_a_set_in_bulk(store: Store, clips: dict[str, list[Path
         },
     )  # fmt: skip
     assert bulk.finish() == 0, bulk.output
+    assert f"4 clips of the model demo that was promoted on {day}" in told(bulk.run_dir)
     made = next(made for uri, made in manifests("video_set").items() if "/videos/bulk/" in uri)
     assert made.inputs["weights"] == second.weights_sha256
     assert any("/scores/bulk/" in uri for uri in manifests("score"))

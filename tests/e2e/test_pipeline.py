@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from latte import manifest, storage
+from latte import storage
+from latte.storage import manifest
 from pipelines import store as stores
 from pipelines.demo.data import cut_demo_clips
 from pipelines.store import BUCKET, Store
@@ -165,8 +166,11 @@ def test_what_a_run_has_made_is_listed_and_copied_out_of_its_own_store(
     finished: tuple[Path, str, dict], own: runs.Run
 ) -> None:
     run_dir, results = own.run_dir, own.run_dir / "results"
-    said = own.output.splitlines()[-1]
-    assert said == f"clips, checkpoints, TensorBoard files: latte-pipeline get {run_dir} copies them to {results}"
+    lines = own.output.splitlines()
+    assert f"clips, checkpoints, TensorBoard files: latte-pipeline get {run_dir} copies them to {results}" in lines
+    following = lines[lines.index("next:") + 1 :]
+    assert following[0] == f"  what there is now: latte-pipeline ls {run_dir}"
+    assert len(following) == 3
     listed = pipeline_command(run_dir, "ls", "--json")
     assert listed.returncode == 0, listed.stderr
     items = json.loads(listed.stdout)
@@ -210,17 +214,23 @@ def test_running_again_does_nothing_and_one_more_video_encodes_that_one_only(
     finished: tuple[Path, str, dict], videos: Path
 ) -> None:
     run_dir, root, settings = finished
-    before = {uri: last_modified(uri) for uri in storage.list_uris(root)}
+
+    def seen() -> dict[str, str]:
+        # That something was used is noted anew, and how each run has ended.
+        kept = [uri for uri in storage.list_uris(root) if not uri.startswith((f"{root}/used/", f"{root}/notices/"))]
+        return {uri: last_modified(uri) for uri in kept}
+
+    before = seen()
     again = runs.start(run_dir, "--root", root, settings=settings)
     assert again.finish() == 0, again.output
-    assert {uri: last_modified(uri) for uri in storage.list_uris(root)} == before
+    assert seen() == before
     assert str(run_dir / "report.html") in again.output
 
     donor = min(videos.rglob("*.mp4"))
-    from latte import video
+    from latte.video import clip_files
 
-    frames = video.load_real_clip(donor.as_uri(), 0, 1, 16, 64)
-    video.write_preview(videos / donor.parent.name / "one more.mp4", frames[::-1], fps=12)
+    frames = clip_files.load_real_clip(donor.as_uri(), 0, 1, 16, 64)
+    clip_files.write_preview(videos / donor.parent.name / "one more.mp4", frames[::-1], fps=12)
     more = runs.start(run_dir, "--root", root, settings=settings)
     assert more.finish() == 0, more.output
     shards = {uri for uri in published(root) if "/datasets/" in uri}

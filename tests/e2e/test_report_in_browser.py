@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latte import manifest
 from latte.config import build
 from latte.errors import UserError
 from latte.steps import report
+from latte.storage import manifest
 from tests import report_run
 from tests.browser import Browser
 

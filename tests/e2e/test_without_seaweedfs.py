@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from latte import manifest, storage
+from latte import storage
+from latte.storage import manifest
 from tests import video_files
 from tests.e2e import runs
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from latte import manifest, storage
+from latte import storage
 from latte.errors import UserError
 from latte.steps import convert, encode, report, sample, score, train
+from latte.storage import manifest
 from tests import small_vae, video_files
 
 SIZE = 16

@@ -1,36 +1,25 @@
 """The client against an API server with KFP's published routes and shapes: submit, schedule, mistakes."""
 
 import dataclasses
-import datetime
-import ipaddress
 import json
 import socket
 import ssl
 from pathlib import Path
 
 import pytest
-import yaml
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
+from components.placement import LAUNCH_ENV
+from latte import storage
 from latte.errors import LatteError, UserError
 from pipelines import cron
 from pipelines.client import Client
-from tests import kfp_server
+from tests import certificates, kfp_server
 
 REPOSITORY = Path(__file__).parents[2]
 CRON = "0 0 2 * * *"
 pytestmark = pytest.mark.usefixtures("own_home")
-
-
-@pytest.fixture
-def params() -> dict:
-    values = yaml.safe_load((REPOSITORY / "configs/demo/pipeline.yaml").read_text())
-    return {**values, "root": "s3://bucket/nightly"}
 
 
 def test_the_server_has_every_published_call() -> None:
@@ -59,7 +48,11 @@ def test_submit_uploads_each_version_once(server: kfp_server.KfpServer, client: 
     run = server.runs[first.run_id]
     assert run["display_name"] == "train_and_evaluate demo"
     assert run["runtime_config"]["parameters"]["train"] == params["train"]
-    assert run["runtime_config"]["parameters"]["root"] == "s3://bucket/nightly"
+    assert run["runtime_config"]["parameters"]["root"] == params["root"]
+    # What was a path of this machine is an object, of the same name and content.
+    for section in ("vae", "detector", "pretrained"):
+        source = run["runtime_config"]["parameters"][section]["source"]
+        assert source.startswith(f"{params['root']}/uploads/") and storage.read_bytes(source) == section.encode()
     assert run["pipeline_version_reference"]["pipeline_version_id"] in server.versions
     versions = set(server.versions)
     second = client.submit("train_and_evaluate", params, name="again")
@@ -75,9 +68,28 @@ def test_what_steps_run_on_is_compiled_into_the_version(
     assert "cluster" not in run["runtime_config"]["parameters"]
     version = server.versions[run["pipeline_version_reference"]["pipeline_version_id"]]
     executors = version["pipeline_spec"]["pipeline_spec"]["deploymentSpec"]["executors"]
-    (variable,) = executors["exec-train"]["container"]["env"]
-    assert json.loads(variable["value"])["volcano"]["queue"] == "night"
-    assert "env" not in executors["exec-report"]["container"]
+    told = {
+        label: {each["name"]: each["value"] for each in executors[label]["container"]["env"]} for label in executors
+    }
+    assert json.loads(told["exec-train"][LAUNCH_ENV])["volcano"]["queue"] == "night"
+    assert LAUNCH_ENV not in told["exec-report"]
+
+
+def test_kfp_s_own_artifacts_go_where_the_settings_say(
+    server: kfp_server.KfpServer, client: Client, params: dict
+) -> None:
+    plain = server.runs[client.submit("train_and_evaluate", params, "plain").run_id]
+    assert "pipeline_root" not in plain["runtime_config"]
+    placed = {**params, "cluster": {"pipeline_root": "s3://bucket/kfp"}}
+    run = server.runs[client.submit("train_and_evaluate", placed).run_id]
+    assert run["runtime_config"]["pipeline_root"] == "s3://bucket/kfp"
+    assert client.schedule("nightly_retrain", params, CRON).changed
+    assert client.schedule("nightly_retrain", placed, CRON).changed
+    assert not client.schedule("nightly_retrain", placed, CRON).changed
+    (kept,) = server.recurring_runs.values()
+    assert kept["runtime_config"]["pipeline_root"] == "s3://bucket/kfp"
+    with pytest.raises(UserError, match=r"cluster\.pipeline_root: String should match"):
+        client.submit("train_and_evaluate", {**params, "cluster": {"pipeline_root": "/data/kfp"}})
 
 
 def test_a_name_that_is_taken_by_a_run_that_goes_on(server: kfp_server.KfpServer, client: Client, params: dict) -> None:
@@ -112,6 +124,23 @@ def test_schedule_is_idempotent_and_changes_in_place(
     mine = [each for each in server.recurring_runs.values() if each["display_name"] == "nightly_retrain demo"]
     assert [each["recurring_run_id"] for each in mine] == [other.recurring_run_id]
     assert mine[0]["runtime_config"]["parameters"]["train"]["steps"] == 300
+
+
+def test_a_namespace_without_rights(params: dict) -> None:
+    # As the API server has it (resource_manager.go, IsAuthorized).
+    said = (
+        "Failed to authorize the request: Failed to authorize with API: PermissionDenied: User 'alice@example.com' is "
+        "not authorized with reason:  (request: &ResourceAttributes{Namespace:theirs,Verb:create,"
+        "Group:pipelines.kubeflow.org,Version:v1beta1,Resource:experiments,Subresource:,Name:latte,})"
+    )
+    asked = ("experiment_service_list_experiments", "experiment_service_create_experiment")
+    with kfp_server.serve(multi_user=True) as shared:
+        shared.denied = dict.fromkeys(asked, said)
+        with pytest.raises(UserError) as caught:
+            Client(shared.url, "theirs").submit("nightly_retrain", params)
+    assert "not allowed" in str(caught.value) and "User 'alice@example.com' is not authorized" in str(caught.value)
+    assert str(caught.value).endswith("check the token's rights and --namespace") and "\n" not in str(caught.value)
+    assert storage.list_uris(params["root"]) == []
 
 
 def test_on_an_installation_of_many_users(params: dict) -> None:
@@ -165,15 +194,32 @@ def test_a_failure_while_scheduling_leaves_the_old_schedule(
         ({"root": "file:///tmp/x"}, "a cluster needs a place in a bucket"),
         ({"promote": {"margin": 2}}, "margin"),
         ({"train": {"init_from": None}}, "null"),
+        (
+            {"train": {"init_from": "/only/there/m.json"}},
+            "init_from: /only/there/m.json: neither on this",
+        ),
     ],
 )
 def test_parameters_are_checked_before_anything_is_sent(
     server: kfp_server.KfpServer, client: Client, params: dict, change: dict, message: str
 ) -> None:
     calls = list(server.calls)
-    with pytest.raises(UserError, match=message):
-        client.submit("nightly_retrain", {**params, **change})
+    for send in (client.submit, lambda *given: client.schedule(*given, CRON)):
+        with pytest.raises(UserError, match=message):
+            send("nightly_retrain", {**params, **change})
     assert server.calls == calls
+    assert storage.list_uris(params["root"]) == []
+
+
+def test_nothing_is_uploaded_for_a_run_that_is_refused(
+    server: kfp_server.KfpServer, client: Client, params: dict
+) -> None:
+    client.submit("nightly_retrain", params, name="a")
+    before = storage.list_objects(params["root"])
+    (Path(params["encode"]["dataset"]["videos"]) / "b.mp4").write_text("another")
+    with pytest.raises(UserError, match="run a: one of this name is going on"):
+        client.submit("nightly_retrain", params, name="a")
+    assert storage.list_objects(params["root"]) == before
 
 
 def test_wrong_host_token_id_and_server(server: kfp_server.KfpServer, client: Client) -> None:
@@ -207,29 +253,8 @@ def test_a_server_older_than_the_sdk(server: kfp_server.KfpServer, client: Clien
         assert (client.version(), client.older()) == (version, "")
 
 
-def self_signed(folder: Path) -> Path:
-    """A certificate for 127.0.0.1 and its key, in one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kfp")])
-    now = datetime.datetime.now(datetime.UTC)
-    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(address, critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    path = folder / "certificate.pem"
-    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + private)
-    return path
-
-
 def test_a_certificate_of_the_site_s_own(params: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = self_signed(tmp_path)
+    path = certificates.self_signed(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(path)
     with kfp_server.serve(certificate=context) as server:

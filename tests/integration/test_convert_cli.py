@@ -11,14 +11,15 @@ import click.testing
 import numpy as np
 import pytest
 
-from latte import checkpoints, manifest, storage
+from latte import checkpoints, storage
 from latte.checkpoints import store as checkpoint_store
-from latte.checkpoints.architectures import latte_shapes
 from latte.cli import cli
+from latte.kinds.latte import shapes_of
 from latte.models.configs import LatteConfig
 from latte.steps.convert import ConvertConfig, run
+from latte.storage import manifest
 from tests import peers
-from tests.unit import hostile
+from tests.unit.checkpoints import hostile
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
@@ -109,7 +110,7 @@ def published(tmp_path_factory) -> dict[str, Path]:
     def write(path: Path) -> None:
         import torch
 
-        small = latte_shapes(LatteConfig(input_size=4, hidden_size=12, depth=2, num_heads=2, num_frames=2))
+        small = shapes_of(LatteConfig(input_size=4, hidden_size=12, depth=2, num_heads=2, num_frames=2))
         state = {name: torch.from_numpy(array) for name, array in peers.weights(small, seed=0).items()}
         torch.save({"ema": state}, path, _use_new_zipfile_serialization=False)
 
@@ -159,7 +160,7 @@ def test_files_of_another_kind_and_missing_shards_are_named(tmp_path, published)
         cli, ["convert", "--kind", "clip", "--source", str(index), "--target", str(target)]
     )
     assert done.exit_code == 2
-    assert "model-00001-of-00002.safetensors: no such object" in done.stderr
+    assert "model-00001-of-00002.safetensors, which the index names, is not there beside it" in done.stderr
 
 
 def test_source_and_target_in_a_store(root, tmp_path):

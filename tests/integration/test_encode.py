@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 import yaml
 
-from latte import manifest, s3, score_sides, storage, video
+from latte import storage
 from latte.config import build
+from latte.data.latents import LatentClips
 from latte.errors import LatteError, UserError
-from latte.latents import LatentClips
+from latte.metrics import score_sides
 from latte.steps import encode
+from latte.storage import manifest, s3
+from latte.video import clip_files
 from tests import other_stores, small_vae, video_files
 from tests.soak import scaled
 
@@ -63,7 +66,7 @@ def objects(root: str) -> dict[str, bytes]:
 def shard_times(root: str) -> dict[str, object]:
     """When each shard's record was written."""
     ending = manifest.RECORD_SUFFIX
-    if not storage.is_s3(root):
+    if storage.path(root) is not None:
         return {path.name: path.stat().st_mtime_ns for path in storage.local_path(root).rglob(f"shards/*{ending}")}
     bucket, _, prefix = root.removeprefix("s3://").partition("/")
     listed = s3.call("list_objects_v2", root, Bucket=bucket, Prefix=prefix + "/").get("Contents", [])
@@ -72,7 +75,7 @@ def shard_times(root: str) -> dict[str, object]:
 
 def test_a_dataset_in_a_folder_and_in_s3(root: str, vae: str, videos: Path, tmp_path: Path) -> None:
     where: Path | str = videos
-    if storage.is_s3(root):
+    if storage.path(root) is None:
         where = storage.join(root, "videos")
         for path in videos.rglob("*.mp4"):
             storage.upload(path, storage.join(where, str(path.relative_to(videos))))
@@ -92,7 +95,7 @@ def test_a_dataset_in_a_folder_and_in_s3(root: str, vae: str, videos: Path, tmp_
         ("a/0.mp4", 0, 16, 25.0), ("a/2.mp4", 0, 22, 25.0)
     ]  # fmt: skip
     for index in (0, 6):
-        frames = video.load_real_clip(clips.videos[index].uri, 2, 2, 5, 32)
+        frames = clip_files.load_real_clip(clips.videos[index].uri, 2, 2, 5, 32)
         mean, logvar = clips.clip(index, 2, 2, 5)
         wanted_mean, wanted_logvar = encoded(vae, frames)
         np.testing.assert_allclose(mean, wanted_mean, atol=1e-3)
@@ -261,7 +264,7 @@ def test_mistakes_are_told_before_any_work(vae: str, videos: Path, tmp_path: Pat
         encode.run(config(root, vae, videos / "none"))
     other = manifest.read(vae).model_copy(update={"uri": root, "config": {"kind": "i3d"}})
     manifest.finish(other)
-    with pytest.raises(UserError, match="weights of kind i3d, expected vae"):
+    with pytest.raises(UserError, match="weights of i3d, expected vae"):
         encode.run(config(root, storage.join(root, "manifest.json"), videos))
     with pytest.raises(UserError, match=r"unknown key dataset\.folder"):
         config(root, vae, videos, dataset={"folder": "x"})
@@ -285,7 +288,7 @@ def test_a_video_that_took_too_long_stays_out_until_it_may_take_longer(
     video_files.write(tmp_path / "videos" / "long.mp4", video_files.moving(400))
     settings = config((tmp_path / "root").as_uri(), vae, tmp_path / "videos", decode_limit_s=1e-6)
     with monkeypatch.context() as impatient:
-        impatient.setattr("latte.decoders._PER_FRAME_S", 0.0)
+        impatient.setattr("latte.video.decoders._PER_FRAME_S", 0.0)
         with pytest.raises(LatteError, match="decoding took longer than 1e-06 s"):
             encode.run(settings)
     with pytest.raises(LatteError, match="1 of 1 videos are rejected"):

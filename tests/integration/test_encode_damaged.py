@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from latte.config import build
-from latte.latents import LatentClips
+from latte.data.latents import LatentClips
 from latte.steps import encode
 from tests import memory, small_vae, video_files
 from tests.soak import scaled

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latte import captions, generation, manifest, storage
+from latte import networks, storage
 from latte.config import build
+from latte.data import captions
+from latte.data.latents import LatentClips
 from latte.errors import LatteError, UserError
-from latte.latents import LatentClips
 from latte.steps import encode
+from latte.storage import manifest
 from tests import small_clip, small_vae, video_files
 
 CAPTIONS = ["a cat", "a dog, running", "a cat", "視 and ü"]
@@ -51,7 +53,7 @@ def config(root: str, weights: dict[str, str], videos: Path, **settings: object)
 
 def embeddings(weights: dict[str, str], texts: list[str]) -> np.ndarray:
     """What the sampler would take for these texts."""
-    return generation.embedder(generation.TextSource.checked(weights["text_encoder"], weights["tokenizer"]))(texts)
+    return networks.embedder(networks.TextSource.checked(weights["text_encoder"], weights["tokenizer"]))(texts)
 
 
 def test_each_caption_is_embedded_once_as_the_sampler_does(
@@ -61,7 +63,6 @@ def test_each_caption_is_embedded_once_as_the_sampler_does(
     done = encode.run(settings)
     assert (done.counts["videos"], done.counts["captions"]) == (4, 3)
     clips = LatentClips(done, tmp_path / "cache")
-    assert clips.has_text
     assert [video.caption for video in clips.videos] == CAPTIONS
     for index, wanted in enumerate(embeddings(weights, CAPTIONS)):
         got = clips.text(index)
@@ -89,6 +90,30 @@ def test_each_caption_is_embedded_once_as_the_sampler_does(
     np.testing.assert_allclose(
         LatentClips(more, tmp_path / "cache").text(0), embeddings(weights, ["a new one"])[0], rtol=1e-3, atol=1e-4
     )
+
+
+def test_the_tokenizer_is_read_once_a_command(
+    weights: dict[str, str], videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(tmp_path.as_uri(), weights, videos)
+    read, asked = storage.read_bytes, []
+    monkeypatch.setattr(storage, "read_bytes", lambda uri, *given: (asked.append(str(uri)), read(uri, *given))[1])
+
+    def times() -> int:
+        count = sum(uri.endswith("vocab.json") for uri in asked)
+        asked.clear()
+        return count
+
+    encode.run(settings)
+    assert times() == 1
+    text = {key: weights[key] for key in ("text_encoder", "tokenizer")}
+    train = {"model": {"condition": "text", "num_frames": 8}, "frame_stride": 1}
+    planned = encode.plan(settings, {"train": train, "sample": {**text, "captions": "c.txt"}})
+    assert times() == 1
+    encode.encode_shards(settings, planned.file, 0, 1)
+    assert times() == 1
+    encode.merge(settings, planned.file)
+    assert times() == 1
 
 
 def test_tasks_share_captions_and_a_lost_shard_is_made_again(
@@ -126,7 +151,6 @@ def test_without_a_text_encoder_there_is_no_text(weights: dict[str, str], videos
     plain = encode.run(config(root, weights, videos, text_encoder=None, tokenizer=None))
     clips = LatentClips(plain, tmp_path / "cache")
     assert clips.videos[0].caption == "a cat"
-    assert not clips.has_text
     for read in (lambda: clips.text(0), clips.null_text):
         with pytest.raises(UserError, match="no text embeddings; encode again with text_encoder and tokenizer"):
             read()

@@ -1,21 +1,27 @@
 """Videos that move, change or come back while a dataset is encoded, and settings that only seem to fit."""
 
+import math
 import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from latte import decoders, encoding, manifest, storage
+from latte import storage
 from latte.config import build
-from latte.decoders import Limits
+from latte.data import encode_plan, encoding
+from latte.data.latents import LatentClips, digests_of
 from latte.errors import LatteError, StorageError, UserError
-from latte.latents import LatentClips
 from latte.steps import encode
+from latte.storage import manifest
+from latte.video import decoders
+from latte.video.decoders import Limits
+from latte.video.sources import VideoSource
 from tests import small_vae, video_files
 
 
@@ -53,6 +59,30 @@ def test_a_video_that_moved_after_the_plan_is_encoded_by_the_next_run(vae: str, 
     assert again.rejects == []
     assert again.counts["videos"] == 3
     assert encode.run(settings) == again
+
+
+def test_what_is_tried_again_leaves_every_published_object_as_it_was(vae: str, videos: Path, tmp_path: Path) -> None:
+    settings = config((tmp_path / "root").as_uri(), vae, videos, max_reject_share=0.7)
+    planned = storage.join(encode.plan(settings).uri, "manifest.json")
+    gone = [videos / "v1.mp4", videos / "v2.mp4"]
+    away = [path.rename(tmp_path / path.name) for path in gone]
+    seen: list[manifest.Manifest] = []
+    for back in range(3):
+        if back:
+            away[back - 1].rename(gone[back - 1])
+        encode.encode_shards(settings, planned, 0, 1)  # the same plan: a task that is retried
+        seen.append(encode.merge(settings, planned))
+        assert seen[-1].counts["videos"] == 1 + back
+    seen.append(encode.run(settings))
+    for done in seen:
+        for shard in done.shards:
+            assert storage.sha256_bytes(storage.read_bytes(shard.uri)) == shard.sha256
+        clips = LatentClips(done, tmp_path / "cache")
+        assert [clips.clip(index, 0, 1, 6)[0].shape[0] for index in range(done.counts["videos"])] == [6] * len(
+            clips.videos
+        )
+    encode.encode_shards(settings, planned, 0, 1)
+    assert encode.run(settings) == seen[-1], "nothing is left to do"
 
 
 def test_a_folder_that_was_away_is_encoded_when_it_is_back(vae: str, videos: Path, tmp_path: Path) -> None:
@@ -142,7 +172,7 @@ def test_each_split_keeps_its_manifest(vae: str, videos: Path, tmp_path: Path) -
         (tmp_path / f"{split}.txt").write_text(names)
         settings = config((tmp_path / "root").as_uri(), vae, videos, dataset={"split": str(tmp_path / f"{split}.txt")})
         state = encode.plan(settings).uri
-        made[storage.join(state, encode.STATE_MANIFEST)] = encode.run(settings)
+        made[storage.join(state, encode_plan.STATE)] = encode.run(settings)
     assert len(made) == 2
     for uri, done in made.items():
         kept = manifest.read(uri, "latents")
@@ -154,11 +184,11 @@ def test_a_merge_that_was_killed_leaves_no_state_without_its_manifest(
     vae: str, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = config((tmp_path / "root").as_uri(), vae, videos)
-    state = storage.join(encode.plan(settings).uri, encode.STATE_MANIFEST)
+    state = storage.join(encode.plan(settings).uri, encode_plan.STATE)
     write = manifest.write
 
-    def killed(made: manifest.Manifest, uri: str, root: str) -> None:
-        write(made, uri, root)
+    def killed(made: manifest.Manifest, uri: str, *more: Any) -> None:
+        write(made, uri, *more)
         if made.kind == "latents" and uri == storage.join(made.uri, "manifest.json"):
             raise KeyboardInterrupt
 
@@ -183,13 +213,13 @@ def test_a_found_dataset_follows_the_records_of_now(
 ) -> None:
     settings = config((tmp_path / "root").as_uri(), vae, videos)
 
-    def hopeless(sources: Sequence[decoders.Source], *args: object, **options: object) -> Iterator[object]:
+    def hopeless(sources: Sequence[VideoSource], *args: object, **options: object) -> Iterator[object]:
         for event in decoders.decode_all(sources, *args, **options):
             hangs = isinstance(event, decoders.End) and sources[event.index].uri.endswith("v1.mp4")
             yield decoders.End(event.index, 0, None, "decoding took longer than 1 s") if hangs else event
 
     with monkeypatch.context() as slow:
-        slow.setattr("latte.encoding.decode_all", hopeless)
+        slow.setattr("latte.data.encoding.decode_all", hopeless)
         done = encode.run(settings)
     assert [reject.item for reject in done.rejects] == ["v1.mp4"]
     assert encode.run(settings) == done
@@ -209,6 +239,10 @@ def test_a_found_dataset_follows_the_records_of_now(
     data[-1] ^= 1
     record = storage.read_json(lost.uri + manifest.RECORD_SUFFIX)
     del record["shard"]
+    row_bytes = math.prod(record["row_shape"]) * np.dtype(record["dtype"]).itemsize
+    for video in record["videos"]:
+        rows = data[video["offset"] : video["offset"] + video["num_frames"] * row_bytes]
+        video["digests"] = digests_of(bytes(rows), row_bytes)
     manifest.publish_shard(bytes(data), lost.uri, lost.items, **record)
     index = storage.local_path(again.shards[-1].uri)
     index.write_text(index.read_text().replace("v2.mp4", "v3.mp4"))

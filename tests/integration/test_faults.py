@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import yaml
 
-from latte import checkpoints, manifest, storage
+from latte import checkpoints, storage
 from latte.checkpoints import store as checkpoint_store
 from latte.config import build
-from latte.latents import LatentClips
+from latte.data.latents import LatentClips
+from latte.errors import StorageError
 from latte.steps import encode
+from latte.storage import manifest
 from tests import fault_proxy, other_stores, small_vae, video_files
 
 pytestmark = pytest.mark.parametrize("s3_root", ["seaweedfs", *other_stores.IN_SOAK], indirect=True)
@@ -91,7 +93,7 @@ def test_a_store_with_faults_gets_the_same_bytes(
 def test_a_file_of_many_parts_does_not_begin_again_with_each_fault(
     s3_root: str, proxy: fault_proxy.Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("latte.s3.RETRY_FOR_S", 20.0)
+    monkeypatch.setenv("LATTE_S3_RETRY_S", "20")
     monkeypatch.setenv("LATTE_S3_READ_TIMEOUT_S", "5")  # a part takes its time on a busy machine
     proxy.share = 0.3
     source = tmp_path / "large"
@@ -135,3 +137,46 @@ def test_a_long_outage_ends_with_one_line_and_the_next_run_goes_on(
     assert done.counts["videos"] == 5
     assert storage.read_bytes(shards[0]) == first
     assert encode.run(config) == done
+
+
+@pytest.mark.parametrize("fault", fault_proxy.FAULTS)
+def test_what_never_passes_is_an_outage_within_the_time_for_it(
+    s3_root: str, proxy: fault_proxy.Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    short = os.environ["LATTE_S3_READ_TIMEOUT_S"]
+    monkeypatch.setenv("LATTE_S3_READ_TIMEOUT_S", "20")  # what works takes its time on a busy machine
+    large = tmp_path / "large"
+    large.write_bytes(bytes(9 << 20))  # two parts
+    uri = storage.upload(large, storage.join(s3_root, "large")).uri
+    storage.write_json(storage.join(s3_root, "small.json"), {"many": "words" * 100})
+    proxy.always = fault
+    monkeypatch.setenv("LATTE_S3_RETRY_S", "1.5")
+    monkeypatch.setenv("LATTE_S3_READ_TIMEOUT_S", short)
+    for call in (
+        lambda: storage.read_json(storage.join(s3_root, "small.json")),
+        lambda: storage.read_bytes(uri, 100, 10_000),
+        lambda: storage.list_objects(s3_root),
+        lambda: storage.download(uri, tmp_path / "back"),
+        lambda: storage.upload(large, uri),
+    ):
+        began = time.monotonic()
+        with pytest.raises(StorageError, match="the store did not answer for 2 s") as caught:
+            call()
+        assert caught.value.exit_code == 1
+        assert time.monotonic() - began < 15
+    proxy.always = None
+    monkeypatch.delenv("LATTE_S3_RETRY_S")
+    monkeypatch.setenv("LATTE_S3_READ_TIMEOUT_S", "20")
+    assert storage.read_json(storage.join(s3_root, "small.json")) == {"many": "words" * 100}
+    assert storage.sha256_file(storage.download(uri, tmp_path / "back")) == storage.sha256_file(large)
+
+
+def test_a_command_ends_with_one_line_and_exit_code_1_where_answers_trickle_without_end(
+    config: encode.EncodeConfig, proxy: fault_proxy.Proxy, tmp_path: Path
+) -> None:
+    proxy.always = "drip"
+    ended = command(config, tmp_path, LATTE_S3_RETRY_S="1")
+    assert ended.returncode == 1, ended.stderr
+    (line,) = (line for line in ended.stderr.splitlines() if line.startswith("error: "))
+    assert "the store did not answer for 1 s" in line
+    assert "Traceback" not in ended.stderr

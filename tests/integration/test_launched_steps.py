@@ -1,7 +1,9 @@
 """Components whose work a Volcano Job does, its pods real processes: two nodes that train together, two that share out
-a video set; what they make is what a single machine makes."""
+a video set; what they make is what a single machine makes. And one that nobody waits for any more."""
 
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +14,17 @@ import pytest
 from components.placement import LAUNCH_ENV, Launch, Pod, Volcano
 from components.sample.component import sample_merge, sample_plan, sample_shards
 from components.train.component import train
-from latte import manifest, storage
+from components.volcano import lease
+from components.work import Work
+from latte import storage
 from latte.config import build
 from latte.steps import sample as sample_step
 from latte.steps import train as train_step
+from latte.storage import manifest
+from latte.training import resume
 from tests import kubernetes_server, small_latents
 from tests.e2e.runs import REPOSITORY
+from tests.launching import until
 
 TRAIN = {
     "model": {"patch_size": 2, "hidden_size": 32, "depth": 2, "num_heads": 2, "num_frames": 4},
@@ -107,3 +114,24 @@ def test_jobs_make_what_one_machine_makes(
     wired = {"root": here, "name": "few", "checkpoint": checkpoint, "vae": vae}
     generated = sample_step.run(build(sample_step.SampleConfig, {**SAMPLE, **wired}, "t"))
     assert objects(videos.path) == objects(storage.join(generated.uri, "manifest.json"))
+
+
+def test_training_saves_and_ends_when_nobody_waits(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    root, latents = (tmp_path / "root").as_uri(), small_latents.once(tmp_path_factory)
+    settings = {**TRAIN, "workers": 1, "steps": 100_000, "checkpoint_every": 100_000}
+    uri = storage.join(root, "launched/run/work/work.json")
+    Work("train", "train", settings, {"root": root, "name": "tiny", "latents": latents}).write(uri)
+    log = tmp_path / "log"
+    with lease.renewed(lease.uri_of(uri), 2), log.open("wb") as file:
+        command = [sys.executable, "-m", "components.volcano.pod", "2", uri]
+        environment = {"PATH": "/usr/bin", "PYTHONPATH": str(REPOSITORY), "VC_WORKER_HOSTS": "here"}
+        environment |= {"VC_TASK_INDEX": "0", "LATTE_FUSED_KERNELS": "0", "LATTE_PROGRESS_INTERVAL_S": "0.2"}
+        pod = subprocess.Popen(command, env=environment, stderr=file)
+        until(lambda: "loss=" in log.read_text(), 60)
+    assert pod.wait(60) == lease.EXIT_CODE
+    *_, saved, error = log.read_text().splitlines()
+    assert error.startswith("error: ended without being done: ")
+    last = resume.committed(next(uri for uri in storage.list_uris(f"{root}/runs")).partition("/checkpoints/")[0])[-1]
+    assert saved == f"error: train: asked to stop: saved step {last.step}; run the same command again to go on"
+    assert last.step > 0
+    assert resume.is_sound(last)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from packaging.utils import canonicalize_name
@@ -65,12 +66,50 @@ def project() -> dict:
     return tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 
 
-def test_the_lock_holds_what_the_project_asks_for_and_no_more() -> None:
+def lock_module() -> ModuleType:
     spec = importlib.util.spec_from_file_location("lock", REPOSITORY / "requirements" / "lock.py")
     assert spec is not None
     assert spec.loader is not None
     lock = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(lock)
+    return lock
+
+
+def pinned(lock: str) -> dict[str, set[str]]:
+    """Name and version of each package of a lock's text, and the SHA-256 of its files."""
+    entries = re.findall(r"^([\w.-]+==[\w.+!-]+)(.*)", lock.replace("\\\n", " "), re.MULTILINE)
+    return {name: set(re.findall(r"--hash=sha256:([0-9a-f]{64})", rest)) for name, rest in entries}
+
+
+@pytest.mark.parametrize("path", [path for path in LOCKS if path.name != "peers.lock"], ids=lambda path: path.name)
+def test_every_locked_package_is_pinned_to_files_of_the_index(path: Path) -> None:
+    found = pinned(path.read_text())
+    assert set(found) == set(re.findall(r"^[\w.-]+==[^ ;]+", path.read_text(), re.MULTILINE))
+    in_index = pinned(lock_module().with_hashes("".join(f"{name}\n" for name in found)))
+    for name, hashes in found.items():
+        assert hashes, name
+        assert hashes <= in_index[name], name
+
+
+def test_a_file_that_is_another_is_not_installed(tmp_path: Path) -> None:
+    text = re.sub(r"sha256:[0-9a-f]{8}", "sha256:00000000", lock_module().with_hashes("six==1.17.0\n"))
+    (tmp_path / "some.lock").write_text(text)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "--dest", tmp_path]
+    done = subprocess.run([*command, "-r", tmp_path / "some.lock"], capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "THESE PACKAGES DO NOT MATCH THE HASHES" in done.stderr
+
+
+@pytest.mark.parametrize("file", ["Makefile", "images/Dockerfile"])
+def test_whatever_is_installed_from_a_lock_is_checked(file: str) -> None:
+    commands = re.sub(r"\\\n", " ", (REPOSITORY / file).read_text()).splitlines()
+    installing = [line for line in commands if " install " in line and ".lock" in line and "peers.lock" not in line]
+    assert installing
+    assert [line for line in installing if "--require-hashes" not in line] == []
+
+
+def test_the_lock_holds_what_the_project_asks_for_and_no_more() -> None:
+    lock = lock_module()
     locked = re.findall(r"^([\w.-]+)==", (REPOSITORY / "requirements" / "run.lock").read_text(), re.MULTILINE)
     assert sorted({*locked, *lock.HASHED}) == sorted(lock.closure(project()["dependencies"]))
 

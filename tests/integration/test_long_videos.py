@@ -7,9 +7,11 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from latte import manifest, storage
-from latte.decoders import Chunk, Limits, Source, decode_all
-from latte.encoding import Planned, PlannedShard, Settings, ShardWriter
+from latte import storage
+from latte.data.encoding import Planned, PlannedShard, Settings, ShardWriter
+from latte.storage import manifest
+from latte.video.decoders import Chunk, Limits, decode_all
+from latte.video.sources import VideoSource
 from tests import memory, video_files
 from tests.soak import scaled
 
@@ -35,7 +37,7 @@ def shard_of(path: Path, root: Path) -> manifest.Shard:
     writer = ShardWriter(
         PlannedShard(storage.join(root.as_uri(), f"{path.stem}.safetensors"), (video,)), SETTINGS, encode
     )
-    for event in decode_all([Source(video.uri)], SIZE, workers=1):
+    for event in decode_all([VideoSource(video.uri)], SIZE, workers=1):
         if isinstance(event, Chunk):
             writer.add(event.frames)
         else:

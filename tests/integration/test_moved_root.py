@@ -10,9 +10,11 @@ import boto3
 import numpy as np
 import pytest
 
-from latte import manifest, registry, storage, video
-from latte.checkpoints import resume
+from latte import storage
 from latte.steps import convert, encode, promote, report, sample, score, train
+from latte.storage import manifest, registry
+from latte.training import resume
+from latte.video import clip_files
 from pipelines.store import BUCKET
 from tests import small_vae
 
@@ -79,7 +81,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         (videos / name).mkdir(parents=True)
         for i in range(2):
             frames = rng.integers(128 * (1 - label), 256 - 128 * label, (20 + i, 40, 48, 3), dtype=np.uint8)
-            video.write_lossless(videos / name / f"{i}.mkv", frames, 8)
+            clip_files.write_lossless(videos / name / f"{i}.mkv", frames, 8)
     shutil.copytree(videos, folder / "real")
     vae = small_vae.publish(folder.as_uri())
     made = Run(str(folder), str(videos)).all()

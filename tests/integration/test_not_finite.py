@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save_file
 
-from latte import device, manifest, storage
-from latte.checkpoints import resume
+from latte import device, storage
 from latte.config import build
 from latte.errors import LatteError, UserError
 from latte.models.configs import LatteConfig
 from latte.steps import encode, sample, train
+from latte.storage import manifest
+from latte.training import resume
 from tests import small_latents, small_vae, video_files
-from tests.integration.test_sample_score import publish, random_weights
+from tests.small_set import publish, random_weights
 
 MODEL = {"input_size": 8, "hidden_size": 32, "depth": 2, "num_heads": 2, "condition": "none"}
 TINY = {"patch_size": 2, "hidden_size": 32, "depth": 2, "num_heads": 2, "num_frames": 16}

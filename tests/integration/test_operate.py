@@ -7,19 +7,13 @@ import pytest
 import yaml
 
 from latte.errors import UserError
-from pipelines import operate, run_status, runs
+from pipelines import cluster, compiled, dag, operate, run_status, runs
 from pipelines.client import Client
 from tests import kfp_server, kubernetes_server
 from tests import recorded_kfp as recorded
 
 REPOSITORY = Path(__file__).parents[2]
 CRON = "0 0 2 * * *"
-
-
-@pytest.fixture
-def params() -> dict:
-    values = yaml.safe_load((REPOSITORY / "configs/demo/pipeline.yaml").read_text())
-    return {**values, "root": "s3://bucket/nightly"}
 
 
 def test_runs_that_are_not_ours_or_not_there(server: kfp_server.KfpServer, client: Client) -> None:
@@ -92,6 +86,26 @@ def test_stopping_deletes_the_volcano_jobs_of_this_run_only(
         cluster.forbidden, cluster.has_volcano = set(), False
         assert operate.stop(client, run_id).note == ""  # no Volcano, no Jobs
     assert "not all Volcano Jobs deleted" in operate.stop(client, run_id).note  # nobody answers any more
+
+
+def test_jobs_that_nobody_may_delete_are_said_to_end_by_themselves(
+    server: kfp_server.KfpServer, client: Client, tmp_path: Path
+) -> None:
+    run_id = recorded.play(server, recorded.TERMINATED)
+    settings = yaml.safe_load((REPOSITORY / "configs/clusters/ascend-mindcluster.yaml").read_text())
+    settings["cluster"]["score"]["volcano"]["lease_s"] = 270
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
+    pipeline = compiled.pipeline("bulk_sample", cluster.load(tmp_path / "settings.yaml"))
+    spec, platform = yaml.safe_load_all(compiled.write(pipeline, tmp_path / "bulk_sample.yaml").read_text())
+    (version,) = server.versions.values()
+    version["pipeline_spec"] = {"pipeline_spec": spec, "platform_spec": platform}
+    note = operate.stop(client, run_id).note
+    assert note == (
+        "Volcano Jobs not looked at: KUBECONFIG is not set, and this is no pod of the cluster; those that are left end "
+        "by themselves within 4.5 min and the time that saving takes"
+    )
+    assert dag.lease_s(spec) == 270
+    assert dag.lease_s(None) is None
 
 
 def test_schedules_are_paused_resumed_and_deleted_by_name_or_id(

@@ -9,17 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from latte import manifest, registry, storage
+from latte import storage
 from latte.steps.promote import PromoteConfig, run
+from latte.storage import manifest, registry
 from tests.soak import scaled
-from tests.unit.promotions import make
+from tests.unit.steps.promotions import make
 
 REPOSITORY = Path(__file__).parents[2]
 # Promotes ever better candidates, with a rollback now and then, until it is killed.
 PROMOTER = """
 import itertools, sys
 from latte.steps.promote import PromoteConfig, run
-from tests.unit.promotions import make
+from tests.unit.steps.promotions import make
 root, first = sys.argv[1], int(sys.argv[2])
 for number in itertools.count(first):
     made = make(root, f"v{number}", 1000.0 / (1 + number))
@@ -36,7 +37,7 @@ def root(registry_root: str) -> str:
     return registry_root
 
 
-def check_registry(root: str) -> list[registry.Entry]:
+def check_registry(root: str) -> list[registry.HistoryEntry]:
     """The pointer is whole, its weights are there, and the entries from 1 on are all there."""
     current, _ = registry.read_current(root, "m")
     if current is None:

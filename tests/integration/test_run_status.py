@@ -149,19 +149,22 @@ def test_the_server_on_loopback_refuses_in_the_recorded_shape(server: kfp_server
 
 
 def test_a_notebook_says_which_task_of_a_run_on_a_cluster_failed_and_why(
-    server: kfp_server.KfpServer, client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    server: kfp_server.KfpServer,
+    client: Client,
+    params: dict,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     keep = server.run_service_create_run
 
     def fails_soon(body: dict, **rest: object) -> dict:
         run = keep(body, **rest) | {"state": "FAILED"}
         server.runs[run["run_id"]] = run
-        server.workflows[run["run_id"]] = recorded.answer(f"v1_{recorded.FAILED_STEP}")
+        server.workflows[run["run_id"]] = recorded.within_exit_handler(recorded.FAILED_STEP)
         server.logs[(run["run_id"], SHARDS_POD)] = recorded.FAILED_LOG
         return run
 
     monkeypatch.setattr(server, "run_service_create_run", fails_soon)
-    params = notebook.parameters("train_and_evaluate", "configs/demo/pipeline.yaml", "s3://bucket/x")
     with pytest.raises(LatteError, match=r"failed in encode: shards: encode .* queue latte is not Open; "):
         notebook.run("train_and_evaluate", params, client)
     assert "encode: shards: failed 0/1: encode (all of 1)" in capsys.readouterr().out

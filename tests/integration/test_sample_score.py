@@ -13,125 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file
 
-from latte import generation, manifest, storage, video
+from latte import storage
 from latte.errors import StorageError, UserError
-from latte.steps import convert, encode, sample, score
+from latte.kinds import inception
+from latte.metrics import feature_distance, kernel_distance
+from latte.metrics.names import values_of
+from latte.models.detector_configs import InceptionConfig
+from latte.sampling import generation
+from latte.steps import sample, score
+from latte.storage import manifest
+from latte.video import clip_files
+from tests.small_set import CLASSES, IMAGE_SIZE, files, publish, sampling
 from tests.soak import scaled
-
-IMAGE_SIZE, CLASSES = 32, ["bright", "dark"]
-MODEL = {"input_size": 16, "hidden_size": 32, "depth": 2, "num_heads": 2, "num_classes": 2, "condition": "class"}
-VAE = {
-    "block_out_channels": [8, 8],
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "latent_channels": 4,
-    "scaling_factor": 0.2,
-}
-
-
-def publish(root: str, kind: str, place: str, weights: dict[str, dict[str, np.ndarray]], **fields: Any) -> str:
-    """Publish weights by name under a place, with a manifest; returns the manifest's URI."""
-    uri = storage.join(root, place)
-    shards = []
-    for name, arrays in weights.items():
-        path = storage.local_path(storage.join(uri, name))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, path)
-        shards.append(manifest.publish_shard(path.read_bytes(), storage.join(uri, name)))
-    manifest.finish(manifest.Manifest(kind=kind, name=kind, uri=uri, fingerprint=place, shards=shards, **fields))
-    return storage.join(uri, "manifest.json")
-
-
-def random_weights(net: Any, seed: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return {
-        param.name: (rng.standard_normal(tuple(param.shape)) * 0.1).astype(np.float32) for param in net.get_parameters()
-    }
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """Real videos and their latents, a checkpoint with two steps, an autoencoder, a random detector."""
-    from latte import device
-    from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-    from latte.models.latte import Latte, LatteConfig
-
-    folder = tmp_path_factory.mktemp("world")
-    root = (folder / "root").as_uri()
-    rng = np.random.default_rng(0)
-    for label, name in enumerate(CLASSES):
-        (folder / "videos" / name).mkdir(parents=True)
-        for i in range(3):
-            frames = rng.integers(128 * (1 - label), 256 - 128 * label, (20 + i, 40, 48, 3), dtype=np.uint8)
-            video.write_lossless(folder / "videos" / name / f"{i}.mkv", frames, 8)
-    device.setup(seed=0)
-    net = Latte(LatteConfig(**MODEL))
-    vae = publish(
-        root,
-        "weights",
-        "weights/vae",
-        {"model.safetensors": random_weights(AutoencoderKL(AutoencoderKLConfig(**VAE)), 1)},
-        config={"kind": "vae", "model": VAE, "random": True, "seed": 1},
-    )
-    latents = encode.run(
-        encode.EncodeConfig(
-            root=root, name="tiny", dataset={"videos": str(folder / "videos")}, vae=vae, image_size=IMAGE_SIZE
-        )
-    )
-    checkpoint = publish(
-        root,
-        "checkpoint",
-        "runs/tiny",
-        {
-            f"checkpoints/step-{step:08d}/{role}.safetensors": random_weights(net, 10 * step + number)
-            for step in (0, 7)
-            for number, role in enumerate(("model", "ema"))
-        },
-        config={
-            "model": LatteConfig(**MODEL).model_dump(),
-            "diffusion": {"noise_schedule": "linear"},
-            "classes": CLASSES,
-            "latent_size": 16,
-            "image_size": IMAGE_SIZE,
-            "scaling_factor": latents.config["scaling_factor"],
-            "vae": latents.inputs["vae"],
-        },
-        metrics={"step": 7},
-    )
-    detector = convert.run(convert.ConvertConfig(kind="i3d", source="random", root=root, name="i3d", seed=21))
-    return SimpleNamespace(
-        folder=folder,
-        root=root,
-        vae=vae,
-        latents=storage.join(latents.uri, "manifest.json"),
-        checkpoint=checkpoint,
-        detector=storage.join(detector.uri, "manifest.json"),
-    )
-
-
-def sampling(world: SimpleNamespace, root: str, **changes: Any) -> sample.SampleConfig:
-    values = {
-        "root": root,
-        "name": "set",
-        "checkpoint": world.checkpoint,
-        "vae": world.vae,
-        "num_videos": 7,
-        "num_sampling_steps": 3,
-        "method": "ddpm",
-        "cfg_scale": 2.0,
-        "batch_size": 3,
-        "decode_frames": 20,
-        "seed": 5,
-    }
-    return sample.SampleConfig(**{**values, **changes})
-
-
-def files(done: manifest.Manifest, but: tuple[str, ...] = ("items.json",)) -> dict[str, bytes]:
-    """Every object of a set by its name; items.json names its place and is left out."""
-    shards = [shard for shard in done.shards if not shard.uri.endswith(but)]
-    return {shard.uri.rsplit("/", 1)[1]: storage.read_bytes(shard.uri) for shard in shards}
 
 
 @pytest.fixture(scope="module")
@@ -142,11 +37,13 @@ def whole(world: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> m
 
 def test_a_set_is_what_its_manifest_says(whole: manifest.Manifest) -> None:
     items = storage.read_json(storage.join(whole.uri, "items.json"))
-    assert [(item["index"], item["label"]) for item in items] == [(i, i % 2) for i in range(7)]
+    assert [(item["index"], item["label"], item["class"]) for item in items] == [
+        (i, i % 2, CLASSES[i % 2]) for i in range(7)
+    ]
     assert whole.counts == {"videos": 7}
     assert whole.config["step"] == 7
     for item in items:
-        frames = video.read_lossless(item["video"])
+        frames = clip_files.read_lossless(item["video"])
         assert frames.shape == (16, IMAGE_SIZE, IMAGE_SIZE, 3)
         assert frames.std() > 1
         assert storage.sha256_bytes(storage.read_bytes(item["video"])) == item["sha256"]
@@ -154,7 +51,8 @@ def test_a_set_is_what_its_manifest_says(whole: manifest.Manifest) -> None:
     assert len({item["sha256"] for item in items}) == 7
     sheet = Image.open(io.BytesIO(storage.read_bytes(whole.shard(sample.CONTACT_SHEET).uri)))
     assert sheet.format == "PNG"
-    assert sheet.size == (4 * 4 * IMAGE_SIZE + 12, 2 * IMAGE_SIZE + 4)
+    assert sheet.size == (4 * 4 * IMAGE_SIZE + 12, 2 * (15 + IMAGE_SIZE) + 4)
+    assert np.asarray(sheet)[:15, : 4 * IMAGE_SIZE].min() < 128, "the class of the first video stands above it"
 
 
 @pytest.mark.parametrize("num_tasks", [3, 8])  # the last of 8 has nothing to do
@@ -196,8 +94,8 @@ def test_a_video_is_always_made_in_its_own_batch(
     batches = []
     real_sampler = generation.sampler
 
-    def sampler(recipe: generation.Recipe) -> Any:
-        make = real_sampler(recipe)
+    def sampler(recipe: generation.Recipe, states: Any) -> Any:
+        make = real_sampler(recipe, states)
 
         def watched(indices: list[int], on_step: Any) -> list[np.ndarray]:
             batches.append(indices)
@@ -265,8 +163,8 @@ def test_labels_are_drawn_as_often_as_the_dataset_has_them(world: SimpleNamespac
     labels = [conditions.label(index) for index in range(200)]
     assert 70 < sum(label == 0 for label in labels) < 130
     assert labels != [index % 2 for index in range(200)]
-    place = sample._resolve(sampling(world, tmp_path.as_uri())).uri
-    assert sample._resolve(config).uri != place
+    place = sample._resolve(sampling(world, tmp_path.as_uri())).place.uri
+    assert sample._resolve(config).place.uri != place
     with pytest.raises(UserError, match=r"a manifest of checkpoint, expected latents"):
         sample.plan(sampling(world, tmp_path.as_uri(), labels="dataset", latents=world.checkpoint))
 
@@ -306,6 +204,17 @@ def test_a_score_carries_everything_that_made_it(scored: manifest.Manifest, whol
     assert any("singular" in note for note in scored.config["notes"])
 
 
+def test_a_score_of_a_larger_set_is_that_of_its_first_videos(
+    world: SimpleNamespace, scored: manifest.Manifest, tmp_path: Path
+) -> None:
+    root = tmp_path.as_uri()
+    large = sample.run(sampling(world, root, num_videos=9))
+    assert score.run(scoring(world, large, root)).metrics == scored.metrics
+    protocol = {**PROTOCOL, "num_clips": 10}
+    with pytest.raises(UserError, match="9 videos, the protocol needs num_clips=10"):
+        score.run(scoring(world, large, root, protocol=protocol))
+
+
 def test_a_stopped_score_goes_on_and_ends_with_the_same_value(
     world: SimpleNamespace, whole: manifest.Manifest, scored: manifest.Manifest, tmp_path: Path
 ) -> None:
@@ -335,6 +244,34 @@ def test_real_features_are_shared_between_scores_without_starting_mindspore(
     command = [sys.executable, "-c", code, config.model_dump_json()]
     value = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert value > scored.metrics["frechet_random_i3d"]
+
+
+def test_the_same_clips_go_through_a_detector_of_frames_too(
+    world: SimpleNamespace, whole: manifest.Manifest, scored: manifest.Manifest
+) -> None:
+    root = scored.uri.rsplit("/scores/", 1)[0]
+    config = InceptionConfig(width=0.03125, image_size=75, num_classes=8)
+    weights = {"model.safetensors": inception.random_weights(1, config)}
+    told = {"kind": "inception", "model": config.model_dump(), "random": True}
+    frames = publish(root, "weights", "weights/inception", weights, config=told)
+    done = score.run(scoring(world, whole, root, name="both", detectors=[frames]))
+    values = values_of(done)
+    names = ["frechet_random_i3d", "frechet_random_inception", "kernel_random_i3d", "kernel_random_inception"]
+    assert sorted(values) == names
+    assert done.metrics["frechet_random_i3d"] == scored.metrics["frechet_random_i3d"]
+    sides = []
+    for role in ("generated", "real"):
+        prints = done.inputs[f"features_{role}_frechet_random_inception"]
+        kept = manifest.read(storage.join(root, "features", prints[:16]))
+        assert [shard.items for shard in kept.shards] == [4, 2]
+        rows = [load_file(storage.local_path(shard.uri))["features"] for shard in kept.shards]
+        sides.append(np.concatenate(rows))
+        assert sides[-1].shape == (96, config.channels)  # 6 clips x 16 frames
+    by_frames = values["frechet_random_inception"]
+    assert by_frames.value == pytest.approx(feature_distance(*sides, "n-1"), rel=1e-5)
+    assert (by_frames.clips, by_frames.protocol["resolution"], by_frames.kind) == (6, 75, "inception")
+    assert values["kernel_random_inception"].value == pytest.approx(kernel_distance(*sides).value)
+    assert (by_frames.interval_low or 0) < by_frames.value
 
 
 def test_a_set_and_its_score_in_s3_are_those_of_a_folder(

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from latte import device, manifest, storage
+from latte import device, storage
 from latte.errors import UserError
 from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from latte.models.configs import LatteConfig
 from latte.models.latte import Latte
 from latte.steps import sample
+from latte.storage import manifest
 from tests import small_clip
 
 MODEL = {"input_size": 4, "hidden_size": 32, "depth": 2, "num_heads": 2, "condition": "text"}

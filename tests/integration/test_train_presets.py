@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from latte import yaml_text
 from latte.config import load
 from latte.models.configs import LatteConfig
 from latte.steps.train import TrainConfig
@@ -13,7 +14,20 @@ CLIP_START = {"ffs": 20_000, "sky": 20_000, "taichi": 500_000, "ucf101": 100_000
 
 
 def test_there_is_one_for_each_published_model() -> None:
-    assert {path.stem for path in PRESETS.glob("*.yaml")} == set(CLIP_START)
+    assert {path.stem for path in PRESETS.glob("*.yaml")} == {*CLIP_START, "sky-128"}
+
+
+@pytest.mark.parametrize(("workers", "batch_size"), [(1, 4), (8, 32)])
+def test_clips_of_128_frames_are_computed_one_at_a_time_and_recomputed(workers: int, batch_size: int) -> None:
+    given = ["root=file:///data", "latents=latents.json", f"workers={workers}", f"batch_size={batch_size}"]
+    config = load(TrainConfig, PRESETS / "sky-128.yaml", given)
+    assert config.batch_size == config.workers * config.accumulation
+    assert config.recompute
+    assert (config.frame_stride, config.learning_rate, config.clip_grad_norm) == (1, 1e-4, None)
+    model = dict(config.model)
+    assert LatteConfig.preset(model.pop("preset"), **model).num_frames == 128
+    dataset = yaml_text.parse((PRESETS.parent / "datasets" / "skytimelapse-128.yaml").read_text())
+    assert dataset["min_frames"] == 128
 
 
 @pytest.mark.parametrize("name", sorted(CLIP_START))

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from latte import batches, checkpoints, manifest, previews, storage
+from latte import checkpoints, storage
 from latte.config import build
+from latte.data.latents import LatentClips
 from latte.errors import UserError
-from latte.latents import LatentClips
 from latte.steps import sample, train
+from latte.storage import manifest
+from latte.training import batches, previews
 from tests import small_clip, small_latents
 
 STEPS = 6

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from latte import workers
+from latte import processes
 from latte.errors import UserError
+from latte.training import workers
 from tests import small_latents
 
 LATTE = [sys.executable, "-m", "latte.cli"]
@@ -67,15 +68,7 @@ def wait_for_step(folder: Path, step: int, process: "subprocess.Popen[Any]") -> 
 
 def workers_of(process: "subprocess.Popen[Any]") -> list[int]:
     """Processes that carry the launcher's number."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            variables = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if f"LATTE_LAUNCHER_PID={process.pid}".encode() in variables and b"MS_ROLE=MS_WORKER" in variables:
-            found.append(int(path.parent.name))
-    return found
+    return processes.carrying({"LATTE_LAUNCHER_PID": str(process.pid), "MS_ROLE": "MS_WORKER"})
 
 
 def test_stopped_killed_and_with_other_workers_the_losses_are_the_same(latents: str, tmp_path: Path) -> None:
@@ -138,11 +131,11 @@ def test_mistakes_in_the_settings_of_workers_are_one_line(
     assert "batch_size 8 is not divisible by workers 3 x accumulation 1" in done.stderr
     monkeypatch.setenv("LATTE_SCHEDULER_HOST", "127.0.0.1")
     with pytest.raises(UserError, match="LATTE_NODE_RANK='': expected a whole number"):
-        workers.launch({}, 4)
+        workers.launch("latte.steps.train", {}, 4)
     monkeypatch.setenv("LATTE_NODE_RANK", "2")
     monkeypatch.setenv("LATTE_WORKERS_PER_NODE", "2")
     with pytest.raises(UserError, match="does not fit LATTE_WORKERS_PER_NODE=2 and LATTE_NODE_RANK=2"):
-        workers.launch({}, 4)
+        workers.launch("latte.steps.train", {}, 4)
 
 
 def test_a_worker_killed_without_a_word_shows_the_logs(latents: str, tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from latte import device
 from latte.errors import UserError
-from latte.models import toom
 from latte.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig, decode_in_chunks, encode_in_chunks
+from latte.operators import toom
 from tests import peers
 
 SMALL = AutoencoderKLConfig(block_out_channels=(8, 16, 24), layers_per_block=1, norm_num_groups=4, latent_channels=3)

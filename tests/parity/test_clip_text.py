@@ -75,10 +75,10 @@ def test_one_layer_of_the_published_size():
 
 
 def test_parameters_are_those_that_the_converter_expects():
-    from latte.checkpoints.architectures import clip_shapes
+    from latte.kinds import clip
 
     own = {name: tuple(param.shape) for name, param in ClipTextModel(SMALL).parameters_and_names()}
-    assert own == clip_shapes(SMALL)
+    assert own == clip.shapes_of(SMALL)
 
 
 def test_tokens_that_do_not_fit_are_refused():

@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latte import manifest, storage, video
+from latte import storage
 from latte.checkpoints import store
-from latte.latents import LatentClips
+from latte.data.latents import LatentClips
 from latte.steps import encode
+from latte.storage import manifest
+from latte.video import clip_files
 from tests import peers, small_vae, video_files
 
 SIZE = 32
@@ -73,7 +75,7 @@ def test_latents_equal_those_of_diffusers_within_fp16_rounding(tmp_path: Path) -
     clips = LatentClips(done, tmp_path / "cache")
     for index, entry in enumerate(clips.videos):
         number = int(entry.uri.rstrip("/").rsplit("/", 1)[1])
-        frames = video.load_real_clip(entry.uri, 0, 1, entry.num_frames, SIZE)
+        frames = clip_files.load_real_clip(entry.uri, 0, 1, entry.num_frames, SIZE)
         np.testing.assert_array_equal(frames, pictures[number])
         mean, logvar = clips.clip(index, 0, 1, entry.num_frames)
         # Half a unit in the last place of fp16, and what two float32 implementations differ by.

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from latte import device
-from latte.checkpoints.architectures import i3d_shapes
+from latte.kinds import i3d
 from latte.metrics.protocol import prepare
 from latte.models.configs import I3DConfig
-from latte.models.i3d import I3D, mixing
+from latte.models.i3d import I3D
+from latte.operators.cpu_images import mixing
 from tests import peers
 
 DATA = Path(__file__).parents[1] / "data"
@@ -92,7 +93,7 @@ def test_a_narrow_network_is_the_one_that_was_trained_in_pytorch():
     rng = np.random.default_rng(4)
     weights = {
         name: (rng.random(shape) + 0.5 if name.endswith("running_var") else rng.standard_normal(shape) / 3)
-        for name, shape in i3d_shapes(config).items()
+        for name, shape in i3d.shapes_of(config).items()
     }
     weights = {name: value.astype(np.float32) for name, value in weights.items()}
     clips = (rng.random((2, 3, 16, 64, 64)) * 2 - 1).astype(np.float32)
@@ -102,7 +103,7 @@ def test_a_narrow_network_is_the_one_that_was_trained_in_pytorch():
 
         from pipelines.demo import torch_i3d
 
-        twin = torch_i3d.I3D(config).eval()
+        twin = torch_i3d.TorchI3D(config).eval()
         missing = twin.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()}, strict=False)
         assert all(name.endswith("num_batches_tracked") for name in missing.missing_keys)
         with torch.no_grad():

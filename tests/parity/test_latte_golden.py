@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from latte import checkpoints, device
-from latte.checkpoints.architectures import latte_shapes
 from latte.diffusion import Diffusion
+from latte.kinds.latte import shapes_of
 from latte.models.latte import Latte, LatteConfig
 
 DATA = Path(__file__).parents[1] / "data"
@@ -44,7 +44,7 @@ def tensor_cond(golden):
 def test_names_and_shapes_are_the_published_ones(golden):
     published = {name: array.shape for name, array in checkpoints.read(str(DATA / f"{golden.name}.pt")).items()}
     own = {param.name: tuple(param.shape) for param in golden.net.get_parameters()}
-    assert own == published == latte_shapes(golden.net.config)
+    assert own == published == shapes_of(golden.net.config)
 
 
 def test_fresh_position_features_are_the_published_ones(golden):

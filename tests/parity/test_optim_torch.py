@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from mindspore import nn, ops
 
-from latte import device, optim
+from latte import device
+from latte.training import optim
 from tests import peers
 
 

@@ -7,10 +7,11 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from latte import checkpoints, device, optim
+from latte import checkpoints, device
 from latte.diffusion import Diffusion
 from latte.models.latte import Latte, LatteConfig
-from latte.training_loop import make_accumulate
+from latte.training import optim
+from latte.training.loop import make_accumulate
 from tests import peers
 
 DATA = Path(__file__).parents[1] / "data"

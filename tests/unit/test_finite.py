@@ -8,21 +8,24 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, load_file, save, save_file
 
-from latte import encoding, finite, manifest, score_sides, storage
-from latte.catalog import Catalog
-from latte.checkpoints import architectures
+from latte import finite, storage
 from latte.checkpoints import read as read_checkpoint
-from latte.decoders import End, Limits
-from latte.encode_plan import merge, published, shard_uri, write_index
-from latte.encoding import Planned, PlannedShard, Settings, ShardWriter
+from latte.data import encoding
+from latte.data.catalog import Catalog
+from latte.data.encode_plan import merge, published, shard_uri, write_index
+from latte.data.encoding import Planned, PlannedShard, Settings, ShardWriter
+from latte.data.latents import LatentClips, digests_of
 from latte.errors import UserError
-from latte.latents import LatentClips
+from latte.kinds import clip, i3d
+from latte.metrics import detection, score_sides
 from latte.metrics.protocol import Protocol
-from latte.models.configs import ClipTextConfig, I3DConfig
-from latte.steps import score
+from latte.models.configs import ClipTextConfig
 from latte.steps.convert import ConvertConfig, run
+from latte.storage import manifest
+from latte.video.decoders import End, Limits
 from tests import small_clip, small_vae, torch_files
-from tests.unit import test_latents, test_score
+from tests.unit.data import test_latents
+from tests.unit.steps import test_score
 
 ROOT = Path(__file__).parents[2]
 AUTOENCODER = ROOT / "configs" / "demo" / "autoencoder"
@@ -34,8 +37,8 @@ def weights_of(kind: str) -> dict[str, np.ndarray]:
     if kind == "vae":
         return load_file(AUTOENCODER / "diffusion_pytorch_model.safetensors")
     if kind == "i3d":
-        return architectures.random_i3d(0)
-    shapes = architectures.clip_shapes(ClipTextConfig(**small_clip.MODEL))
+        return i3d.random_weights(0)
+    shapes = clip.shapes_of(ClipTextConfig(**small_clip.MODEL))
     return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
 
 
@@ -153,8 +156,10 @@ def test_stored_latents_that_are_not_finite_are_named_by_their_video(tmp_path: P
     tensors = load(storage.read_bytes(made.uri))
     tensors["digest-a"][3, 0, 0, 0, 0] = np.nan
     data = bytearray(storage.read_bytes(made.uri))
-    at = {video["id"]: video["offset"] for video in record["videos"]}["a.mp4"]
-    data[at : at + tensors["digest-a"].nbytes] = tensors["digest-a"].tobytes()
+    video = next(video for video in record["videos"] if video["id"] == "a.mp4")
+    at, rows = video["offset"], tensors["digest-a"]
+    data[at : at + rows.nbytes] = rows.tobytes()
+    video["digests"] = digests_of(rows.tobytes(), rows.nbytes // len(rows))
     facts = {key: record[key] for key in ("videos", "rejects", "row_shape", "dtype")}
     manifest.publish_shard(bytes(data), made.uri, 2, **facts)
     catalog = Catalog([test_latents.entry(n) for n in "ab"], ["one"], [])
@@ -192,19 +197,17 @@ def test_numbers_that_are_not_finite_are_found_wherever_they_lie() -> None:
 
 
 def test_features_that_cannot_be_summed_are_named_by_their_clip_and_not_published(tmp_path: Path) -> None:
-    weights = architectures.random_i3d(0)
+    weights = i3d.random_weights(0)
     weights["logits.conv3d.weight"] = weights["logits.conv3d.weight"] * np.float32(1e38)
     place = storage.join(tmp_path.as_uri(), "weights/i3d")
     shard = manifest.publish_shard(save(weights), storage.join(place, "model.safetensors"))
     videos = test_score.video_set(tmp_path, 2)
     protocol = Protocol(num_clips=2)
     side = score_sides.generated(videos, manifest.read(videos), protocol)
-    config = test_score.config(tmp_path, videos, "", "")
-    config = config.model_copy(update={"batch_size": 1})
-    detect = score._Detector(shard, I3DConfig(), protocol)
-    features = score._Place.of(side, detect, config, protocol)
+    detect = detection.Detect(detection.Detector(i3d.KIND, {}, shard, None), protocol)
+    work = detection.FeatureWork(tmp_path.as_uri(), batch_size=1, clips_per_shard=2, workers=1)
     with pytest.raises(UserError, match=r"generated clip .*/clip-00000\.mkv: a feature .* is not finite, or not below"):
-        score._collect(side, features, detect, config, protocol)
+        detection.features(side, detect.place(side, work), detect, work)
     assert not (tmp_path / "features").exists()
 
 
@@ -221,4 +224,4 @@ def test_published_features_that_are_not_finite_are_named_by_their_clip(tmp_path
         shards.append(manifest.publish_shard(save({"features": rows}), uri, 2))
     collected = manifest.Manifest(kind="features", name="f", uri=place, fingerprint="f", shards=shards)
     with pytest.raises(UserError, match=r"features-00001\.safetensors: generated clip .*/clip-00003\.mkv: a feature"):
-        score._read_features(side, collected)
+        detection._read(side, collected)

@@ -1,0 +1,1 @@
+"""The smallest kind of model and the smallest step, as docs/architecture.md says how they are added."""

@@ -23,10 +23,10 @@ from typing import Any
 
 _MAKE = """
 import sys, torch
-from latte.checkpoints.architectures import latte_shapes
+from latte.kinds.latte import shapes_of
 from latte.models.configs import LatteConfig
 torch.manual_seed(0)
-shapes = latte_shapes(LatteConfig.preset(sys.argv[2]))
+shapes = shapes_of(LatteConfig.preset(sys.argv[2]))
 torch.save({"ema": {name: torch.randn(shape) for name, shape in shapes.items()}}, sys.argv[1])
 """
 _TORCH = """

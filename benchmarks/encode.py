@@ -105,7 +105,8 @@ def _prepare(folder: Path, options: argparse.Namespace) -> None:
     from diffusers import AutoencoderKL
     from safetensors.torch import save_file
 
-    from latte import manifest, storage
+    from latte import storage
+    from latte.storage import manifest
     from pipelines.demo.data import cut_demo_clips
 
     cut_demo_clips(folder / "all")
@@ -187,17 +188,20 @@ def _decoders_peak_bytes() -> int:
     total_bytes = 0
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if f"latte.decoding\0{os.getpid()}\0" in (folder / "cmdline").read_text():
+            if f"latte.video.decoder_process\0{os.getpid()}\0" in (folder / "cmdline").read_text():
                 total_bytes += _peak_bytes(folder)
     return total_bytes
 
 
 def _serve_ours(options: argparse.Namespace) -> None:
-    from latte import encode_plan, encoding, manifest, storage
-    from latte.catalog import DatasetConfig
-    from latte.decoders import Chunk, Limits, Source, decode_all
-    from latte.latents import LatentClips
+    from latte import storage
+    from latte.data import encode_plan, encoding
+    from latte.data.catalog import DatasetConfig
+    from latte.data.latents import LatentClips
     from latte.steps import encode
+    from latte.storage import manifest
+    from latte.video.decoders import Chunk, Limits, decode_all
+    from latte.video.sources import VideoSource
 
     folder = Path(options.folder)
     size, batch, _ = SIZES[options.autoencoder]
@@ -229,7 +233,7 @@ def _serve_ours(options: argparse.Namespace) -> None:
             seconds = time.perf_counter() - started
 
         started = time.perf_counter()
-        sources = [Source(video.uri, video.content) for shard in shards for video in shard.videos]
+        sources = [VideoSource(video.uri, video.content) for shard in shards for video in shard.videos]
         frames = decoders_bytes = 0
         for event in decode_all(sources, size):
             if isinstance(event, Chunk):

@@ -209,9 +209,10 @@ def _our_latte(size: dict[str, Any], clips: int, train: bool, threads: int) -> T
     import mindspore as ms
     from mindspore import ops
 
-    from latte import device, optim
+    from latte import device
     from latte.models.configs import LatteConfig
     from latte.models.latte import Latte
+    from latte.training import optim
 
     device.setup(seed=0)
     net = Latte(LatteConfig(**size))

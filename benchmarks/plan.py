@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from latte import encode_plan
-from latte.catalog import Catalog, Entry
-from latte.latents import INDEX
-from latte.manifest import Shard, fingerprint
+from latte.data import encode_plan
+from latte.data.catalog import Catalog, CatalogEntry
+from latte.data.latents import INDEX
+from latte.storage.manifest import Shard, fingerprint
 
 _SHARD_BYTES = 256_000_000
 
@@ -100,10 +100,10 @@ def _measure(videos: int) -> dict[str, Any]:
     return {"seconds": laps, "peak_bytes": peak_bytes, "plan_bytes": shard.bytes}
 
 
-def _entry(number: int) -> Entry:
+def _entry(number: int) -> CatalogEntry:
     name = f"class-{number % 100:03d}/video-{number:07d}.mp4"
     size_bytes = 1_000_000 + number
-    return Entry(name, f"s3://bucket/videos/{name}", fingerprint("s3", number), number % 100, None, size_bytes)
+    return CatalogEntry(name, f"s3://bucket/videos/{name}", fingerprint("s3", number), number % 100, None, size_bytes)
 
 
 if __name__ == "__main__":

@@ -151,11 +151,12 @@ def answer(**facts: Any) -> None:
     print(json.dumps({**facts, "peak_bytes": peak_bytes()}), flush=True)
 
 
-def publish(folder: Path, kind: str, name: str, arrays: dict[str, np.ndarray], **fields: Any) -> None:
+def publish(folder: Path, kind: Any, name: str, arrays: dict[str, np.ndarray], **fields: Any) -> None:
     """Weights with a manifest at `folder/manifest.json`, as the steps read them."""
     from safetensors.numpy import save_file
 
-    from latte import manifest, storage
+    from latte import storage
+    from latte.storage import manifest
 
     path = folder / name
     path.parent.mkdir(parents=True)
@@ -182,8 +183,8 @@ def _prepare(folder: Path) -> None:
     from diffusers import AutoencoderKL
     from torch_twin import LatteTwin
 
-    from latte import manifest
     from latte.models.configs import LatteConfig
+    from latte.storage import manifest
 
     blocks = len(VAE["block_out_channels"])
     vae = AutoencoderKL(
@@ -211,8 +212,9 @@ def _prepare(folder: Path) -> None:
 
 
 def _serve_ours(options: argparse.Namespace) -> None:
-    from latte import storage, video
+    from latte import storage
     from latte.steps import sample
+    from latte.video import clip_files
 
     folder = Path(options.folder)
     root = folder / "root"
@@ -233,7 +235,7 @@ def _serve_ours(options: argparse.Namespace) -> None:
             )
         )
         items = storage.read_json(storage.join(done.uri, "items.json"))
-        return [float(video.read_lossless(item["video"]).mean()) for item in items[:4]]
+        return [float(clip_files.read_lossless(item["video"]).mean()) for item in items[:4]]
 
     with contextlib.redirect_stderr(io.StringIO()):
         make(options.batch_size)
@@ -249,7 +251,8 @@ def _serve_peer(options: argparse.Namespace) -> None:
     from safetensors.torch import load_file
     from torch_twin import LatteTwin
 
-    from latte import rng, video
+    from latte import rng
+    from latte.video import clip_files
 
     torch.set_num_threads(options.threads)
     folder = Path(options.folder)
@@ -281,8 +284,8 @@ def _serve_peer(options: argparse.Namespace) -> None:
             )  # (N F, 3, H, W)
             pixels = (images * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
             for index, frames in zip(group, pixels.reshape(len(x), -1, *pixels.shape[1:]), strict=True):
-                video.write_lossless(target / f"{index}.mkv", frames, FPS)
-                video.write_preview(target / f"{index}.mp4", frames, FPS)
+                clip_files.write_lossless(target / f"{index}.mkv", frames, FPS)
+                clip_files.write_preview(target / f"{index}.mp4", frames, FPS)
                 means.append(float(frames.mean()))
         return means[:4]
 

@@ -86,10 +86,12 @@ def _prepare(folder: Path, clips: int) -> None:
     """Two sets of files, and one set of weights for both sides."""
     from sample import publish, random_weights
 
-    from latte import latents, manifest, storage, video
-    from latte.checkpoints.architectures import i3d_shapes
+    from latte import kinds, storage
+    from latte.data import latents
+    from latte.storage import manifest
+    from latte.video import clip_files
 
-    weights = random_weights(i3d_shapes())
+    weights = random_weights(kinds.i3d.shapes_of())
     for name in weights:
         if name.endswith("running_var"):
             weights[name] = np.abs(weights[name]) + 1.0
@@ -99,7 +101,7 @@ def _prepare(folder: Path, clips: int) -> None:
         (folder / f"clips{side}").mkdir()
         for index in range(clips):
             path = folder / f"clips{side}" / f"{index:05d}.mkv"
-            video.write_lossless(path, _moving(1000 * side + index), FPS)
+            clip_files.write_lossless(path, _moving(1000 * side + index), FPS)
             items.append({"index": index, "video": path.as_uri(), "sha256": storage.sha256_file(path)})
         if side == 0:
             for count in {clips, max(2, clips // 3)}:
@@ -134,6 +136,7 @@ def _prepare(folder: Path, clips: int) -> None:
 def _serve_ours(options: argparse.Namespace) -> None:
     from sample import answer, peak_bytes, turns_of_this_side
 
+    from latte.kinds.i3d import RANDOM
     from latte.steps import score
 
     folder = Path(options.folder)
@@ -151,7 +154,7 @@ def _serve_ours(options: argparse.Namespace) -> None:
                 batch_size=BATCH,
             )
         )
-        return float(done.metrics[score.RANDOM_METRIC])
+        return float(done.metrics[RANDOM])
 
     with contextlib.redirect_stderr(io.StringIO()):
         measure(max(2, options.clips // 3))

@@ -134,7 +134,9 @@ def _ours(
 
 def _write_latents(root: str, model: dict[str, Any]) -> str:
     """Random latents of the layout that the encode step writes; returns their manifest."""
-    from latte import latents, manifest, storage
+    from latte import storage
+    from latte.data import latents
+    from latte.storage import manifest
 
     place = storage.join(root, "datasets", "random")
     side = model["input_size"]

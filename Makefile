@@ -27,7 +27,7 @@ IMAGE_CA := $(if $(PIP_CERT),--secret id=ca$(comma)src=$(PIP_CERT) --build-arg P
 version_of = $(shell $(1) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 wrong_python = $(error $(1); MindSpore needs Python $(PYTHON_VERSION): $(2))
 
-.PHONY: python setup setup-dev demo test test-peers record-peers test-containers images lint bench soak lock clean
+.PHONY: python setup setup-dev demo test test-peers record-peers test-containers test-cluster images lint bench soak lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -36,6 +36,7 @@ help:
 	@echo "make test-peers         compare live with PyTorch, diffusers, transformers and cd-fvd (installs them, 4.8 GB)"
 	@echo "make images             build the container image (DEVICE=ascend for NPUs); images/README.md"
 	@echo "make test-containers    build the image and run the pipeline in containers (needs Docker)"
+	@echo "make test-cluster       run manifests, doctor, launcher and pods on a real Kubernetes (needs Go; root for the pods)"
 	@echo "make lint               ruff and mypy"
 	@echo "make bench              every benchmark, each a ratio against a named peer"
 	@echo "make soak               the long kill, fault and fuzz tests in full"
@@ -57,21 +58,21 @@ setup: $(VENV)/.run
 
 $(VENV)/.run: requirements/run.lock requirements/hashed.lock pyproject.toml | python
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --no-deps --require-hashes -r requirements/hashed.lock
-	$(PIP) install --quiet --no-deps -r requirements/run.lock
+	$(PIP) install --quiet --no-deps --require-hashes -r requirements/hashed.lock -r requirements/run.lock
 	$(PIP) install --quiet --no-deps -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run requirements/dev.lock
-	$(PIP) install --quiet --no-deps -r requirements/dev.lock
+	$(PIP) install --quiet --no-deps --require-hashes -r requirements/dev.lock
 	@touch $@
 
 $(PEERS)/.installed: $(VENV)/.dev requirements/peers.lock requirements/peers-alone.lock
 	$(PYTHON) -m venv $(PEERS)
 	@echo "import site; site.addsitedir('$(CURDIR)/$(VENV)/$(SITE)')" > $(PEERS)/$(SITE)/latte-environment.pth
-	$(PEERS)/bin/pip --disable-pip-version-check install --quiet -c requirements/run.lock -c requirements/dev.lock \
-		-r requirements/peers.lock
-	$(PEERS)/bin/pip --disable-pip-version-check install --quiet --no-deps -r requirements/peers-alone.lock
+	sed -n 's/^\([^#; ]*==[^; ]*\).*/\1/p' requirements/run.lock requirements/dev.lock > $(PEERS)/constraints.txt
+	$(PEERS)/bin/pip --disable-pip-version-check install --quiet -c $(PEERS)/constraints.txt -r requirements/peers.lock
+	$(PEERS)/bin/pip --disable-pip-version-check install --quiet --no-deps --require-hashes \
+		-r requirements/peers-alone.lock
 	@touch $@
 
 setup-dev: $(VENV)/.dev
@@ -81,7 +82,7 @@ demo: setup
 	$(BIN)/latte-pipeline run -c configs/demo/pipeline.yaml "encode.dataset.videos=$(VIDEOS)"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-peers: $(PEERS)/.installed
 	LATTE_PEERS=live $(PEERS)/bin/python -m pytest -m peers
@@ -92,6 +93,10 @@ record-peers: $(PEERS)/.installed
 
 test-containers: $(VENV)/.dev
 	$(BIN)/python -m pytest -m containers tests/e2e/test_containers.py
+
+test-cluster: $(VENV)/.dev
+	$(BIN)/python -m tests.cluster.programs
+	$(BIN)/python -m pytest -m cluster tests/cluster
 
 images:
 	@command -v $(DOCKER) >/dev/null || { echo "error: $(DOCKER) not found; install Docker, or name it with make DOCKER=..." >&2; exit 2; }
@@ -113,7 +118,7 @@ soak: $(VENV)/.dev
 	LATTE_SOAK=1 $(BIN)/python -m pytest -m soak
 
 lock: $(PEERS)/.installed
-	$(PEERS)/bin/python requirements/lock.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PEERS)/bin/python requirements/lock.py
 
 clean:
 	rm -rf runs build

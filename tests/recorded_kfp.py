@@ -32,6 +32,13 @@ def manifest(name: str) -> str:
     return answer(f"v1_{name}")["pipeline_runtime"]["workflow_manifest"]
 
 
+def unpack_nodes(status: dict[str, Any]) -> dict[str, Any]:
+    """Take the nodes out of a Workflow's status; Argo packs those of a large one."""
+    if "nodes" in status:
+        return status.pop("nodes")
+    return json.loads(gzip.decompress(base64.b64decode(status.pop("compressedNodes"))))
+
+
 def within_exit_handler(name: str) -> Any:
     """The v1beta1 answer of a recorded run with its nodes' names as pipelines within an exit handler have them.
 
@@ -39,6 +46,7 @@ def within_exit_handler(name: str) -> Any:
     """
     found = answer(f"v1_{name}")
     value = json.loads(found["pipeline_runtime"]["workflow_manifest"])
+    value["status"]["nodes"] = unpack_nodes(value["status"])
     for node in value["status"]["nodes"].values():
         inside = node["name"].replace("root(0).", "root(0).exit-handler-1(0).")
         node["name"] = re.sub(r"for-loop-(\d+)", lambda match: f"for-loop-{int(match[1]) + 1}", inside)
@@ -78,7 +86,7 @@ def train_again(server: KfpServer) -> str:
     server.runs[run_id].update(state="RUNNING", finished_at="1970-01-01T00:00:00Z")
     server.runs[run_id]["state_history"] = recorded_then["state_history"]
     value = json.loads(server.workflows[run_id]["pipeline_runtime"]["workflow_manifest"])
-    nodes = json.loads(gzip.decompress(base64.b64decode(value["status"].pop("compressedNodes"))))
+    nodes = unpack_nodes(value["status"])
     started = {key: each for key, each in nodes.items() if each["startedAt"] <= "2026-11-27T13:45:53Z"}
     for each in started.values():
         if each["finishedAt"] > "2026-11-27T13:45:53Z":

@@ -24,7 +24,7 @@ MAX_ITEMS = 10 * MAX_TENSORS
 # name of these, then under any other that looks like an average's.
 AVERAGES = ("ema", "ema_state_dict", "model_ema")
 PARTS = ("model", "state_dict", "model_state_dict", "module", "params", "weights")
-# Beside its average Lightning's WeightAveraging keeps the raw weights under this name, and the average as the state dict.
+# Lightning's WeightAveraging keeps the raw weights under this name, and the average as the state dict.
 _KNOWN_RAW = ("current_model_state",)
 # What an EMA's own object keeps its tensors in.
 _INSIDE = ("module", "shadow", "ema_model", "model", "state_dict", "params")

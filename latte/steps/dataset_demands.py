@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from latte.data import frame_bounds
-from latte.data.catalog import Catalog
+from latte.data.entries import Catalog
 from latte.errors import UserError
 from latte.metrics import protocol as protocols
 from latte.metrics.protocol import Protocol
@@ -93,7 +93,8 @@ def counted(catalog: Catalog, asked: Asked, known: Mapping[str, int] | None = No
         for entry in sorted(catalog.entries, key=lambda entry: -entry.bytes):
             bound = (known or {}).get(entry.digest)
             if bound is None:
-                read = count(entry)
+                shot = None if entry.view is None else entry.view.stop
+                read = count(entry) if shot is None else shot - entry.view.start
                 if read is None:
                     return dataset
                 bound = min(-(-read // encode.frame_stride), encode.max_frames or read)

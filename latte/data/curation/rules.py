@@ -1,0 +1,170 @@
+"""Decisions of curation: which shots of which videos stay, and why the others do not."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from latte.data.curation.config import CurateConfig
+from latte.data.curation.doubles import doubles
+from latte.data.curation.measuring import Measured, Shot
+from latte.data.entries import Catalog, CatalogEntry
+from latte.storage.manifest import Reject
+from latte.video.views import View
+
+# Beginning of the reason of a reject, before the rule's name.
+PREFIX = "curate."
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A rule that leaves something out, and its words."""
+
+    rule: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A shot, or a whole video, that is judged.
+
+    Attributes:
+        entry: as it would be encoded.
+        video: as the catalog lists it.
+        shot: its numbers; None where it could not be decoded, which encoding tells.
+        reasons: why it is left out, of all rules; empty: it stays.
+    """
+
+    entry: CatalogEntry
+    video: CatalogEntry
+    shot: Shot | None = None
+    reasons: tuple[Reason, ...] = ()
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Judged candidates in the order of the catalog, and the catalog that is left."""
+
+    candidates: list[Candidate] = field(default_factory=list)
+    catalog: Catalog = field(default_factory=lambda: Catalog([], [], []))
+
+    @property
+    def lost(self) -> list[str]:
+        """Ids of the videos of which nothing stays."""
+        stays = {each.video.id for each in self.candidates if not each.reasons}
+        return list(dict.fromkeys(each.video.id for each in self.candidates if each.video.id not in stays))
+
+
+def rule_of(reject: Reject) -> str | None:
+    """The rule that has left something out; None for what was left out for another reason."""
+    if not reject.reason.startswith(PREFIX):
+        return None
+    return reject.reason.removeprefix(PREFIX).partition(":")[0]
+
+
+def judge(
+    catalog: Catalog,
+    rules: CurateConfig,
+    measured: Mapping[str, Measured],
+    frame_stride: int,
+    taken: Sequence[str] = (),
+) -> Decisions:
+    """Judge the videos of a catalog.
+
+    Args:
+        catalog: as it was listed.
+        rules: the settings.
+        measured: numbers of each by its digest.
+        frame_stride: every so many frames one was looked at.
+        taken: contents that were taken in before; of near-doubles they stay, in this order, then the first by name.
+    """
+    candidates = [
+        each for entry in catalog.entries for each in _candidates(entry, measured[entry.digest], rules, frame_stride)
+    ]
+    if rules.doubles is not None:
+        candidates = _without_doubles(candidates, rules.doubles.max_distance, taken)
+    entries = [each.entry for each in candidates if not each.reasons]
+    rejects = [
+        Reject(item=each.entry.id, reason=f"{PREFIX}{each.reasons[0].rule}: {each.reasons[0].text}")
+        for each in candidates
+        if each.reasons
+    ]
+    rejects = sorted([*catalog.rejects, *rejects], key=lambda reject: (reject.item, reject.reason))
+    return Decisions(candidates, replace(catalog, entries=entries, rejects=rejects))
+
+
+def _candidates(entry: CatalogEntry, measured: Measured, rules: CurateConfig, frame_stride: int) -> Iterator[Candidate]:
+    if measured.problem is not None or not measured.shots:
+        yield Candidate(entry, entry)
+        return
+    shots, total = measured.shots, measured.shots[-1].stop
+    whole = _seen(entry, View(crop=measured.crop), entry.id)
+    if rules.shots is not None and len(shots) > 1:
+        longest = max(shots, key=lambda shot: (shot.stop - shot.start, -shot.start))
+        if rules.shots.on_cut == "reject":
+            cut = Reason("shots", f"{len(shots) - 1} cuts, the first before frame {shots[1].start * frame_stride}")
+            yield Candidate(whole, entry, longest, (cut, *_reasons(longest, measured, rules)))
+            return
+        if longest.stop - longest.start < rules.shots.min_frames:
+            yield Candidate(whole, entry, longest, (_too_short(longest, rules.shots.min_frames, "its longest shot"),))
+            return
+        for shot in shots if rules.shots.on_cut == "split" else (longest,):
+            start, stop = shot.start * frame_stride, shot.stop * frame_stride
+            name = f"{entry.id}#{start}-{stop}" if rules.shots.on_cut == "split" else entry.id
+            part = _seen(entry, View(start, stop, measured.crop), name)
+            size = max(1, entry.bytes * (shot.stop - shot.start) // total)
+            reasons = tuple(_reasons(shot, measured, rules))
+            if shot.stop - shot.start < rules.shots.min_frames:
+                reasons = (_too_short(shot, rules.shots.min_frames, "a shot"), *reasons)
+            yield Candidate(replace(part, bytes=size), entry, shot, reasons)
+        return
+    yield Candidate(whole, entry, shots[0], tuple(_reasons(shots[0], measured, rules)))
+
+
+def _seen(entry: CatalogEntry, view: View, name: str) -> CatalogEntry:
+    """A view of a video as an entry; all of a video is the video, encoded before or not."""
+    if view == View():
+        return entry
+    return replace(entry, id=name, digest=entry.digest + view.mark, view=view)
+
+
+def _too_short(shot: Shot, least: int, what: str) -> Reason:
+    count = shot.stop - shot.start
+    return Reason("shots", f"{what} has {count} {'frame' if count == 1 else 'frames'}, min_frames is {least}")
+
+
+def _reasons(shot: Shot, measured: Measured, rules: CurateConfig) -> Iterator[Reason]:
+    width, height = (measured.width, measured.height) if measured.crop is None else measured.crop[2:]
+    if rules.size is not None and min(width, height) < rules.size.min_side:
+        bars = "" if measured.crop is None else " without its bars"
+        yield Reason("size", f"{width}x{height} pixels{bars}, min_side is {rules.size.min_side}")
+    if rules.black is not None and shot.black > rules.black.max_share:
+        yield Reason("black", f"{shot.black:.3g} of its frames are black, max_share is {rules.black.max_share:g}")
+    if rules.frozen is not None and shot.frozen > rules.frozen.max_share:
+        share = rules.frozen.max_share
+        yield Reason("frozen", f"{shot.frozen:.3g} of its frames repeat the one before, max_share is {share:g}")
+    if rules.flicker is not None and shot.flicker > rules.flicker.max_levels:
+        levels = rules.flicker.max_levels
+        yield Reason("flicker", f"brightness jumps by {shot.flicker:.3g} levels a frame, max_levels is {levels:g}")
+    if rules.motion is not None and shot.motion is not None:
+        least, most = rules.motion.min_percent, rules.motion.max_percent
+        if least is not None and shot.motion < least:
+            yield Reason("motion", f"too little: {shot.motion:.3g} % a frame, min_percent is {least:g}")
+        if most is not None and shot.motion > most:
+            yield Reason("motion", f"too much: {shot.motion:.3g} % a frame, max_percent is {most:g}")
+    if rules.sharpness is not None and shot.sharpness < rules.sharpness.min_variance:
+        least = rules.sharpness.min_variance
+        yield Reason("sharpness", f"variance of the Laplacian {shot.sharpness:.3g}, min_variance is {least:g}")
+
+
+def _without_doubles(candidates: list[Candidate], max_distance: float, taken: Sequence[str]) -> list[Candidate]:
+    rank = {content: number for number, content in enumerate(taken)}
+    # What another rule leaves out drives nothing else out.
+    asked = [number for number, each in enumerate(candidates) if each.shot is not None and not each.reasons]
+    asked.sort(key=lambda number: (rank.get(candidates[number].video.digest, len(rank)), number))
+    hashes = [shot.hashes for number in asked if (shot := candidates[number].shot) is not None]
+    judged = list(candidates)
+    for number, found in zip(asked, doubles(hashes, max_distance), strict=True):
+        if found is not None:
+            other, apart = candidates[asked[found[0]]].entry.id, found[1]
+            reason = Reason("doubles", f"shows what {other!r} shows, {apart:.3g} of 64 bits apart")
+            judged[number] = replace(judged[number], reasons=(reason,))
+    return judged

@@ -211,6 +211,29 @@ def _compare(first: str, second: str) -> None:
 
 
 @cli.command()
+@click.option(
+    "-c", "--config", "path", type=click.Path(path_type=Path), help="YAML config of latte encode, or of a pipeline."
+)
+@click.option(
+    "--page", type=click.Path(path_type=Path), default="curation.html", show_default=True, help="Page to write."
+)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def curate(path: Path | None, page: Path, overrides: tuple[str, ...]) -> None:
+    r"""Show what the rules of `curate` would leave out of a dataset and change, with pictures, before it is encoded.
+
+    Takes the config of `latte encode` (its keys: `latte encode --help`), or the settings of a pipeline, of which the
+    section encode counts; root and name may be given as key=value, weights are not needed. What is measured stays
+    under the root, by content: other limits, one video more and the encoding itself measure only what is new.
+
+    \b
+      latte curate -c mine.yaml root=/data/out curate.black={} curate.doubles.max_distance=4
+    """
+    from latte.steps import curate as look
+
+    guarded(lambda: click.echo(look.show(look.settings(path, overrides), page)))
+
+
+@cli.command()
 @click.argument("root")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def ls(root: str, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from latte import storage
 from latte.data.config import EncodeConfig
 from latte.data.curation import measured
+from latte.data.curation.config import CurateConfig
 from latte.data.curation.measuring import Measure
 from latte.data.curation.rules import Decisions, judge
 from latte.data.entries import Catalog
@@ -11,16 +12,12 @@ from latte.storage import manifest
 from latte.video.decoders import Limits
 
 
-def decide(config: EncodeConfig, catalog: Catalog) -> Decisions:
+def decide(config: EncodeConfig, rules: CurateConfig, catalog: Catalog) -> Decisions:
     """Decide what of a catalog stays; nothing but the numbers is kept.
 
     Raises:
-        UserError: `curate` is not there.
         StorageError: the store does not answer.
     """
-    rules = config.curate
-    if rules is None:
-        raise UserError("curate: the section is not there; name some rules, for example curate.black={}")
     # Shots are counted after the cut, so that all of a video has to be looked at.
     whole = rules.shots is not None and rules.shots.on_cut != "reject"
     settings = Measure(
@@ -47,7 +44,7 @@ def curated(config: EncodeConfig, catalog: Catalog) -> Catalog:
     """
     if config.curate is None:
         return catalog
-    decisions = decide(config, catalog)
+    decisions = decide(config, config.curate, catalog)
     lost, total, most = len(decisions.lost), len(catalog.entries), config.curate.max_reject_share
     if total and (lost > most * total or lost == total):
         allowed = "so none is left" if lost == total else f"more than curate.max_reject_share={most:g} allows"

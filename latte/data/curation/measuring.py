@@ -111,6 +111,11 @@ class Measured:
         return cls(**{**row, "shots": shots, "crop": None if crop is None else tuple(crop)})
 
     @property
+    def picture(self) -> tuple[int, int]:
+        """Width and height of what is seen, without bars."""
+        return (self.width, self.height) if self.crop is None else self.crop[2:]
+
+    @property
     def row(self) -> dict[str, Any]:
         """The numbers as documents keep them."""
         return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}

@@ -16,10 +16,11 @@ PREFIX = "curate."
 
 @dataclass(frozen=True)
 class Reason:
-    """A rule that leaves something out, and its words."""
+    """A rule that leaves something out, its words, and of a near-double the id of what it is like."""
 
     rule: str
     text: str
+    like: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,14 @@ def judge(
         rules: the settings.
         measured: numbers of each by its digest.
         frame_stride: every so many frames one was looked at.
-        taken: contents that were taken in before; of near-doubles they stay, in this order, then the first by name.
+        taken: contents that were taken in before; of near-doubles they stay, in this order, then the largest picture,
+            then the first by name.
     """
     candidates = [
         each for entry in catalog.entries for each in _candidates(entry, measured[entry.digest], rules, frame_stride)
     ]
     if rules.doubles is not None:
-        candidates = _without_doubles(candidates, rules.doubles.max_distance, taken)
+        candidates = _without_doubles(candidates, rules.doubles.max_distance, measured, taken)
     entries = [each.entry for each in candidates if not each.reasons]
     rejects = [
         Reject(item=each.entry.id, reason=f"{PREFIX}{each.reasons[0].rule}: {each.reasons[0].text}")
@@ -132,7 +134,7 @@ def _too_short(shot: Shot, least: int, what: str) -> Reason:
 
 
 def _reasons(shot: Shot, measured: Measured, rules: CurateConfig) -> Iterator[Reason]:
-    width, height = (measured.width, measured.height) if measured.crop is None else measured.crop[2:]
+    width, height = measured.picture
     if rules.size is not None and min(width, height) < rules.size.min_side:
         bars = "" if measured.crop is None else " without its bars"
         yield Reason("size", f"{width}x{height} pixels{bars}, min_side is {rules.size.min_side}")
@@ -155,16 +157,23 @@ def _reasons(shot: Shot, measured: Measured, rules: CurateConfig) -> Iterator[Re
         yield Reason("sharpness", f"variance of the Laplacian {shot.sharpness:.3g}, min_variance is {least:g}")
 
 
-def _without_doubles(candidates: list[Candidate], max_distance: float, taken: Sequence[str]) -> list[Candidate]:
+def _without_doubles(
+    candidates: list[Candidate], max_distance: float, measured: Mapping[str, Measured], taken: Sequence[str]
+) -> list[Candidate]:
+    def order(number: int) -> tuple[int, int, int]:
+        content = candidates[number].video.digest
+        width, height = measured[content].picture
+        return rank.get(content, len(rank)), -width * height, number
+
     rank = {content: number for number, content in enumerate(taken)}
     # What another rule leaves out drives nothing else out.
     asked = [number for number, each in enumerate(candidates) if each.shot is not None and not each.reasons]
-    asked.sort(key=lambda number: (rank.get(candidates[number].video.digest, len(rank)), number))
+    asked.sort(key=order)
     hashes = [shot.hashes for number in asked if (shot := candidates[number].shot) is not None]
     judged = list(candidates)
     for number, found in zip(asked, doubles(hashes, max_distance), strict=True):
         if found is not None:
             other, apart = candidates[asked[found[0]]].entry.id, found[1]
-            reason = Reason("doubles", f"shows what {other!r} shows, {apart:.3g} of 64 bits apart")
+            reason = Reason("doubles", f"shows what {other!r} shows, {apart:.3g} of 64 bits apart", like=other)
             judged[number] = replace(judged[number], reasons=(reason,))
     return judged

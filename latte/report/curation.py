@@ -133,7 +133,7 @@ def _shown(decisions: Decisions, name: str) -> list[Candidate]:
 def _text(row: dict[str, Any]) -> str:
     more = "" if len(row["cells"]) < MOST_PICTURES else f" The first {MOST_PICTURES} are shown."
     done = f"It {row['changes']}. " if row["changes"] else ""
-    return f"{done}It leaves out {row['count']:,}, {row['alone']:,} of them it alone.{more}"
+    return f"{done}It leaves out {row['count']:,}, of which no other rule would {row['alone']:,}.{more}"
 
 
 def _cell(candidate: Candidate, decisions: Decisions, name: str, frames: Frames) -> dict[str, Any]:

@@ -67,9 +67,10 @@ def _curation(clips: "LatentClips", latents: manifest.Manifest) -> list[dict[str
     left_out = Counter(map(rules.rule_of, latents.rejects))
     views = [view for entry in clips.videos if (view := View.of(entry.view)) is not None]
     cut = sum((view.start, view.stop) != (0, None) for view in views)
+    cropped = sum(view.crop is not None for view in views)
     did = {
-        "shots": f"{cut:,} of the videos are shots" if cut else "",
-        "letterbox": f"{sum(view.crop is not None for view in views):,} videos were cropped",
+        "shots": f"{cut:,} of the videos {'is a shot' if cut == 1 else 'are shots'}",
+        "letterbox": f"{cropped:,} {'video was' if cropped == 1 else 'videos were'} cropped",
     }
     return [
         {

@@ -52,7 +52,7 @@ def show(encode: EncodeConfig, page: Path) -> str:
     text = curation.page(decisions, rules, encode.name, encode.dataset.videos, limits)
     storage.write_bytes(page.absolute().as_uri(), text.encode())
     rows = [
-        f"{row['name']:>14}  leaves out {row['count']:,}, {row['alone']:,} of them it alone"
+        f"{row['name']:>14}  leaves out {row['count']:,}, of which no other rule would {row['alone']:,}"
         + (f"; {row['changes']}" if row["changes"] else "")
         for row in curation.counts(decisions, rules)
     ]

@@ -71,6 +71,8 @@ def measure_all(
             work.stop.set()
             pool.shutdown(cancel_futures=True)
             raise
+        finally:
+            work.close()
     return known
 
 
@@ -98,7 +100,7 @@ def take(root: str, name: str, contents: Sequence[str]) -> None:
     before = taken(root, name)
     after = list(dict.fromkeys([*before, *contents]))
     if after != before:
-        storage.write_json(_taken_uri(root, name), {"contents": after}, compact=True)
+        storage.write_json(_taken_uri(root, name), {"contents": after})
 
 
 class _Work:
@@ -109,11 +111,18 @@ class _Work:
         self.frames = 0
         self._settings, self._limits, self._by_etag = settings, limits, by_etag
         self._of_thread = threading.local()
+        self._decoders: list[Decoder] = []
+
+    def close(self) -> None:
+        """End the decoders, once no thread is at work any more."""
+        for decoder in self._decoders:
+            decoder.close()
 
     def measured(self, entry: CatalogEntry) -> tuple[Measured, bool]:
         """The numbers of a video, and whether it had trouble that was not its own."""
         if not hasattr(self._of_thread, "decoder"):
             self._of_thread.decoder = Decoder(self._limits, self.stop, tells=True)
+            self._decoders.append(self._of_thread.decoder)
         source = VideoSource(entry.uri, entry.digest, by_etag=self._by_etag)
 
         def decode(crop: Box | None) -> Iterator[Chunk]:
@@ -152,7 +161,7 @@ def _taken_uri(root: str, name: str) -> str:
 def _write(folder: str, done: dict[str, Measured]) -> None:
     if done:
         uri = storage.join(folder, manifest.fingerprint("videos", list(done))[:16] + ".json")
-        storage.write_json(uri, {"videos": {digest: found.row for digest, found in done.items()}}, compact=True)
+        storage.write_json(uri, {"videos": {digest: found.row for digest, found in done.items()}})
 
 
 def _read(folder: str) -> dict[str, Measured]:

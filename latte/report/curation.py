@@ -44,7 +44,7 @@ def counts(decisions: Decisions, rules: CurateConfig) -> list[dict[str, Any]]:
 
 
 def headline(decisions: Decisions) -> str:
-    """What curation comes to, in a sentence."""
+    """Result of curation in a sentence."""
     stay = len(decisions.catalog.entries)
     left_out = sum(bool(each.reasons) for each in decisions.candidates)
     videos = len({each.video.id for each in decisions.candidates})
@@ -101,7 +101,7 @@ def _many(count: int, word: str) -> str:
 
 
 def _changes(decisions: Decisions, rules: CurateConfig, name: str) -> str:
-    """What a rule does to what stays."""
+    """Changes that a rule makes to what stays, in words."""
     stay = [each for each in decisions.candidates if not each.reasons]
     if name == "letterbox":
         return f"crops {_many(len({each.video.id for each in stay if _is_cropped(each)}), 'video')}"

@@ -282,8 +282,8 @@ def _merge(encoding: _Encoding, plan_uri: str) -> manifest.Manifest:
             **config.model_dump(include={"frame_stride", "min_frames", "max_frames", "mirrored"}),
             videos=storage.from_path(config.dataset.videos),
             split=config.dataset.split,
-            **({} if config.curate is None else {"curate": config.curate.model_dump(exclude_none=True)}),
-        ).said(),
+        ).said()
+        | ({} if config.curate is None else {"curate": config.curate.model_dump(exclude_none=True)}),
         seconds=sum(part.seconds for part in parts) + time.monotonic() - started,
     )
     # The place's own manifest comes last: it says that all is done. It is of the newest state (split, captions, ...).

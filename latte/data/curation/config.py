@@ -82,7 +82,7 @@ class LetterboxRule(Config):
 
 
 class CurateConfig(Config):
-    """What is looked at in each video, and what is not taken in."""
+    """Rules by which videos are looked at, cut, cropped and left out."""
 
     shots: ShotsRule | None = Field(default=None, description="cuts: split videos at them, or leave such videos out")
     letterbox: LetterboxRule | None = Field(default=None, description="crop black bars")

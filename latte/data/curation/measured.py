@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from latte import storage
-from latte.data.curation.measuring import Measure, Measured, measure
+from latte.data.curation.measuring import Measure, VideoNumbers, measure
 from latte.data.entries import CatalogEntry
 from latte.errors import DamagedError, NotThereError, UnreadableError
 from latte.progress import progress, teller
@@ -33,7 +33,7 @@ def place(root: str, name: str, settings: Measure) -> str:
 
 def measure_all(
     entries: Sequence[CatalogEntry], folder: str, settings: Measure, workers: int, limits: Limits, by_etag: bool
-) -> dict[str, Measured]:
+) -> dict[str, VideoNumbers]:
     """Numbers of all these videos by their digests; those that `folder` lacks are measured and kept there.
 
     A killed call loses the group of videos that it was at.
@@ -59,7 +59,7 @@ def measure_all(
         try:
             for start in range(0, len(new), _GROUP):
                 group = new[start : start + _GROUP]
-                done: dict[str, Measured] = {}
+                done: dict[str, VideoNumbers] = {}
                 for entry, (found, passing) in zip(group, pool.map(work.measured, group), strict=True):
                     known[entry.digest] = found
                     if not passing:
@@ -118,7 +118,7 @@ class _Work:
         for decoder in self._decoders:
             decoder.close()
 
-    def measured(self, entry: CatalogEntry) -> tuple[Measured, bool]:
+    def measured(self, entry: CatalogEntry) -> tuple[VideoNumbers, bool]:
         """The numbers of a video, and whether it had trouble that was not its own."""
         if not hasattr(self._of_thread, "decoder"):
             self._of_thread.decoder = Decoder(self._limits, self.stop, tells=True)
@@ -138,7 +138,7 @@ class _Work:
         try:
             return measure(decode, self._settings), False
         except _RejectedError as rejected:
-            return Measured(problem=rejected.end.reject, beyond=rejected.end.beyond), rejected.end.passing
+            return VideoNumbers(problem=rejected.end.reject, beyond=rejected.end.beyond), rejected.end.passing
 
 
 class _RejectedError(Exception):
@@ -149,7 +149,7 @@ class _RejectedError(Exception):
         self.end = end
 
 
-def _may_pass(found: Measured, limits: Limits) -> bool:
+def _may_pass(found: VideoNumbers, limits: Limits) -> bool:
     """Whether a video was too much for a limit that is higher now."""
     return any(getattr(limits, name) > value for name, value in (found.beyond or {}).items())
 
@@ -158,13 +158,13 @@ def _taken_uri(root: str, name: str) -> str:
     return storage.join(root, "curation", name, "taken.json")
 
 
-def _write(folder: str, done: dict[str, Measured]) -> None:
+def _write(folder: str, done: dict[str, VideoNumbers]) -> None:
     if done:
         uri = storage.join(folder, manifest.fingerprint("videos", list(done))[:16] + ".json")
         storage.write_json(uri, {"videos": {digest: found.row for digest, found in done.items()}})
 
 
-def _read(folder: str) -> dict[str, Measured]:
+def _read(folder: str) -> dict[str, VideoNumbers]:
     """Numbers that are kept; a document that cannot be read counts as not there, and is told."""
 
     def one(uri: str) -> dict[str, Any]:
@@ -180,4 +180,4 @@ def _read(folder: str) -> dict[str, Measured]:
     uris = [uri for uri in storage.list_uris(folder) if uri.endswith(".json")]
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         documents = list(pool.map(one, uris))
-    return {digest: Measured.of(row) for videos in documents for digest, row in videos.items()}
+    return {digest: VideoNumbers.of(row) for videos in documents for digest, row in videos.items()}

@@ -59,7 +59,7 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Shot:
+class ShotNumbers:
     """Numbers about the frames between two cuts.
 
     Attributes:
@@ -84,7 +84,7 @@ class Shot:
 
 
 @dataclass(frozen=True)
-class Measured:
+class VideoNumbers:
     """Numbers about one video.
 
     Attributes:
@@ -99,14 +99,14 @@ class Measured:
     width: int = 0
     height: int = 0
     crop: Box | None = None
-    shots: tuple[Shot, ...] = ()
+    shots: tuple[ShotNumbers, ...] = ()
     problem: str | None = None
     beyond: dict[str, float] | None = None
 
     @classmethod
-    def of(cls, row: dict[str, Any]) -> "Measured":
+    def of(cls, row: dict[str, Any]) -> "VideoNumbers":
         """The numbers that a document holds."""
-        shots = tuple(Shot(**shot) for shot in row.get("shots", ()))
+        shots = tuple(ShotNumbers(**shot) for shot in row.get("shots", ()))
         crop = row.get("crop")
         return cls(**{**row, "shots": shots, "crop": None if crop is None else tuple(crop)})
 
@@ -121,7 +121,7 @@ class Measured:
         return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
 
 
-def measure(decode: Callable[[Box | None], Iterable[Chunk]], settings: Measure) -> Measured:
+def measure(decode: Callable[[Box | None], Iterable[Chunk]], settings: Measure) -> VideoNumbers:
     """Measure a video; one with black bars is decoded twice, the second time without them.
 
     Args:
@@ -151,7 +151,7 @@ class _Numbers:
         self._settings = settings
         # Without a least length: each cut counts, also one soon after another.
         self._detector = None if settings.threshold is None else ContentDetector(settings.threshold, min_scene_len=0)
-        self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
         self._rows = self._columns = np.zeros(0)
         self._size = (0, 0)
         self._frame_shape = (0, 0)
@@ -178,7 +178,7 @@ class _Numbers:
         picture = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)  # (H, W, 3)
         gray = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)  # (H, W)
         if not self._light:
-            self._frame_shape = gray.shape
+            self._frame_shape = gray.shape[0], gray.shape[1]
             self._rows, self._columns = np.zeros(gray.shape[0]), np.zeros(gray.shape[1])
         number = len(self._light)
         if self._detector is not None:
@@ -201,7 +201,7 @@ class _Numbers:
         self._before = gray, small
 
     def picture(self) -> Box | None:
-        """What is between black bars, in pixels of the video; None where there are none, or nothing but black."""
+        """Picture between black bars, in pixels of the video; None where there are none, or nothing but black."""
         level = self._settings.bar_level
         if level is None or not self._light:
             return None
@@ -216,18 +216,18 @@ class _Numbers:
         x, y = math.ceil(left * across), math.ceil(top * along)
         return x, y, math.floor((width - right) * across) - x, math.floor((height - bottom) * along) - y
 
-    def measured(self, crop: Box | None) -> Measured:
+    def measured(self, crop: Box | None) -> VideoNumbers:
         """Numbers of all shots; those between cuts, whose frames follow from each other."""
         bounds = [0, *self._cuts, len(self._light)]
         shots = tuple(self._shot(start, stop) for start, stop in itertools.pairwise(bounds) if start < stop)
-        return Measured(*self._size, crop, shots)
+        return VideoNumbers(*self._size, crop, shots)
 
-    def _shot(self, start: int, stop: int) -> Shot:
+    def _shot(self, start: int, stop: int) -> ShotNumbers:
         light = np.array(self._light[start:stop])
         jumps = np.abs(light[1:-1] - (light[:-2] + light[2:]) / 2)
         changes, motion = self._change[start : stop - 1], self._motion[start : stop - 1]
         taken = [start + (2 * part + 1) * (stop - start) // (2 * HASHES) for part in range(HASHES)]
-        return Shot(
+        return ShotNumbers(
             start,
             stop,
             black=_rounded(np.mean(self._black[start:stop])),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from latte.data.curation.config import CurateConfig
 from latte.data.curation.doubles import doubles
-from latte.data.curation.measuring import Measured, Shot
+from latte.data.curation.measuring import ShotNumbers, VideoNumbers
 from latte.data.entries import Catalog, CatalogEntry
 from latte.storage.manifest import Reject
 from latte.video.views import View
@@ -38,7 +38,7 @@ class Candidate:
 
     entry: CatalogEntry
     video: CatalogEntry
-    shot: Shot | None = None
+    shot: ShotNumbers | None = None
     reasons: tuple[Reason, ...] = ()
 
 
@@ -66,7 +66,7 @@ def rule_of(reject: Reject) -> str | None:
 def judge(
     catalog: Catalog,
     rules: CurateConfig,
-    measured: Mapping[str, Measured],
+    measured: Mapping[str, VideoNumbers],
     frame_stride: int,
     taken: Sequence[str] = (),
 ) -> Decisions:
@@ -95,7 +95,9 @@ def judge(
     return Decisions(candidates, replace(catalog, entries=entries, rejects=rejects))
 
 
-def _candidates(entry: CatalogEntry, measured: Measured, rules: CurateConfig, frame_stride: int) -> Iterator[Candidate]:
+def _candidates(
+    entry: CatalogEntry, measured: VideoNumbers, rules: CurateConfig, frame_stride: int
+) -> Iterator[Candidate]:
     if measured.problem is not None or not measured.shots:
         yield Candidate(entry, entry)
         return
@@ -135,7 +137,7 @@ def _seen(entry: CatalogEntry, view: View, name: str) -> CatalogEntry:
     return replace(entry, id=name, digest=entry.digest + view.mark, view=view)
 
 
-def _neighbours(shots: Sequence[Shot], least: int) -> Iterator[tuple[Shot, ...]]:
+def _neighbours(shots: Sequence[ShotNumbers], least: int) -> Iterator[tuple[ShotNumbers, ...]]:
     """Each shot by itself, and those together that follow each other and are all too short: one line tells of them."""
     for short, group in itertools.groupby(shots, lambda shot: shot.stop - shot.start < least):
         if short:
@@ -148,7 +150,7 @@ def _many(count: int, word: str) -> str:
     return f"{count} {word}{'' if count == 1 else 's'}"
 
 
-def _reasons(shot: Shot, measured: Measured, rules: CurateConfig) -> Iterator[Reason]:
+def _reasons(shot: ShotNumbers, measured: VideoNumbers, rules: CurateConfig) -> Iterator[Reason]:
     width, height = measured.picture
     if rules.size is not None and min(width, height) < rules.size.min_side:
         bars = "" if measured.crop is None else " without its bars"
@@ -173,7 +175,7 @@ def _reasons(shot: Shot, measured: Measured, rules: CurateConfig) -> Iterator[Re
 
 
 def _without_doubles(
-    candidates: list[Candidate], max_distance: float, measured: Mapping[str, Measured], taken: Sequence[str]
+    candidates: list[Candidate], max_distance: float, measured: Mapping[str, VideoNumbers], taken: Sequence[str]
 ) -> list[Candidate]:
     def order(number: int) -> tuple[int, int, int, int]:
         video = candidates[number].video

@@ -14,7 +14,7 @@ from latte.data.catalog import scan
 from latte.data.config import EncodeConfig
 from latte.data.curation import gate, measured
 from latte.data.curation.doubles import doubles
-from latte.data.curation.measuring import Measured, Shot
+from latte.data.curation.measuring import ShotNumbers, VideoNumbers
 from latte.data.curation.rules import Decisions, judge, rule_of
 from latte.data.entries import Catalog, CatalogEntry
 from latte.errors import UserError
@@ -205,8 +205,8 @@ def test_a_damaged_document_of_numbers_is_told_and_made_again(
     assert storage.read_bytes(document) == data
 
 
-def numbers(hashes: str, size: int = 64) -> Measured:
-    return Measured(size, size, None, (Shot(0, 20, 0.0, 0.0, 0.0, 1.0, 100.0, hashes),))
+def numbers(hashes: str, size: int = 64) -> VideoNumbers:
+    return VideoNumbers(size, size, None, (ShotNumbers(0, 20, 0.0, 0.0, 0.0, 1.0, 100.0, hashes),))
 
 
 def entry(name: str) -> CatalogEntry:

@@ -190,7 +190,10 @@ def read(uri: str, sha256: str | None = None) -> EncodePlan:
     """
     data = storage.read_bytes(uri) if sha256 is None else storage.read_recorded(uri, sha256)
     value = storage.parse_json(data, uri)
-    entries = [CatalogEntry(*row[:6], View.of(row[6] if len(row) > 6 else None)) for row in value["entries"]]
+    entries = [
+        CatalogEntry(*row) if len(row) == 6 else replace(CatalogEntry(*row[:6]), view=View.of(row[6]))
+        for row in value["entries"]
+    ]
     rejects = [manifest.Reject(item=item, reason=reason) for item, reason in value["rejects"]]
     shards = [
         (name, [entries[n] if n >= 0 else _mirrored(entries[-1 - n]) for n in numbers])

@@ -196,7 +196,7 @@ class _Numbers:
         if self._before is not None:
             whole, part = self._before
             self._change.append(float(cv2.absdiff(whole, gray).mean()))
-            flow = self._flow.calc(part, small, None)  # (h, w, 2)
+            flow = self._flow.calc(part, small, None)  # type: ignore[call-overload]  # (h, w, 2)
             self._motion.append(float(100 * np.hypot(flow[..., 0], flow[..., 1]).mean() / max(small.shape)))
         self._before = gray, small
 

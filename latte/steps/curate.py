@@ -11,24 +11,15 @@ from latte.errors import UserError
 from latte.report import curation
 from latte.video.decoders import Limits
 
-# Nothing is encoded, so no weights are asked for.
-_NO_WEIGHTS = "not asked for"
-
 
 def settings(path: Path | None, overrides: Sequence[str]) -> EncodeConfig:
-    """Settings of encoding, from those of `latte encode` or from the section `encode` of a pipeline's.
+    """Settings of encoding; those of the weights may be left out, as nothing is encoded.
 
     Raises:
         UserError: the file is missing, or a key is unknown, missing or has a bad value.
     """
-    values = {} if path is None else config.read_yaml(path)
-    section = values.get("encode")
-    if isinstance(section, dict):
-        above = {key: values[key] for key in ("root", "name") if values.get(key) is not None}
-        overrides = [each.removeprefix("encode.") for each in overrides]
-        values = {**above, **section}
-    values = config.overridden(values, overrides)
-    return config.build(EncodeConfig, {"vae": _NO_WEIGHTS, **values}, "command line" if path is None else str(path))
+    values = config.overridden({} if path is None else config.read_yaml(path), overrides)
+    return config.build(EncodeConfig, {"vae": "not asked for", **values}, str(path or "command line"))
 
 
 def show(encode: EncodeConfig, page: Path) -> str:

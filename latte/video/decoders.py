@@ -211,7 +211,8 @@ class Decoder:
                 header = json.loads(self._line(began + left_s))
                 if header["kind"] == "frames":
                     count, height, width = header["count"], header["height"], header["width"]
-                    if max(height, width) > size or not (task.whole or height == width == size):
+                    fits = 0 < min(height, width) <= max(height, width) <= size
+                    if not (fits and task.whole) and not height == width == size:
                         raise _DiedError  # it was taken over: frames of other sizes were asked for
                     data = self._take(count * height * width * 3, began + left_s)
                     left_s += count * task.stride * _PER_FRAME_S - (time.monotonic() - began)

@@ -20,6 +20,7 @@ from latte.data.entries import Catalog, CatalogEntry
 from latte.errors import UserError
 from latte.video.decoders import Limits
 from latte.video.views import View
+from pipelines import cli as pipelines_cli
 from tests import video_files
 
 HEIGHT, WIDTH = 48, 64
@@ -320,10 +321,10 @@ def test_too_much_left_out_is_refused_before_anything_is_encoded(videos: Path, r
 
 
 def test_the_command_shows_what_each_rule_does_with_pictures(videos: Path, root: str, tmp_path: Path) -> None:
-    given = tmp_path / "pipeline.yaml"
-    given.write_text(f"name: small\nroot: {root}\nvae: {{}}\nencode:\n  dataset: {{videos: {videos}}}\n")
+    given = tmp_path / "encode.yaml"
+    given.write_text(f"name: small\nroot: {root}\ndataset: {{videos: {videos}}}\n")
     page = tmp_path / "page.html"
-    rules = ["encode.curate.size.min_side=30", "curate.letterbox={}", "curate.doubles={}"]
+    rules = ["curate.size.min_side=30", "curate.letterbox={}", "curate.doubles={}"]
     done = CliRunner().invoke(cli.cli, ["curate", "-c", str(given), "--page", str(page), *rules])
     assert done.exit_code == 0, done.output
     assert "Of 11 videos, 2 would be left out; 9 clips would be encoded, 2 not" in done.output
@@ -349,3 +350,23 @@ def test_mistakes_of_the_command_are_one_line_and_exit_code_2(videos: Path, word
     done = CliRunner().invoke(cli.cli, ["curate", *given, *words])
     assert done.exit_code == 2
     assert told in done.output
+
+
+def test_a_pipelines_settings_are_looked_at_before_a_run(videos: Path, root: str, tmp_path: Path) -> None:
+    demo = str(Path(__file__).parents[3] / "configs/demo/pipeline.yaml")
+    page = tmp_path / "page.html"
+    words = [f"encode.dataset.videos={videos}", "name=small", "encode.curate.black={}"]
+    done = CliRunner().invoke(pipelines_cli.cli, ["curate", "-c", demo, "--root", root, "--page", str(page), *words])
+    assert done.exit_code == 0, done.output
+    assert "black  leaves out 1, of which no other rule would 1" in done.output
+    assert "0.714 of its frames are black" in page.read_text()
+
+
+def test_a_picture_of_another_size_than_was_asked_for_ends_its_decoder(tmp_path: Path) -> None:
+    path = video_files.write(tmp_path / "a.mkv", video_files.panned(2), "ffv1", "bgr0")
+    with measured.Decoder(Limits()) as decoder:
+        task = measured.DecodeTask("", 40, whole=True)
+        decoder._line = lambda deadline: b'{"kind": "frames", "count": 1, "height": 41, "width": 1, "size": [1, 1]}'
+        (end,) = measured.decode_one(decoder, 0, measured.VideoSource(path.as_uri()), task)
+    assert end.reject is not None
+    assert end.reject.startswith("its decoder ended by SIGKILL")

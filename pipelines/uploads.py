@@ -240,11 +240,11 @@ def _upload(todo: Mapping[str, Path], alike: Mapping[str, str], read: Mapping[Pa
             pass
 
 
-def _get(values: Mapping[str, Any], keys: Sequence[str]) -> Any:
+def _get(values: Any, keys: Sequence[str | int]) -> Any:
     for key in keys:
         values = values[key]
     return values
 
 
-def _put(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+def _put(values: dict[str, Any], keys: Sequence[str | int], value: Any) -> None:
     _get(values, keys[:-1])[keys[-1]] = value

@@ -12,12 +12,12 @@ import math
 import random
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from latte import storage, uris
-from latte.config import Config, Root
+from latte.config import Config, FileKey, Root
 from latte.errors import DamagedError, NotThereError, StorageError, UserError
 from latte.facts import ScoreFacts, ScoreValue
 from latte.kinds import detectors
@@ -44,7 +44,7 @@ class PromoteConfig(Config):
         default=None,
         description="manifest of the detector's weights; needed where the real clips are not those of last time",
     )
-    detectors: list[str] = Field(
+    detectors: Annotated[list[str], FileKey("manifest")] = Field(
         default=[], description="manifests of the weights of more detectors, where `metric` is of one of these"
     )
     real: str | None = Field(

@@ -33,7 +33,7 @@ class ScoreConfig(Config):
     videos: str = Field(description="manifest of the generated video set (file or URI)")
     real: str = Field(description="manifest of the encoded dataset, which names the real videos (file or URI)")
     detector: str = Field(description="manifest of the detector's weights (file or URI); its distance counts first")
-    detectors: list[str] = Field(
+    detectors: Annotated[list[str], FileKey("manifest")] = Field(
         default=[], description="manifests of the weights of more detectors, which see the same clips"
     )
     protocol: Annotated[str | dict[str, Any], FileKey("protocol")] = Field(

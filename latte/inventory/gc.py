@@ -197,7 +197,7 @@ def _made_s(known: Root, place: FoundPlace) -> float:
 
 
 def _of_names(known: Root, names: Iterable[str]) -> list[str]:
-    found = []
+    places = []
     for given in names:
         name = given.strip("/").removesuffix("/" + manifest.NAME)
         meant = [
@@ -209,8 +209,8 @@ def _of_names(known: Root, names: Iterable[str]) -> list[str]:
         if not meant:
             labels = sorted({place.label for place in known.found.values() if place.folder in needs.REMOVABLE})
             raise UserError(f"--keep {given}: no place of this name; there are {', '.join(labels[:12])}")
-        found += meant
-    return found
+        places += meant
+    return places
 
 
 def _read_note(uri: str) -> object:

@@ -64,19 +64,19 @@ def decision(root: str, promotion: manifest.Manifest) -> Decision:
 def labels(sets: Sequence[manifest.Manifest], decided: Decision, made_at: str, finetuned: bool) -> list[SetLabel]:
     """Labels of a night's sets: by the role of the model and its day."""
     until = "until tonight" if decided.metrics.promoted else "model"
-    found = []
+    by_role = []
     for videos, other in zip(sets, words.set_labels(sets, finetuned), strict=True):
         weights = videos.inputs.get("weights")
         if weights == decided.weights:
-            found.append(SetLabel(f"Tonight's model, {units.day(made_at)}", "tonight's model"))
+            by_role.append(SetLabel(f"Tonight's model, {units.day(made_at)}", "tonight's model"))
         elif decided.before is not None and weights == decided.before.weights_sha256:
             day = units.day(decided.before.promoted_at)
-            found.append(SetLabel(f"Promoted {until}, {day}", f"the model promoted on {day}", True))
+            by_role.append(SetLabel(f"Promoted {until}, {day}", f"the model promoted on {day}", True))
         else:
             untrained = other.short.startswith("untrained")
             short = "the untrained model" if untrained else f"the model {other.short}"
-            found.append(SetLabel(other.short.capitalize(), short, True))
-    return words.told_apart(found, sets)
+            by_role.append(SetLabel(other.short.capitalize(), short, True))
+    return words.told_apart(by_role, sets)
 
 
 def label_of_set(root: str, videos: manifest.Manifest, checkpoint: manifest.Manifest) -> SetLabel:
@@ -131,17 +131,17 @@ def verdict_of_set(label: SetLabel, clips: int, board: dict[str, Any] | None) ->
 def rows(decided: Decision) -> list[tuple[str, str]]:
     """The decision in full, for a table."""
     told = decided.metrics
-    found = [
+    lines = [
         ("Decision", "promoted" if told.promoted else "not promoted"),
         ("Reason, as the gate tells it", told.reason),
     ]
     values = (("Tonight's score", told.value), ("Promoted model's score", told.promoted_value), ("Limit", told.limit))
-    found += [(what, f"{value:.6g}") for what, value in values if value is not None]
+    lines += [(what, f"{value:.6g}") for what, value in values if value is not None]
     if decided.before is not None:
         before = decided.before
-        found.append((f"Promoted {'until tonight' if told.promoted else 'still'}", _told(before)))
-    found.append(("Entry of the registry", str(told.number) if told.number else "none"))
-    return found
+        lines.append((f"Promoted {'until tonight' if told.promoted else 'still'}", _told(before)))
+    lines.append(("Entry of the registry", str(told.number) if told.number else "none"))
+    return lines
 
 
 def _told(entry: HistoryEntry) -> str:

@@ -95,7 +95,7 @@ class LiveText(io.TextIOBase):
 
 
 def _overwritten(line: str) -> str:
-    """What a terminal shows of a line in the end."""
+    """The part of a line that a terminal shows in the end."""
     return line.rsplit("\r", 1)[-1]
 
 

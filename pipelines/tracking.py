@@ -16,7 +16,7 @@ PLUGIN = "mlflow"
 
 
 class MlflowConfig(Config):
-    """Where runs are tracked; address and secrets are in the environment alone."""
+    """Tracking of runs by MLflow; address and secrets are in the environment alone."""
 
     experiment: str = Field(
         min_length=1,
@@ -26,7 +26,7 @@ class MlflowConfig(Config):
 
 
 def plugins_input(mlflow: MlflowConfig | None) -> dict[str, Any] | None:
-    """What a run tells Kubeflow Pipelines' plugins (from 2.17 on); None leaves everything to the server's settings."""
+    """The part of a request that Kubeflow Pipelines hands to its plugins (from 2.17 on); None: as the server has it."""
     return {PLUGIN: {"experiment_name": mlflow.experiment}} if mlflow is not None else None
 
 

@@ -1,4 +1,4 @@
-"""MLflow that is not asked for, not there, or told wrongly: a line, and the step goes on. The rest is in test_mlflow.py."""
+"""MLflow that is not asked for, not there, or told wrongly: a line, and the step goes on. Real: test_mlflow.py."""
 
 import io
 import socket

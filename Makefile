@@ -35,7 +35,7 @@ help:
 	@echo "make demo [VIDEOS=dir]  run the whole pipeline on this machine and write a report"
 	@echo "make notebook           open the notebooks in JupyterLab (a run, a schedule, sets in bulk)"
 	@echo "make test               run every test (make setup-dev comes by itself)"
-	@echo "make test-peers         compare live with PyTorch, diffusers, transformers and cd-fvd (installs them, 4.8 GB)"
+	@echo "make test-peers         compare live with PyTorch, diffusers, transformers, cd-fvd and MLflow (installs them, 5.2 GB)"
 	@echo "make images             build the container image (DEVICE=ascend for NPUs); images/README.md"
 	@echo "make test-containers    build the image and run the pipeline in containers (needs Docker)"
 	@echo "make test-cluster       run manifests, doctor, launcher and pods on a real Kubernetes (needs Go; root for the pods)"

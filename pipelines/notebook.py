@@ -243,7 +243,11 @@ def scores(*runs: Run) -> Any:
     for score in (each for run in runs for each in run.manifests if each.kind == "score"):
         name = metric_of(score)
         beside, facts = ScoreMetrics.of(score), ScoreFacts.of(score)
-        row = {"set": score.name, "step": VideoSetFacts.of(manifest.read(facts.videos)).step, "metric": name}
+        row: dict[str, Any] = {
+            "set": score.name,
+            "step": VideoSetFacts.of(manifest.read(facts.videos)).step,
+            "metric": name,
+        }
         row |= {"value": score.metrics[name], "low": beside.interval_low, "high": beside.interval_high}
         rows.append({**row, "clips": beside.clips, "protocol": facts.protocol_digest[:8]})
     rows.sort(key=lambda row: (row["set"], row["step"] is not None, row["step"] or 0))
@@ -263,7 +267,12 @@ def promotions(root: str, model: str) -> Any:
     rows = []
     for entry in entries:
         decision = told.get(entry.number)
-        row = {"entry": entry.number, "promoted": entry.promoted_at, "step": entry.step, "metric": entry.metric}
+        row: dict[str, Any] = {
+            "entry": entry.number,
+            "promoted": entry.promoted_at,
+            "step": entry.step,
+            "metric": entry.metric,
+        }
         row |= {"value": entry.value, "low": entry.interval_low, "high": entry.interval_high}
         row |= {"before": decision.promoted_value if decision else None, "in_force": entry == current}
         rows.append({**row, "reason": decision.reason if decision else ""})

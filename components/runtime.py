@@ -108,7 +108,7 @@ def _track(tracker: tracking.Tracker, work: Work, result: manifest.Manifest) -> 
         metrics={**tracking.numbers(result.metrics), **{f"count/{key}": count for key, count in result.counts.items()}},
         tags={f"latte.{key}": value for key, value in tags.items() if value},
     )
-    if result.kind == "checkpoint" and (uri := RunMetrics.of(result).metrics_uri):
+    if work.step == "train" and (uri := RunMetrics.of(result).metrics_uri):
         try:
             tracker.curve(storage.read_bytes(uri).decode().splitlines())
         except LatteError as error:

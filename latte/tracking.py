@@ -306,6 +306,8 @@ def _key(key: str) -> str:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # numbers come from Kubeflow Pipelines as floats
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 

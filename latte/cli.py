@@ -288,8 +288,8 @@ def gc(root: str, words: tuple[str, ...], yes: bool, as_json: bool) -> None:
 
     Promoted models, all that their history can go back to, what is written or read at present, what is younger than a
     day, what --keep names, and all that these were made from stay: of a score the set, of a set the checkpoint, of a
-    checkpoint the latents, of all of them the weights. So does what has no manifest, for seven days. Files that were
-    uploaded (uploads/) and decisions are never removed.
+    checkpoint the latents, of all of them the weights. So does what has no manifest, for seven days. Decisions are
+    never removed, and uploads/ only by `latte-pipeline gc --host`, which asks the cluster's schedules.
     """
     from latte.inventory import tables
 

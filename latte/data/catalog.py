@@ -20,7 +20,6 @@ from latte import storage
 from latte.config import Config, FileKey
 from latte.data import splits
 from latte.data.entries import Catalog, CatalogEntry
-from latte.data.splits import csv_rows
 from latte.errors import UserError
 from latte.progress import progress
 from latte.storage.manifest import Reject
@@ -268,18 +267,23 @@ def _printable(name: str) -> str:
 def _read_csv(uri: str, found: dict[str, list[_File]], rejects: list[Reject]) -> dict[str, _Row]:
     """Rows by video; those that cannot be used go to `rejects`."""
     rows: dict[str, _Row] = {}
-    table = csv_rows(uri)
-    columns = next(table, (1, []))[1]
+    near = splits.Alike(found)
+    table = splits.csv_rows(uri)
+    columns = [column.strip() for column in next(table, (1, []))[1]]
     if len(set(columns)) < len(columns):
         raise UserError(f"dataset.csv: {uri}: two columns have the same name")
     if "path" not in columns or not {"label", "caption"} & set(columns):
         listed = ", ".join(sorted(columns)) or "none"
-        raise UserError(f"dataset.csv: {uri}: needs a column path and a column label or caption, has {listed}")
+        hint = "; commas separate columns" if {";", "\t"} & set(listed) else ""
+        raise UserError(f"dataset.csv: {uri}: needs a column path and a column label or caption, has {listed}{hint}")
     for line, values in table:
         row = dict(itertools.zip_longest(columns, values[: len(columns)]))
         given = row["path"] or ""
         name = str(PurePosixPath(given if given in found else given.strip()))
-        reason = "more values than columns" if len(values) > len(columns) else _row_problem(row, name, found, rows)
+        other = str(PurePosixPath(splits.from_windows(name)))
+        name = other if name not in found and other in found else name
+        too_many = len(values) > len(columns)
+        reason = "more values than columns" if too_many else _row_problem(row, name, found, rows, near)
         if reason is None:
             text = {key: value.strip() for key in ("label", "caption") if (value := row.get(key)) is not None}
             rows[name] = _Row(text.get("label"), text.get("caption"))
@@ -289,10 +293,9 @@ def _read_csv(uri: str, found: dict[str, list[_File]], rejects: list[Reject]) ->
 
 
 def _row_problem(
-    row: dict[str, str | None], name: str, found: dict[str, list[_File]], rows: dict[str, _Row]
+    row: dict[str, str | None], name: str, found: dict[str, list[_File]], rows: dict[str, _Row], near: splits.Alike
 ) -> str | None:
-    missing = [key for key in ("path", "label", "caption") if key in row and not (row[key] or "").strip()]
-    if missing:
+    if missing := [key for key in ("path", "label", "caption") if key in row and not (row[key] or "").strip()]:
         return f"{missing[0]} is empty"
     if name in rows:
         return SECOND_ROW
@@ -302,7 +305,7 @@ def _row_problem(
         if folder in found and found[folder][0].problem in _OF_FOLDERS:
             return found[folder][0].problem
     climbs = name.startswith("/") or ".." in name.split("/")
-    return "not a path below dataset.videos" if climbs else "no such file"
+    return "not a path below dataset.videos" if climbs else f"no such file{near.hint(name)}"
 
 
 def _labels(config: DatasetConfig, names: Sequence[str], rows: dict[str, _Row] | None) -> dict[str, str | None]:

@@ -19,9 +19,10 @@ from pydantic import Field
 from latte import storage
 from latte.config import Config, FileKey
 from latte.data import splits
+from latte.data.entries import Catalog, CatalogEntry
 from latte.errors import UserError
 from latte.progress import progress
-from latte.storage.manifest import Reject, fingerprint
+from latte.storage.manifest import Reject
 from latte.video.decoder_process import FRAME_SUFFIXES, natural_key
 from latte.video.digests import frames_digest, s3_digest
 
@@ -58,43 +59,6 @@ class DatasetConfig(Config):
     s3_digest: Literal["etag", "sha256"] = Field(
         default="etag", description="what tells contents in S3 apart; sha256 reads every object"
     )
-
-
-@dataclass(frozen=True, slots=True)
-class CatalogEntry:
-    """One video of a catalog.
-
-    Attributes:
-        id: path below the dataset's folder.
-        uri: the file, or the folder of its frames.
-        digest: of the content: SHA-256 of a local file, a hash of etag and size in S3, of all its frames together.
-        label: index into the catalog's classes, or None.
-        caption: text that describes it, or None.
-        bytes: size of the file or of all frames.
-    """
-
-    id: str
-    uri: str
-    digest: str
-    label: int | None
-    caption: str | None
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Catalog:
-    """A dataset's videos by path, its classes, the files that cannot be used, and how many `limit` left out."""
-
-    entries: list[CatalogEntry]
-    classes: list[str]
-    rejects: list[Reject]
-    left_out: int = 0
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over contents, names, labels and captions; where the dataset lies does not matter."""
-        facts = [[e.id, e.digest, e.label, e.caption] for e in self.entries]
-        return fingerprint("catalog", facts, self.classes, [[r.item, r.reason] for r in self.rejects])
 
 
 @dataclass(frozen=True, slots=True)

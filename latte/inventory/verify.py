@@ -27,6 +27,7 @@ _RECORDED_DOCUMENTS = ("/index.json", "/plan.json", f"/{manifest.ITEMS}")
 _MADE_BY = {
     "weights": "latte convert, from the published file",
     "datasets": "latte encode",
+    "curation": "latte encode",
     "runs": "latte train",
     "videos": "latte sample",
     "texts": "latte sample",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from latte import storage, units, uris
 from latte.data.curation import config as rules_config
 from latte.data.curation import rules
+from latte.errors import DamagedError
 from latte.facts import LatentsFacts, RunFacts, RunMetrics, VideoSetFacts
 from latte.report import words
 from latte.storage import manifest
@@ -85,16 +86,23 @@ def _curation(clips: "LatentClips", latents: manifest.Manifest) -> list[dict[str
 
 
 def loss(checkpoint: manifest.Manifest) -> dict[str, Any] | None:
-    """The loss curve of a run; None where too little of its log is left."""
+    """The loss curve of a run; None where too little of its log is left.
+
+    Raises:
+        DamagedError: a line of the log is none of a log.
+    """
     from markupsafe import Markup
 
     from latte.report import plots
 
-    text = storage.read_bytes(RunMetrics.of(checkpoint).metrics_uri).decode()
-    lines = [json.loads(line) for line in text.splitlines()]
+    uri = RunMetrics.of(checkpoint).metrics_uri
+    try:
+        lines = [json.loads(line) for line in storage.read_bytes(uri).decode().splitlines()]
+        steps, losses = [int(line["step"]) for line in lines], [float(line["loss"]) for line in lines]
+    except (ValueError, KeyError, TypeError):
+        raise DamagedError(f"{uri}: damaged: a line is not JSON of a step and its loss") from None
     if len(lines) < 2:
         return None
-    steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
     smooth = plots.moving_average(losses)
     title = f"Training loss over {steps[-1]:,} steps: from {smooth[0]:.3g} to {smooth[-1]:.3g}"
     names = (title, "training step", "loss")

@@ -9,9 +9,9 @@ from PIL import Image
 
 from latte import units
 from latte.data.latents import EncodedVideo
-from latte.errors import UserError
+from latte.errors import DamagedError, UserError
 from latte.metrics import names
-from latte.report import grid, metric_words, plots, words
+from latte.report import grid, metric_words, plots, sections, words
 from latte.report.words import SetLabel
 from latte.steps import report
 from latte.storage.manifest import Manifest
@@ -342,3 +342,14 @@ def test_numbers_counts_and_sizes():
     assert [words.number(v) for v in (0, 0.01234, 1.234, 41.24, 1234.5)] == ["0", "0.0123", "1.23", "41.2", "1,234"]
     assert [words.count(v) for v in (999, 4_612_352, 1_000_000_000)] == ["999", "4.61 million", "1 billion"]
     assert [units.size(v) for v in (0, 999, 3_100_000, 5 * 10**9)] == ["0 bytes", "999 bytes", "3.1 MB", "5 GB"]
+
+
+@pytest.mark.parametrize("log", [b'{"loss"> 1.0, "step": 1}\n', b'{"losr": 1.0, "step": 1}\n', b"\xff\n", b"3\n"])
+def test_a_damaged_log_is_one_line(tmp_path, log):
+    uri = (tmp_path / "metrics.jsonl").as_uri()
+    (tmp_path / "metrics.jsonl").write_bytes(log * 2)
+    run = Manifest(
+        kind="checkpoint", name="r", uri=tmp_path.as_uri(), fingerprint="f", metrics={"step": 2, "metrics_uri": uri}
+    )
+    with pytest.raises(DamagedError, match=r"metrics\.jsonl: damaged: .*; `latte verify ROOT --repair`"):
+        sections.loss(run)

@@ -8,6 +8,7 @@ PIP := $(BIN)/pip --disable-pip-version-check
 # What the tests and benchmarks compare with lies beside the environment that runs, and sees it; never the other way.
 PEERS := .venv-peers
 SITE := lib/python3.11/site-packages
+JUPYTER_OPTIONS ?=
 DEMO_CLIPS := runs/demo/videos
 VIDEOS ?= $(DEMO_CLIPS)
 
@@ -27,13 +28,14 @@ IMAGE_CA := $(if $(PIP_CERT),--secret id=ca$(comma)src=$(PIP_CERT) --build-arg P
 version_of = $(shell $(1) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 wrong_python = $(error $(1); MindSpore needs Python $(PYTHON_VERSION): $(2))
 
-.PHONY: python setup setup-dev demo test test-peers record-peers test-containers test-cluster images lint bench soak lock clean
+.PHONY: python setup setup-dev demo notebook test test-peers record-peers test-containers test-cluster images lint bench soak lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo [VIDEOS=dir]  run the whole pipeline on this machine and write a report"
+	@echo "make notebook           open the notebooks in JupyterLab (a run, a schedule, sets in bulk)"
 	@echo "make test               run every test (make setup-dev comes by itself)"
-	@echo "make test-peers         compare live with PyTorch, diffusers, transformers and cd-fvd (installs them, 4.8 GB)"
+	@echo "make test-peers         compare live with PyTorch, diffusers, transformers, cd-fvd and MLflow (installs them, 5.2 GB)"
 	@echo "make images             build the container image (DEVICE=ascend for NPUs); images/README.md"
 	@echo "make test-containers    build the image and run the pipeline in containers (needs Docker)"
 	@echo "make test-cluster       run manifests, doctor, launcher and pods on a real Kubernetes (needs Go; root for the pods)"
@@ -66,6 +68,10 @@ $(VENV)/.dev: $(VENV)/.run requirements/dev.lock
 	$(PIP) install --quiet --no-deps --require-hashes -r requirements/dev.lock
 	@touch $@
 
+$(VENV)/.notebook: $(VENV)/.run requirements/notebook.lock
+	$(PIP) install --quiet --no-deps --require-hashes -r requirements/notebook.lock
+	@touch $@
+
 $(PEERS)/.installed: $(VENV)/.dev requirements/peers.lock requirements/peers-alone.lock
 	$(PYTHON) -m venv $(PEERS)
 	@echo "import site; site.addsitedir('$(CURDIR)/$(VENV)/$(SITE)')" > $(PEERS)/$(SITE)/latte-environment.pth
@@ -80,6 +86,10 @@ setup-dev: $(VENV)/.dev
 demo: setup
 	@if [ "$(VIDEOS)" = "$(DEMO_CLIPS)" ]; then $(BIN)/latte-pipeline demo-clips "$(DEMO_CLIPS)"; fi
 	$(BIN)/latte-pipeline run -c configs/demo/pipeline.yaml "encode.dataset.videos=$(VIDEOS)"
+
+# JUPYTER_OPTIONS="--no-browser --port 8889" and the like go to JupyterLab.
+notebook: $(VENV)/.notebook
+	$(BIN)/jupyter lab $(JUPYTER_OPTIONS) notebooks/submit_run.ipynb
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
@@ -117,7 +127,7 @@ soak: $(VENV)/.dev
 	{ echo "error: $$program not found; the storage tests also run against Ceph: apt-get install radosgw ceph-mon ceph-osd" >&2; exit 2; }; done
 	LATTE_SOAK=1 $(BIN)/python -m pytest -m soak
 
-lock: $(PEERS)/.installed
+lock: $(PEERS)/.installed $(VENV)/.notebook
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PEERS)/bin/python requirements/lock.py
 
 clean:

@@ -12,9 +12,9 @@ from components import placement, tries
 from components.tries import RUN_ENV
 from components.volcano import launcher
 from components.work import Work
-from latte import machine_errors
+from latte import machine_errors, storage, tracking
 from latte.errors import LatteError
-from latte.facts import Notes
+from latte.facts import Notes, RunMetrics
 from latte.steps import tell
 from latte.storage import manifest
 from latte.terminal import shown
@@ -58,7 +58,15 @@ def run_step(
     if retry is not None:
         sys.exit(tries.supervise(task, str(wired["root"]), retry, EVENTS_ENV))
     work = Work(task, step, settings, wired, function, arguments or {})
-    started = time.time()
+    with tracking.of_task(task) as tracker:
+        result = _run(work, output, metrics)
+        if tracker is not None:
+            _track(tracker, work, result)
+    return result
+
+
+def _run(work: Work, output: Any, metrics: Any) -> manifest.Manifest:
+    task, started = work.task, time.time()
     _emit(event="started", task=task)
     try:
         launch = placement.launch_of_this_step()
@@ -76,7 +84,7 @@ def run_step(
         _emit(event="note", task=task, message=note)
     if result.kind in tell.RESULTS and os.environ.get(RUN_ENV):
         try:
-            tell.leave_result(str(wired["root"]), os.environ[RUN_ENV], result)
+            tell.leave_result(str(work.wired["root"]), os.environ[RUN_ENV], result)
         except LatteError as error:
             _fail(task, error)
     if output is not None:
@@ -88,6 +96,23 @@ def run_step(
                 metrics.log_metric(key, value)
     _emit(event="finished", task=task, seconds=time.time() - started, summary=result.summary())
     return result
+
+
+def _track(tracker: tracking.Tracker, work: Work, result: manifest.Manifest) -> None:
+    """Tell MLflow the settings of the step, the numbers of its manifest and the curve of training."""
+    own = work.config().model_dump(exclude=set(work.wired))
+    texts = {key: value for key, value in result.metrics.items() if isinstance(value, str) and not key.endswith("_uri")}
+    tags = {"kind": result.kind, "name": result.name, "uri": result.uri, "fingerprint": result.fingerprint, **texts}
+    tracker.batch(
+        params=dict(tracking.flat(own, f"{work.step}.")),
+        metrics={**tracking.numbers(result.metrics), **{f"count/{key}": count for key, count in result.counts.items()}},
+        tags={f"latte.{key}": value for key, value in tags.items() if value},
+    )
+    if work.step == "train" and (uri := RunMetrics.of(result).metrics_uri):
+        try:
+            tracker.curve(storage.read_bytes(uri).decode().splitlines())
+        except LatteError as error:
+            print(f"MLflow: no curve: {shown(error)}", file=sys.stderr, flush=True)
 
 
 def _fail(task: str, error: LatteError) -> NoReturn:

@@ -19,7 +19,7 @@ from latte import owners
 from latte.credentials import for_header
 from latte.errors import LatteError, UserError
 from latte.storage import manifest
-from pipelines import compiled, cron, parameters
+from pipelines import compiled, cron, parameters, tracking
 from pipelines import kfp_errors as errors
 from pipelines.cluster import Cluster
 from pipelines.status import ENDED
@@ -179,7 +179,8 @@ class Client:
             if any(run.display_name == title and run.state not in ENDED for run in self._runs(experiment_id)):
                 raise UserError(f"run {title}: one of this name is going on; wait for it or give another --name")
             checked, placed = parameters.sent(plan, root)
-            return self._start(experiment_id, title, pipeline, checked, placed)
+            plugins = tracking.plugins_input(plan.checked.mlflow)
+            return self._start(experiment_id, title, pipeline, checked, placed, plugins)
 
     def start_hello(self, title: str, root: str, placed: Cluster) -> Submitted:
         """Start the pipeline `hello`, which writes, reads and deletes a small object under `root`."""
@@ -187,18 +188,26 @@ class Client:
             return self._start(self._experiment(), title, "hello", {"root": root}, placed)
 
     def _start(
-        self, experiment_id: str, title: str, pipeline: str, params: dict[str, Any], placed: Cluster
+        self,
+        experiment_id: str,
+        title: str,
+        pipeline: str,
+        params: dict[str, Any],
+        placed: Cluster,
+        plugins: dict[str, Any] | None = None,
     ) -> Submitted:
+        import kfp_server_api
+
         pipeline_id, version_id, _ = self._upload(pipeline, placed)
-        run = self._kfp.run_pipeline(
-            experiment_id,
-            title,
-            params=params,
-            pipeline_id=pipeline_id,
-            version_id=version_id,
-            pipeline_root=placed.pipeline_root,
+        body = kfp_server_api.V2beta1Run(
+            experiment_id=experiment_id,
+            display_name=title,
             service_account=self.service_account,
+            plugins_input=plugins,
+            **parameters.request(pipeline_id, version_id, params, placed),
         )
+        # kfp.Client hands no plugins_input on.
+        run = kfp_server_api.RunServiceApi(self._api).run_service_create_run(run=body)
         return Submitted(run.run_id, title, f"{self.host}/#/runs/details/{run.run_id}")
 
     def schedule(
@@ -219,6 +228,8 @@ class Client:
         Raises:
             UserError: a parameter or the cron expression is bad.
         """
+        import kfp_server_api
+
         expression = cron.check(cron_expression)
         plan, root = parameters.planned(pipeline, params)
         title = parameters.title(name, pipeline, plan.checked.name)
@@ -228,22 +239,26 @@ class Client:
             pipeline_id, version_id, version = self._upload(pipeline, placed)
             same_name = [each for each in self._schedules(experiment_id) if each.display_name == title]
             account, artifacts = self.service_account or "", placed.pipeline_root or ""
-            wanted = (version_id, expression, account, artifacts, parameters.plain(checked))
+            plugins = tracking.plugins_input(plan.checked.mlflow)
+            wanted = (version_id, expression, account, artifacts, parameters.plain(checked), plugins or {})
             kept = next((each for each in same_name if parameters.facts(each) == wanted), None)
             changed = kept is None
             if kept is None:
-                kept = self._kfp.create_recurring_run(
-                    experiment_id,
-                    title,
-                    cron_expression=expression,
+                body = kfp_server_api.V2beta1RecurringRun(
+                    experiment_id=experiment_id,
+                    display_name=title,
+                    trigger=kfp_server_api.V2beta1Trigger(
+                        cron_schedule=kfp_server_api.V2beta1CronSchedule(cron=expression)
+                    ),
+                    mode=kfp_server_api.RecurringRunMode.ENABLE,
                     max_concurrency=1,
                     no_catchup=True,
-                    params=checked,
-                    pipeline_id=pipeline_id,
-                    version_id=version_id,
-                    pipeline_root=placed.pipeline_root,
                     service_account=self.service_account,
+                    plugins_input=plugins,
+                    **parameters.request(pipeline_id, version_id, checked, placed),
                 )
+                api = kfp_server_api.RecurringRunServiceApi(self._api)
+                kept = api.recurring_run_service_create_recurring_run(recurring_run=body)
             for each in same_name:
                 if each.recurring_run_id != kept.recurring_run_id:
                     self._kfp.delete_recurring_run(each.recurring_run_id)

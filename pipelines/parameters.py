@@ -42,6 +42,18 @@ def sent(plan: uploads.UploadPlan, root: str) -> tuple[dict[str, Any], Cluster]:
     return settings.parameters(checked, root), checked.cluster
 
 
+def request(pipeline_id: str, version_id: str, params: dict[str, Any], placed: Cluster) -> dict[str, Any]:
+    """The fields that the requests for a run and for a recurring run have in common."""
+    import kfp_server_api
+
+    return {
+        "pipeline_version_reference": kfp_server_api.V2beta1PipelineVersionReference(
+            pipeline_id=pipeline_id, pipeline_version_id=version_id
+        ),
+        "runtime_config": kfp_server_api.V2beta1RuntimeConfig(parameters=params, pipeline_root=placed.pipeline_root),
+    }
+
+
 def title(name: str | None, pipeline: str, of: str) -> str:
     """Title of a run or a schedule.
 
@@ -65,12 +77,22 @@ def plain(value: Any) -> Any:
     return json.loads(json.dumps(value), parse_int=float)
 
 
-def facts(schedule: Any) -> tuple[str, str, str, str, Any]:
-    """Facts that make a recurring run another: version, cron ("" of one of no use), account, root, parameters."""
+def facts(schedule: Any) -> tuple[str, str, str, str, Any, Any]:
+    """Facts that make a recurring run another.
+
+    They are version, cron ("" of one of no use), account, root, parameters, and what plugins are told.
+    """
     version = getattr(schedule.pipeline_version_reference, "pipeline_version_id", None) or ""
     timing = getattr(schedule.trigger, "cron_schedule", None)
     runtime = getattr(schedule.runtime_config, "parameters", None) or {}
     artifacts = getattr(schedule.runtime_config, "pipeline_root", None) or ""
     enabled = str(schedule.mode) == "ENABLE" and bool(schedule.no_catchup) and str(schedule.max_concurrency) == "1"
     account = schedule.service_account or ""
-    return (version, timing.cron if timing and enabled else "", account, artifacts, plain(runtime))
+    return (
+        version,
+        timing.cron if timing and enabled else "",
+        account,
+        artifacts,
+        plain(runtime),
+        schedule.plugins_input or {},
+    )

@@ -19,6 +19,7 @@ from latte.steps.encode import EncodeConfig
 from pipelines import places, presets
 from pipelines.cluster import Cluster, check_workers
 from pipelines.places import Named
+from pipelines.tracking import MlflowConfig
 
 # section: (step, keys that the pipeline fills in)
 SECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -68,6 +69,9 @@ class _Common(config.Config):
     report: dict[str, Any] = Field(default_factory=dict, description="ReportConfig")
     notify: dict[str, Any] = Field(
         default_factory=dict, description="TellConfig: the webhook that hears how a run has ended"
+    )
+    mlflow: MlflowConfig | None = Field(
+        default=None, description="tracking by MLflow; left out: none (docs/tracking.md)"
     )
     cluster: Cluster = Field(default_factory=Cluster, description="with what the steps run on a cluster")
 
@@ -301,8 +305,8 @@ def remarks(settings: AnyConfig) -> list[str]:
 
 
 def parameters(settings: AnyConfig, root: str) -> dict[str, Any]:
-    """The arguments of the pipeline function; `cluster` is no argument but compiled into it."""
-    values = {**settings.model_dump(exclude={"root", "cluster"}), "root": root}
+    """The arguments of the pipeline function; `cluster` is compiled into it, `mlflow` goes beside them."""
+    values = {**settings.model_dump(exclude={"root", "cluster", "mlflow"}), "root": root}
     for section, key in _SAID_ANYWAY.items():
         if values.get(section) == {}:
             values[section] = {key: config_class(SECTIONS[section][0]).model_fields[key].default}

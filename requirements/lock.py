@@ -54,10 +54,12 @@ def main() -> None:
     extras = project["optional-dependencies"]
     run = closure(project["dependencies"])
     dev = {name: version for name, version in closure(extras["dev"]).items() if name not in run}
+    notebook = {name: version for name, version in closure(extras["notebook"]).items() if name not in run}
     peers = {name: version for name, version in closure(extras["peers"]).items() if name not in {**run, **dev}}
     peers = {name: version for name, version in peers.items() if not name.startswith(BROUGHT_ALONG)}
     write("run.lock", "Exact versions of everything that runs", run)
     write("dev.lock", "What tests and checks need beside run.lock", dev)
+    write("notebook.lock", "What the notebooks need beside run.lock", notebook)
     title = "What the tests and benchmarks compare with; installed with its dependencies"
     # Its dependencies differ by the build of PyTorch that the index has, so they cannot be listed, nor checked.
     write("peers.lock", title, {name: version for name, version in peers.items() if name not in ALONE}, hashes=False)

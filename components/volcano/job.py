@@ -4,7 +4,7 @@ Fields, plugins and policies are those of Volcano's published CRD and controller
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from components.placement import SECRET_KEYS, Launch
@@ -33,7 +33,13 @@ def name_of(task: str, spec_hash: str) -> str:
 
 
 def build(
-    launch: Launch, work_uri: str, workers: int, together: bool, task: str, owner: Mapping[str, Any]
+    launch: Launch,
+    work_uri: str,
+    workers: int,
+    together: bool,
+    task: str,
+    owner: Mapping[str, Any],
+    handed_on: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The Job.
 
@@ -44,6 +50,7 @@ def build(
         together: they start all at once or not at all; otherwise each one that gets a place starts.
         task: the task's name, for the Job's.
         owner: the Workflow's entry for ownerReferences: when it is deleted, so is the Job.
+        handed_on: variables of this step's pod that the Job's pods get, too; they do not make it another Job.
     """
     settings = launch.volcano
     least = workers if together else 1
@@ -70,6 +77,7 @@ def build(
     if settings.priority_class:
         spec["priorityClassName"] = settings.priority_class
     spec_hash = manifest.fingerprint(spec, task, owner["uid"])
+    spec["tasks"][0]["template"]["spec"]["containers"][0]["env"] += [dict(each) for each in handed_on]
     metadata: dict[str, Any] = {
         "name": name_of(task, spec_hash),
         "labels": {"app.kubernetes.io/part-of": "latte-pipelines", **launch.pod.labels},

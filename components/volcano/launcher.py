@@ -8,7 +8,7 @@ lease that only a waiting step renews (`components.volcano.lease`).
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ from components.volcano.api import Api, MissingError, TakenError
 from components.volcano.logs import Logs
 from components.volcano.worker import result_uri
 from components.work import Work
-from latte import signals, storage
+from latte import signals, storage, tracking
 from latte.errors import LatteError, UserError
 from latte.storage import manifest
 
@@ -31,6 +31,7 @@ DONE, FAILED = jobs.DONE, jobs.FAILED
 _SLACK_S = 120.0
 _GONE_WITHIN_S = 300.0
 _POLL_S = 1.0
+_MLFLOW = "MLFLOW_"
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -47,13 +48,14 @@ def run(work: Work, launch: Launch) -> manifest.Manifest:
     """
     work.config()  # a mistake in the settings is told before anything is launched
     api = Api(_namespace())
-    owner = _workflow(api)
+    pod = _own_pod(api)
+    owner = _workflow(pod)
     workers = int(work.arguments["num_tasks"]) if work.shared else launch.volcano.nodes
     folder = storage.join(str(work.wired["root"]), "launched", manifest.fingerprint(owner["uid"], work.task)[:16])
     portable = work.portable(folder)
     work_uri = storage.join(folder, manifest.fingerprint(asdict(portable))[:16], "work.json")
     portable.write(work_uri)
-    job = jobs.build(launch, work_uri, workers, not work.shared, work.task, owner)
+    job = jobs.build(launch, work_uri, workers, not work.shared, work.task, owner, _mlflow(pod))
     name = job["metadata"]["name"]
     with _stopped_by_signals():
         try:
@@ -221,16 +223,38 @@ def _namespace() -> str:
     return given or _NAMESPACE_FILE.read_text().strip()
 
 
-def _workflow(api: Api) -> dict[str, Any]:
-    """The entry of this pod's ownerReferences that names its Workflow, without a claim to control what it is put on."""
-    pod = os.environ.get("KFP_POD_NAME")
-    if not pod:
+def _own_pod(api: Api) -> dict[str, Any]:
+    """This pod."""
+    name = os.environ.get("KFP_POD_NAME")
+    if not name:
         raise UserError("KFP_POD_NAME is not set: run this step on the cluster")
-    for owner in api.pod(pod)["metadata"].get("ownerReferences", []):
+    return api.pod(name)
+
+
+def _mlflow(pod: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Variables with which Kubeflow Pipelines' plugin lets a pod log to MLflow; of secrets the references alone.
+
+    None where Kubernetes is to say who asks: the Job's pods have no token of a service account. The waiting step tells
+    MLflow of the result itself; without these variables there is only no curve before that.
+    """
+    found = [each for container in pod.get("spec", {}).get("containers", []) for each in container.get("env") or []]
+    found = [each for each in found if each["name"].startswith(_MLFLOW)]
+    if any(each["name"] == tracking.AUTH_ENV for each in found):
+        return []
+    named = {
+        each["name"]: {key: each[key] for key in ("name", "value", "valueFrom") if each.get(key)} for each in found
+    }
+    return list(named.values())
+
+
+def _workflow(pod: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry of this pod's ownerReferences that names its Workflow, without a claim to control what it is put on."""
+    for owner in pod["metadata"].get("ownerReferences", []):
         if owner["kind"] == "Workflow":
             return {key: owner[key] for key in ("apiVersion", "kind", "name", "uid")}
+    name = os.environ.get("KFP_POD_NAME")
     raise LatteError(
-        f"pod {pod}: owned by no Workflow; a Volcano Job that nothing deletes with its run is not launched"
+        f"pod {name}: owned by no Workflow; a Volcano Job that nothing deletes with its run is not launched"
     )
 
 

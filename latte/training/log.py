@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from latte import owners, storage
+from latte import owners, storage, tracking
 from latte.errors import NotThereError
+from latte.training.resume import METRICS
 
 T = TypeVar("T")
 
@@ -45,12 +46,13 @@ class TrainingLog:
 
     def __init__(self, run_uri: str) -> None:
         self._run_uri = run_uri
-        self._uri = storage.join(run_uri, "metrics.jsonl")
+        self._uri = storage.join(run_uri, METRICS)
         self._folder = owners.Folder("tensorboard")
         # Two that start in one second must not have the same name.
         suffix = f".{uuid.uuid4().hex[:8]}"
         self._writer = SummaryWriter(self._folder.name, flush_secs=3600, filename_suffix=suffix)
         self.lines: list[str] = []
+        self._tracker = tracking.of_environment()
 
     @property
     def last(self) -> dict[str, Any]:
@@ -90,8 +92,10 @@ class TrainingLog:
         return "".join(line + "\n" for line in self.lines).encode()
 
     def publish(self, put: storage.Put) -> None:
-        """Write the whole log to object storage by `put`."""
+        """Write the whole log to object storage by `put`; MLflow gets what is new, where it is asked for."""
         put(self._uri, self.content)
+        if self._tracker is not None:
+            self._tracker.curve(self.lines)
 
     def publish_events(self) -> None:
         """Write the TensorBoard file of this start to object storage."""

@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parents[2]
 # The benchmarks' folder is on pytest's path.
 BENCHMARKS = {path.stem for path in (REPOSITORY / "benchmarks").glob("*.py")}
 OWN = {"latte", "components", "pipelines", "tests", "benchmarks", *BENCHMARKS}
-PEERS = {"torch", "diffusers", "transformers", "cdfvd"}
+PEERS = {"torch", "diffusers", "transformers", "cdfvd", "mlflow"}
 
 
 def imported() -> set[str]:

@@ -6,7 +6,7 @@ takes the runs and says that they succeeded; what the notebooks then show lies i
 
 import json
 import os
-import shutil
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,36 +16,41 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from pipelines.demo.data import cut_demo_clips
+from latte.facts import RunFacts
+from latte.storage import manifest, registry
+from pipelines import notebook as notebooks
 from pipelines.store import BUCKET, Store
-from tests import kfp_server
+from tests import kfp_server, video_files
 from tests import recorded_kfp as recorded
 from tests.e2e import runs
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 ROOT = f"s3://{BUCKET}/notebooks"
-# In this order: a model has to be promoted before sets are made from it.
-NAMES = ("schedule_nightly", "bulk_evaluation", "submit_run")
+# In this order: each goes on from what the one before has made.
+NAMES = ("submit_run", "schedule_nightly", "bulk_evaluation")
 SMALL = {
     **runs.TINY,
     "encode.num_tasks": 1,
+    "train.steps": 2,
+    "train.preview_every": 0,
     "sample.num_tasks": 1,
     "sample.num_videos": 2,
+    "sample.num_sampling_steps": 2,
     "score.protocol.num_clips": 2,
+    "report.max_rows": 1,
 }
-SETS = {"bulk": {key: value for key, value in SMALL.items() if key.startswith(("sample.", "score."))}}
+SETS = {"bulk": {key: value for key, value in SMALL.items() if key.startswith(("sample.", "score.", "report."))}}
 
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two clips of each class."""
-    everything, few = tmp_path_factory.mktemp("all-clips"), tmp_path_factory.mktemp("clips")
-    cut_demo_clips(everything)
-    for group in (path for path in everything.iterdir() if path.is_dir()):
-        (few / group.name).mkdir()
-        for clip in sorted(group.glob("*.mp4"))[:2]:
-            shutil.copy(clip, few / group.name)
-    return few
+    folder = tmp_path_factory.mktemp("clips")
+    for number, group in enumerate(("bikes", "bunny", "carphone")):
+        (folder / group).mkdir()
+        for clip in range(2):
+            video_files.write(folder / group / f"{clip}.mp4", video_files.moving(16, 64, 64, seed=2 * number + clip))
+    return folder
 
 
 def execute(name: str, home: Path, *lines: str) -> nbformat.NotebookNode:
@@ -64,7 +69,10 @@ def execute(name: str, home: Path, *lines: str) -> nbformat.NotebookNode:
 
 def changes(name: str, videos: Path) -> list[str]:
     what = "sets, common" if name == "bulk_evaluation" else "changes"
-    value = f"{SETS!r}, {{'model': 'demo', 'dataset': 'demo'}}" if name == "bulk_evaluation" else repr(SMALL)
+    small = SMALL
+    if name == "schedule_nightly":  # begins with the model of submit_run, not with a fresh one
+        small = {key: value for key, value in SMALL.items() if key != "pretrained"}
+    value = f"{SETS!r}, {{'model': 'demo', 'dataset': 'demo'}}" if name == "bulk_evaluation" else repr(small)
     return [f"root, videos = {ROOT!r}, {str(videos)!r}", f"{what} = {value}"]
 
 
@@ -81,6 +89,32 @@ def outputs(notebook: nbformat.NotebookNode) -> dict[str, str]:
     return shown
 
 
+def check_what_is_saved(notebook: nbformat.NotebookNode) -> None:
+    """No line that was overwritten, no picture or page twice, nothing on standard error."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            assert output.get("name") != "stderr", output
+            plain = output.get("text") or output["data"]["text/plain"]
+            assert "base64" not in plain and "srcdoc" not in plain
+            assert "\r" not in plain
+            assert not re.search(r"[1-9]\d?%\|", plain), plain
+    places = [
+        set(re.findall(r"data:image/[a-z]+;base64,[A-Za-z0-9+/]{200,}", text))
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        for text in output.get("data", {}).values()
+    ]
+    assert sum(map(len, places)) == len(set().union(*places))
+    assert json.dumps(notebook).count("<iframe") == sum(
+        cell.source.endswith(".report()") for cell in notebook.cells if cell.cell_type == "code"
+    )
+
+
+def cells(*values: str) -> str:
+    """Cells of a table that stand beside each other in a DataFrame's HTML."""
+    return "\n      ".join(f"<td>{value}</td>" for value in values)
+
+
 @pytest.fixture(scope="module")
 def here(store: Store, videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
     """What the notebooks show on this machine."""
@@ -89,7 +123,12 @@ def here(store: Store, videos: Path, tmp_path_factory: pytest.TempPathFactory) -
     lines += [
         f"os.symlink({str(NOTEBOOKS.parent / 'configs')!r}, 'configs') if not os.path.exists('configs') else None"
     ]
-    return {name: outputs(execute(name, home, *lines, *changes(name, videos))) for name in NAMES}
+    shown = {}
+    for name in NAMES:
+        notebook = execute(name, home, *lines, *changes(name, videos))
+        check_what_is_saved(notebook)
+        shown[name] = outputs(notebook)
+    return shown
 
 
 @pytest.fixture
@@ -115,35 +154,62 @@ def server() -> Iterator[kfp_server.KfpServer]:
 
 
 def test_on_this_machine(here: dict[str, dict[str, str]]) -> None:
-    night, bulk, submit = (here[name] for name in NAMES)
-    assert "Nothing schedules runs on this machine" in night["if where is None:"]
+    submit, night, bulk = (here[name] for name in NAMES)
+    assert (
+        "Nothing schedules runs on this machine" in night['notebook.schedule("nightly_retrain", params, cron, where)']
+    )
     assert "train …" in night['night = notebook.run("nightly_retrain", params, where)']
     for shown in (night["night.table()"], submit["done.table()"]):
-        assert "<td style='text-align:left'>train</td><td style='text-align:left'>SUCCEEDED</td>" in shown
-    assert "in force" in night['notebook.promotions(params["root"], params["name"])']
+        assert cells("train", "SUCCEEDED") in shown
     for shown in (night["night.report()"], submit["done.report()"]):
         assert 'srcdoc="&lt;!doctype html' in shown
         assert "image/webp" in shown
     assert "data:image/png;base64,iVBOR" in submit["done.contact_sheet()"]
     assert "data:image/png;base64,iVBOR" in bulk["for name, done in runs.items():"]
     assert "2 videos of the set bulk" in bulk["for name, done in runs.items():"]
-    assert "<td style='text-align:left'>frechet_small_i3d</td>" in bulk["notebook.scores(*runs.values())"]
+    assert "<td>frechet_small_i3d</td>" in bulk["notebook.scores(*runs.values())"]
     assert submit["notebook.scores(done)"].count("frechet_small_i3d") == 2
+
+
+def test_a_promotion_is_shown_with_the_reason_of_the_gate(here: dict[str, dict[str, str]]) -> None:
+    shown = here["schedule_nightly"]['notebook.promotions(params["root"], params["name"])']
+    assert "<td>frechet_small_i3d</td>" in shown
+    assert cells("True", "the first model under this name") in shown
+
+
+def test_nights_go_on_from_the_model_of_the_run_and_sets_are_made_from_it(here: dict[str, dict[str, str]]) -> None:
+    """What bulk evaluation shows would be noise if each notebook trained its own model from the start."""
+    start = notebooks.trained(ROOT)
+    promoted, _ = registry.read_current(ROOT, "demo")
+    assert start is not None and promoted is not None
+    run = manifest.read(start, "checkpoint")
+    assert RunFacts.of(run).train.init_from is None
+    night = manifest.read(promoted.checkpoint, "checkpoint")
+    assert RunFacts.of(night).train.init_from == start
+    assert night.inputs["checkpoint"] != run.fingerprint
+    [bulk] = notebooks.newest(ROOT, "video_set", "bulk")
+    assert bulk.inputs["weights"] == promoted.weights_sha256
 
 
 def test_on_a_cluster_by_changing_one_cell(
     here: dict[str, dict[str, str]], server: kfp_server.KfpServer, videos: Path, tmp_path: Path
 ) -> None:
     lines = [f"where = notebook.Client(host={server.url!r}, token='right')", "notebook.POLL_S = 0.2"]
-    shown = {name: outputs(execute(name, tmp_path, *changes(name, videos), *lines)) for name in NAMES}
+    shown = {}
+    for name in NAMES:
+        notebook = execute(name, tmp_path, *changes(name, videos), *lines)
+        check_what_is_saved(notebook)
+        shown[name] = outputs(notebook)
     assert sorted(run["display_name"] for run in server.runs.values()) == [
         "bulk_sample bulk", "nightly_retrain demo", "train_and_evaluate demo"
     ]  # fmt: skip
     assert [each["display_name"] for each in server.recurring_runs.values()] == ["nightly_retrain demo"]
-    assert "0 0 2 * * * UTC, new or changed" in shown["schedule_nightly"]["if where is None:"]
+    assert (
+        "0 0 2 * * * UTC, new or changed"
+        in shown["schedule_nightly"]['notebook.schedule("nightly_retrain", params, cron, where)']
+    )
     assert "train: succeeded" in shown["submit_run"]['done = notebook.run("train_and_evaluate", params, where)']
-    row = ("train", "SUCCEEDED", "1 min 46 s")
-    assert "".join(f"<td style='text-align:left'>{cell}</td>" for cell in row) in shown["submit_run"]["done.table()"]
+    assert cells("train", "SUCCEEDED", "106.0") in shown["submit_run"]["done.table()"]
     # What is in the bucket looks the same from everywhere.
     for name, line in (
         ("submit_run", "done.contact_sheet()"),

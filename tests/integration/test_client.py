@@ -92,6 +92,24 @@ def test_kfp_s_own_artifacts_go_where_the_settings_say(
         client.submit("train_and_evaluate", {**params, "cluster": {"pipeline_root": "/data/kfp"}})
 
 
+def test_mlflow_is_asked_for_through_kfp_s_own_plugin(
+    server: kfp_server.KfpServer, client: Client, params: dict
+) -> None:
+    plain = server.runs[client.submit("train_and_evaluate", params, "plain").run_id]
+    assert "plugins_input" not in plain
+    tracked = {**params, "mlflow": {"experiment": "latte demo"}}
+    asked = {"mlflow": {"experiment_name": "latte demo"}}  # its schema: MLflowPluginInput of KFP's API server
+    run = server.runs[client.submit("train_and_evaluate", tracked).run_id]
+    assert run["plugins_input"] == asked
+    assert "mlflow" not in run["runtime_config"]["parameters"]
+    assert run["pipeline_version_reference"] == plain["pipeline_version_reference"]
+    assert client.schedule("nightly_retrain", params, CRON).changed
+    assert client.schedule("nightly_retrain", tracked, CRON).changed
+    assert not client.schedule("nightly_retrain", tracked, CRON).changed
+    (kept,) = server.recurring_runs.values()
+    assert kept["plugins_input"] == asked
+
+
 def test_a_name_that_is_taken_by_a_run_that_goes_on(server: kfp_server.KfpServer, client: Client, params: dict) -> None:
     done = [client.submit("nightly_retrain", params, name=f"run {number}").run_id for number in range(4)]
     with pytest.raises(UserError, match="run run 3: one of this name is going on"):

@@ -78,6 +78,44 @@ def test_cut_watches_cut_logs_and_outages_change_nothing(
     assert "fsnotify" not in said
 
 
+def test_what_kfp_lets_log_to_mlflow_reaches_the_job_without_its_secrets(
+    cluster: kubernetes_server.Cluster, work: Work
+) -> None:
+    secret = {"valueFrom": {"secretKeyRef": {"name": "kfp-mlflow-credentials", "key": "token"}}}
+    told = [
+        {"name": "MLFLOW_RUN_ID", "value": "of the first try"},
+        {"name": "MLFLOW_TRACKING_URI", "value": "https://mlflow.example.com"},
+        {"name": "MLFLOW_TRACKING_TOKEN", **secret},
+    ]
+    step = cluster.pods[kubernetes_server.STEP_POD]
+    step["spec"] = {"containers": [{"env": [{"name": "KFP_MLFLOW_CONFIG", "value": "{}"}, *told]}, {"name": "wait"}]}
+    waiting = Waiting(work)
+    name = the_job(cluster)
+    (task,) = cluster.jobs[name]["spec"]["tasks"]
+    given = [each for each in task["template"]["spec"]["containers"][0]["env"] if "MLFLOW" in each["name"]]
+    assert given == told
+    leave_result(cluster, work, name)
+    cluster.set_phase(name, "Completed")
+    assert isinstance(waiting.end(), manifest.Manifest)
+    # Another try has another run of MLflow, and finds its Job all the same.
+    told[0]["value"] = "of the second try"
+    assert isinstance(Waiting(work).end(), manifest.Manifest)
+    assert list(cluster.jobs) == [name]
+
+
+def test_where_kubernetes_says_who_asks_the_waiting_step_alone_logs(
+    cluster: kubernetes_server.Cluster, work: Work
+) -> None:
+    told = [{"name": "MLFLOW_RUN_ID", "value": "1"}, {"name": "MLFLOW_TRACKING_AUTH", "value": "kubernetes"}]
+    cluster.pods[kubernetes_server.STEP_POD]["spec"] = {"containers": [{"env": told}]}
+    waiting = Waiting(work)
+    name = the_job(cluster)
+    assert "MLFLOW" not in json.dumps(cluster.jobs[name])
+    leave_result(cluster, work, name)
+    cluster.set_phase(name, "Completed")
+    assert isinstance(waiting.end(), manifest.Manifest)
+
+
 def test_settings_are_checked_before_anything_is_launched(cluster: kubernetes_server.Cluster, work: Work) -> None:
     with pytest.raises(UserError, match="promoted: unknown key stpes"):
         launcher.run(Work("promoted", "promoted", {"stpes": 1}, work.wired, "look_up"), LAUNCH)

@@ -43,7 +43,7 @@ def top_level_imports(path: Path) -> set[str]:
 ORDER = (
     "__init__", "errors", "terminal", "uris", "units", "rng", "signals", "interrupts", "owners", "processes",
     "progress", "finite", "spacing", "machine_errors", "kernel_watch", "kernel_cache", "graph_cache", "yaml_text",
-    "config", "config_help", "credentials", "storage", "places", "uses", "device", "operators", "models",
+    "config", "config_help", "credentials", "storage", "tracking", "places", "uses", "device", "operators", "models",
     "checkpoints", "kinds", "facts", "diffusion", "networks", "texts", "video", "data", "sampling", "training",
     "metrics", "inventory", "report", "steps", "cli",
 )  # fmt: skip

@@ -31,8 +31,8 @@ class Alike:
         name = self._plain.get(_plain(path), path)
         if name != path:
             return f"; {name!r} is there, with other capitals or another form of an accent"
-        name = self._lying_deeper.get(path)
-        return f"; paths begin below dataset.videos: {name!r}" if name else ""
+        deeper = self._lying_deeper.get(path)
+        return f"; paths begin below dataset.videos: {deeper!r}" if deeper else ""
 
     @functools.cached_property
     def _plain(self) -> dict[str, str]:

@@ -1,12 +1,13 @@
 """Scoring a set: the score step (ours) beside the package cd-fvd, fed by PyAV (peer).
 
-    python benchmarks/score.py [--clips 12] [--repeats 2] [--json]
+    python benchmarks/score.py [--detector i3d|videomae] [--clips 12] [--repeats 2] [--json]
 
-As many generated clips as real ones, 16 frames of 64x64 pixels, lossless files, the same random weights. Each side is
-one process that loads, compiles and warms up, then waits for its turn; only one computes at a time, and medians are
-compared. Both must come to the same distance. Each side first scores a third of the clips; how much its peak memory
-grows from there to all of them is printed (`grown_bytes`). The peer gives no interval and keeps no features;
-its own reader of video files needs torchvision and is left out.
+I3D has its published size, VideoMAE 6 blocks of 384 channels at the published 16 frames of 224 pixels: ViT-giant takes
+4 GB on each side. As many generated clips as real ones, 16 frames of 64x64 pixels, lossless files, the same random
+weights. Each side is one process that loads, compiles and warms up, then waits for its turn; only one computes at a
+time, and medians are compared. Both must come to the same distance. Each side first scores a third of the clips; how
+much its peak memory grows from there to all of them is printed (`grown_bytes`). The peer gives no interval and keeps no
+features; its own reader of video files needs torchvision and is left out.
 """
 
 import argparse
@@ -27,7 +28,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-FRAMES, SIZE, BATCH, FPS = 16, 64, 2, 8.0
+FRAMES, SIZE, FPS = 16, 64, 8.0
+# Clips that go through a detector together: VideoMAE's attention is large.
+BATCH = {"i3d": 2, "videomae": 1}
+VIDEOMAE = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 6}
 
 
 def main() -> None:
@@ -35,6 +39,7 @@ def main() -> None:
     from sample import take_turns
 
     parser = argparse.ArgumentParser(description="the score step against cd-fvd")
+    parser.add_argument("--detector", choices=tuple(BATCH), default="i3d", help="network that both sides score by")
     parser.add_argument("--clips", type=int, default=12, help="clips of each side of the comparison")
     parser.add_argument("--repeats", type=int, default=2, help="turns of each side; medians are printed")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the peer's kernels")
@@ -46,8 +51,8 @@ def main() -> None:
         (_serve_ours if options.side == "ours" else _serve_peer)(options)
         return
     with tempfile.TemporaryDirectory(prefix="latte-bench-") as folder:
-        _prepare(Path(folder), options.clips)
-        arguments = ["--clips", str(options.clips), "--threads", str(options.threads)]
+        _prepare(Path(folder), options.clips, options.detector)
+        arguments = ["--detector", options.detector, "--clips", str(options.clips), "--threads", str(options.threads)]
         turns = take_turns(__file__, folder, options.repeats, arguments)
     ours, peer = (turns[side][-1] for side in ("ours", "peer"))
     if not np.isclose(ours["value"], peer["value"], rtol=1e-3):
@@ -55,6 +60,7 @@ def main() -> None:
     ours_s, peer_s = (statistics.median(turn["seconds"] for turn in turns[side]) for side in ("ours", "peer"))
     result = {
         "benchmark": "score",
+        "detector": options.detector,
         "peer": f"cd-fvd {importlib.metadata.version('cd-fvd')}, files read by PyAV",
         "ours_s": round(ours_s, 4),
         "peer_s": round(peer_s, 4),
@@ -82,7 +88,7 @@ def _moving(seed: int) -> np.ndarray:
     return (127.5 + 127.5 * np.stack(channels, axis=-1)).astype(np.uint8)
 
 
-def _prepare(folder: Path, clips: int) -> None:
+def _prepare(folder: Path, clips: int, kind: str) -> None:
     """Two sets of files, and one set of weights for both sides."""
     from sample import publish, random_weights
 
@@ -91,11 +97,13 @@ def _prepare(folder: Path, clips: int) -> None:
     from latte.storage import manifest
     from latte.video import clip_files
 
-    weights = random_weights(kinds.i3d.shapes_of())
+    model = VIDEOMAE if kind == "videomae" else {}
+    weights = random_weights(kinds.KINDS[kind].shapes(kinds.KINDS[kind].configured(model, "benchmark")))
     for name in weights:
         if name.endswith("running_var"):
             weights[name] = np.abs(weights[name]) + 1.0
-    publish(folder / "i3d", "weights", "model.safetensors", weights, config={"kind": "i3d", "random": True})
+    facts: dict[str, Any] = {"kind": kind, "random": True, "model": model}
+    publish(folder / "detector", "weights", "model.safetensors", weights, config=facts)
     for side in range(2):
         items: list[dict[str, Any]] = []
         (folder / f"clips{side}").mkdir()
@@ -107,7 +115,7 @@ def _prepare(folder: Path, clips: int) -> None:
             for count in {clips, max(2, clips // 3)}:
                 uri = (folder / f"set-{count}").as_uri()
                 storage.write_json(storage.join(uri, "items.json"), items[:count])
-                facts: dict[str, Any] = {"num_frames": FRAMES, "image_size": SIZE}
+                facts = {"num_frames": FRAMES, "image_size": SIZE}
                 manifest.finish(
                     manifest.Manifest(kind="video_set", name="v", uri=uri, fingerprint=f"{count}", config=facts)
                 )
@@ -136,7 +144,7 @@ def _prepare(folder: Path, clips: int) -> None:
 def _serve_ours(options: argparse.Namespace) -> None:
     from sample import answer, peak_bytes, turns_of_this_side
 
-    from latte.kinds.i3d import RANDOM
+    from latte.metrics.names import metric_of
     from latte.steps import score
 
     folder = Path(options.folder)
@@ -149,12 +157,12 @@ def _serve_ours(options: argparse.Namespace) -> None:
                 name="bench",
                 videos=str(folder / f"set-{count}" / "manifest.json"),
                 real=str(folder / "real" / "manifest.json"),
-                detector=str(folder / "i3d" / "manifest.json"),
+                detector=str(folder / "detector" / "manifest.json"),
                 protocol={"num_clips": count, "frame_stride": 1},
-                batch_size=BATCH,
+                batch_size=BATCH[options.detector],
             )
         )
-        return float(done.metrics[RANDOM])
+        return float(done.metrics[metric_of(done)])
 
     with contextlib.redirect_stderr(io.StringIO()):
         measure(max(2, options.clips // 3))
@@ -168,13 +176,20 @@ def _serve_ours(options: argparse.Namespace) -> None:
 def _serve_peer(options: argparse.Namespace) -> None:
     import av
     import torch
-    from cdfvd_peer import evaluator
+    from cdfvd_peer import evaluator, videomae_evaluator
     from safetensors.numpy import load_file
     from sample import answer, peak_bytes, turns_of_this_side
 
     torch.set_num_threads(options.threads)
     folder = Path(options.folder)
-    scorer = evaluator(load_file(folder / "i3d" / "model.safetensors"))
+    weights = load_file(folder / "detector" / "model.safetensors")
+    if options.detector == "videomae":
+        from latte.models.detector_configs import VideoMAEConfig
+
+        scorer = videomae_evaluator(weights, VideoMAEConfig(**VIDEOMAE))
+    else:
+        scorer = evaluator(weights)
+    batch = BATCH[options.detector]
 
     def frames_of(path: Path) -> np.ndarray:
         with av.open(str(path)) as container:
@@ -185,8 +200,8 @@ def _serve_peer(options: argparse.Namespace) -> None:
         scorer.empty_real_stats()
         for side, add in enumerate((scorer.add_fake_stats, scorer.add_real_stats)):
             paths = sorted((folder / f"clips{side}").iterdir())[:count]
-            for first in range(0, count, BATCH):
-                add(np.stack([frames_of(path) for path in paths[first : first + BATCH]]))  # (N, F, H, W, 3)
+            for first in range(0, count, batch):
+                add(np.stack([frames_of(path) for path in paths[first : first + batch]]))  # (N, F, H, W, 3)
         return float(scorer.compute_fvd_from_stats())
 
     measure(max(2, options.clips // 3))

@@ -86,7 +86,7 @@ def supervise(task: str, root: str, retry: Retry, events_env: str, command: Sequ
     """
     run_id, key = os.environ.get(RUN_ENV, ""), key_of(os.environ.get(NODE_ENV, "")) or task
     if attempt_of(os.environ.get(NODE_ENV, "")) and (word := _told_before(root, run_id, key)) is not None:
-        _say(f"error: {task}: {word['error']} (as in the try before; not tried again)")
+        _say(f"error: {task}: {word.get('error', 'failed')} (as in the try before; not tried again)")
         return int(word.get("exit_code", 1))
     stopped: list[int] = []
     with tempfile.TemporaryDirectory(prefix="latte-tries-") as scratch:
@@ -96,15 +96,15 @@ def supervise(task: str, root: str, retry: Retry, events_env: str, command: Sequ
             if code == 0:
                 _quietly(lambda: tell.forget_failure(root, run_id, key))
                 return 0
-            said = _said(events, code)
+            error = _told(events, code)
             if code in _FINAL or stopped or number == retry.tries:
                 break
             wait_s = retry.wait_before_s(number + 1)
-            _say(f"{task}: try {number} of {retry.tries} failed: {said}; again in {wait_s:g} s")
+            _say(f"{task}: try {number} of {retry.tries} failed: {error}; again in {wait_s:g} s")
             time.sleep(wait_s)
         if not stopped:
             tries = f" ({number} tries)" if number > 1 else ""
-            _quietly(lambda: tell.leave_failure(root, run_id, key, task, said + tries, code))
+            _quietly(lambda: tell.leave_failure(root, run_id, key, task, error + tries, code))
     return code
 
 
@@ -137,11 +137,14 @@ def _try(command: Sequence[str], number: int, environment: dict[str, str], stopp
     return code if code >= 0 else 128 - code
 
 
-def _said(events: Path, code: int) -> str:
+def _told(events: Path, code: int) -> str:
     """The error in one line, as the working process has told it."""
     lines = events.read_text(encoding="utf-8").splitlines() if events.exists() else []
     for line in reversed(lines):
-        event: dict[str, Any] = json.loads(line)
+        try:
+            event: dict[str, Any] = json.loads(line)
+        except ValueError:  # the process was killed, or the disk was full, in the middle of it
+            continue
         if event.get("event") == "failed":
             return shown(" ".join(str(event.get("message", "")).split()))
     if code > 128:

@@ -31,6 +31,9 @@ KEEP = click.option(
     help="What stays: a number (the newest of each name; 1 if not given), an age (12h, 14d, 4w), or a place's name "
     "(videos/trained, with or without its fingerprint). May be given several times.",
 )
+PAGE = click.option(
+    "--page", type=click.Path(path_type=Path), default="curation.html", show_default=True, help="Page to write."
+)
 # command: keys of its config that are given as options, and what they do
 FLAGS = {"promote": {"rollback": "Go back to the model that was promoted before; needs only root and name."}}
 
@@ -211,6 +214,24 @@ def _compare(first: str, second: str) -> None:
 
 
 @cli.command()
+@click.option(
+    "-c", "--config", "path", type=click.Path(path_type=Path), help="YAML config of latte encode, or of a pipeline."
+)
+@PAGE
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def curate(path: Path | None, page: Path, overrides: tuple[str, ...]) -> None:
+    """Show what the rules of `curate` would leave out of a dataset and change, with pictures, before it is encoded.
+
+    Takes the config of `latte encode` (its keys: `latte encode --help`); no weights are needed. What is measured stays
+    under the root, by content: other limits, one video more and the encoding itself measure only what is new.
+    `latte-pipeline curate` takes the settings of a pipeline.
+    """
+    from latte.steps import curate as look
+
+    guarded(lambda: click.echo(look.show(look.settings(path, overrides), page)))
+
+
+@cli.command()
 @click.argument("root")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def ls(root: str, as_json: bool) -> None:
@@ -267,8 +288,8 @@ def gc(root: str, words: tuple[str, ...], yes: bool, as_json: bool) -> None:
 
     Promoted models, all that their history can go back to, what is written or read at present, what is younger than a
     day, what --keep names, and all that these were made from stay: of a score the set, of a set the checkpoint, of a
-    checkpoint the latents, of all of them the weights. So does what has no manifest, for seven days. Files that were
-    uploaded (uploads/) and decisions are never removed.
+    checkpoint the latents, of all of them the weights. So does what has no manifest, for seven days. Decisions are
+    never removed, and uploads/ only by `latte-pipeline gc --host`, which asks the cluster's schedules.
     """
     from latte.inventory import tables
 

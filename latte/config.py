@@ -43,7 +43,7 @@ Root = Annotated[str, pydantic.AfterValidator(_checked_root)]
 
 @dataclass(frozen=True)
 class FileKey:
-    """Mark of a key whose value names a file or a folder by its path or URI: `Annotated[str, FileKey("file")]`.
+    """Mark of a key whose value names a file or a folder, or a list of some: `Annotated[str, FileKey("file")]`.
 
     Attributes:
         kind: what lies there. "weights": a file and what its reader takes from beside it; "manifest": one, or what it

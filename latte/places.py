@@ -1,6 +1,7 @@
 """Places of what steps make: where it lies, what it is keyed by, and whether it is there already.
 
-Under a root a place is <folder>/<name>/<fingerprint>; or features/<fingerprint>, registry/<model>, launched/<digest>.
+Under a root a place is <folder>/<name>/<fingerprint>; or features/<fingerprint>, texts/<fingerprint>,
+registry/<model>, launched/<digest>, uploads/<digest>.
 """
 
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from latte.storage import manifest
 
 # Folder under a root: how many names lead to one of its places.
 DEPTHS = {
-    "weights": 3, "datasets": 3, "runs": 3, "videos": 3, "scores": 3, "reports": 3, "features": 2, "registry": 2,
-    "launched": 2,
+    "weights": 3, "datasets": 3, "runs": 3, "videos": 3, "scores": 3, "reports": 3, "features": 2, "texts": 2,
+    "registry": 2, "launched": 2, "uploads": 2,
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from latte import finite, networks, owners, storage
+from latte import finite, networks, owners, storage, uses
 from latte.checkpoints import open_checkpoint
 from latte.checkpoints.store import check_match, safetensors_header, unusable
 from latte.checkpoints.stored import StoredTensor, forget
@@ -33,6 +33,8 @@ from latte.storage import manifest
 
 FOLDER = "texts"
 EMPTY = ""
+# What the encoder's matrix products take.
+_PRODUCTS = ("fp32", "bf16")
 # Captions that go through the blocks together: each of XXL has 2 MB meanwhile, and the weights are read once for all.
 _GROUP = 256
 _TENSOR = "states"
@@ -95,19 +97,30 @@ def embed(root: str, text: TextSource, captions: Sequence[str], precision: str =
     Raises:
         UserError: the weights do not fit their settings or are not finite, a caption is absurdly long, or the
             tokenizer's file is not one.
-        StorageError: object storage stayed away for too long.
+        StorageError: object storage stayed away for too long, or the kept states are being removed.
     """
     config = build(T5Config, text.model, text.weights.uri)
     products = "bf16" if precision == "bf16" else "fp32"
-    place = storage.join(root, FOLDER, manifest.fingerprint("t5", text.digest, products)[:16])
+    name = _place(text.digest, products)
+    place = storage.join(root, name)
     texts = {EMPTY: EMPTY, **_cleaned(captions)}
-    made = CaptionStates(config.d_model)
-    missing = _read(place, texts, config, made)
-    if missing:
-        _make(place, text, config, list(dict.fromkeys(texts[caption] for caption in missing)), products)
-        if missing := _read(place, {caption: texts[caption] for caption in missing}, config, made):
-            raise NotThereError(f"{place}: the states of {missing[0][:40]!r} vanished after they were written")
-    return made
+    states = CaptionStates(config.d_model)
+    with uses.noted(root, [name]):
+        missing = _read(place, texts, config, states)
+        if missing:
+            _make(place, text, config, list(dict.fromkeys(texts[caption] for caption in missing)), products)
+            if missing := _read(place, {caption: texts[caption] for caption in missing}, config, states):
+                raise NotThereError(f"{place}: the states of {missing[0][:40]!r} vanished after they were written")
+    return states
+
+
+def places_of(digest: str) -> list[str]:
+    """Places, as seen from a root, that hold the states of captions by an encoder and tokenizer of this digest."""
+    return [_place(digest, products) for products in _PRODUCTS]
+
+
+def _place(digest: str, products: str) -> str:
+    return f"{FOLDER}/{manifest.fingerprint('t5', digest, products)[:16]}"
 
 
 def notes(text: TextSource, captions: Sequence[str]) -> list[str]:
@@ -120,15 +133,15 @@ def notes(text: TextSource, captions: Sequence[str]) -> list[str]:
         return []
     texts = _cleaned(captions)
     _, _, cut = networks.t5_tokenizer(text)(list(texts.values()))
-    told = []
+    lines = []
     if count := sum(map(bool, cut)):
-        told.append(
+        lines.append(
             f"{count} of {len(texts)} captions are longer than {TEXT_TOKENS} tokens and cut off there, the longest by "
             f"{max(cut)}"
         )
     if count := sum(not each for each in texts.values()):
-        told.append(f"{count} of {len(texts)} captions are empty once cleaned, as published")
-    return told
+        lines.append(f"{count} of {len(texts)} captions are empty once cleaned, as published")
+    return lines
 
 
 def _cleaned(captions: Sequence[str]) -> dict[str, str]:

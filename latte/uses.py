@@ -67,6 +67,7 @@ def noted(root: str, names: Iterable[str]) -> Iterator[None]:
     Raises:
         StorageError: one is being removed, or the store does not answer.
     """
+    names = list(names)
     uris = [storage.join(root, name) for name in names]
     note(root, names)
     ended = threading.Event()

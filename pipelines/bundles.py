@@ -100,7 +100,7 @@ def _weights(named: Named, checked: AnyConfig) -> Bundle:
     if path.suffix == ".json":
         paths += [storage.local_path(uri) for uri in open_checkpoint(str(path)).uris]
     beside = path.with_name("config.json")
-    if getattr(checked, named.keys[0])["kind"] in _WITH_SETTINGS and beside.is_file():
+    if getattr(checked, str(named.keys[0]))["kind"] in _WITH_SETTINGS and beside.is_file():
         paths.append(beside)
     return Bundle(named, {each.name: each for each in paths}, path.name)
 

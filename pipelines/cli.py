@@ -10,7 +10,7 @@ import click
 from latte import __version__
 from latte.cli import guarded
 from latte.terminal import say
-from pipelines import cluster_commands, housekeeping, operate_commands, results
+from pipelines import cluster_commands, curation, housekeeping, operate_commands, results
 from pipelines.compiled import PIPELINES
 
 _PIPELINE = click.option(
@@ -192,7 +192,8 @@ def demo_clips(folder: Path) -> None:
     guarded(lambda: say(f"{cut_demo_clips(folder)} clips in {folder}"))
 
 
-for _command in (*results.COMMANDS, *housekeeping.COMMANDS, *cluster_commands.COMMANDS, *operate_commands.COMMANDS):
+_ROOMS = (results, housekeeping, cluster_commands, operate_commands)
+for _command in (curation.curate, *(command for room in _ROOMS for command in room.COMMANDS)):
     cli.add_command(_command)
 
 

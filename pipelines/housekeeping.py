@@ -73,13 +73,13 @@ def gc(
 ) -> None:
     """Show what of a run's store, or of --root, nothing needs any more; with --yes, remove it. See `latte gc`.
 
-    With --host, what the cluster's schedules and running runs name stays, too. RUN is the name of a run in runs/ or the
-    folder of one [default: the newest in runs/].
+    With --host, what the schedules and running runs of the experiment name stays, too; only then uploads may go. RUN
+    is the name of a run in runs/ or the folder of one [default: the newest in runs/].
     """
 
     def go() -> None:
         with results.opened(results.run_of(str(run)) if run is not None else None, root) as place:
-            others: list[tuple[str, str]] = []
+            others: list[tuple[str, str]] | None = None
             if host:
                 from pipelines.client import Client
 

@@ -17,19 +17,19 @@ class Named:
     """A file or a folder that a key of the settings names.
 
     Attributes:
-        keys: the way to the key, section first.
+        keys: the way to the key, section first; of one of a list its number comes last.
         kind: what lies there; see `latte.config.FileKey`.
         value: path or URI.
     """
 
-    keys: tuple[str, ...]
+    keys: tuple[str | int, ...]
     kind: str
     value: str
 
     @property
     def key(self) -> str:
         """The key as a person writes it, for example encode.dataset.videos."""
-        return ".".join(self.keys)
+        return ".".join(map(str, self.keys))
 
     @property
     def in_bucket(self) -> bool:
@@ -48,7 +48,7 @@ class Named:
             raise UserError(f"{self.key}: {error}") from None
 
 
-def of(cls: type[Config], values: Mapping[str, Any], above: Sequence[str] = ()) -> Iterator[Named]:
+def of(cls: type[Config], values: Mapping[str, Any], above: Sequence[str | int] = ()) -> Iterator[Named]:
     """Files that the given keys of a config name.
 
     Args:
@@ -66,6 +66,8 @@ def of(cls: type[Config], values: Mapping[str, Any], above: Sequence[str] = ()) 
             preset = value.get("preset") if isinstance(value, dict) else value
             if isinstance(preset, str) and protocols.is_file(preset):
                 yield Named(keys, kind, preset)
+        elif kind is not None and isinstance(value, list):
+            yield from (Named((*keys, number), kind, str(each)) for number, each in enumerate(value))
         elif kind is not None and isinstance(value, str) and value and (kind, value) != ("weights", RANDOM):
             yield Named(keys, kind, value)
         elif isinstance(value, dict) and isinstance(field.annotation, type) and issubclass(field.annotation, Config):

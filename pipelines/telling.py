@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from latte import storage
-from latte.errors import LatteError, UserError
+from latte.errors import LatteError
 from latte.steps import tell
 from pipelines import settings
 
@@ -34,19 +34,18 @@ def first_failure(events: Sequence[Mapping[str, Any]], log: Path) -> Failure | N
     KFP cannot be asked: it takes a container for a success that is gone before it looks.
     """
     finished = {event["task"] for event in events if event["event"] == "finished"}
-    failed = {event["task"]: event for event in events if event["event"] == "failed"}
+    # A task that runs beside the one that failed is ended without a word, though it may have begun before.
     for event in events:
-        task = event["task"]
-        if event["event"] != "started" or task in finished:
-            continue
-        if task not in failed:
+        if event["event"] == "failed" and event["task"] not in finished:
+            traceback = bool(event.get("traceback"))
+            return Failure(event["task"], str(event["message"]), int(event["exit_code"]), traceback)
+    for event in events:
+        if event["event"] == "started" and event["task"] not in finished:
             why = (
                 "its process ended without a word, as one does that is killed, for example for want of memory; what "
                 f"it wrote is in {log}"
             )
-            return Failure(task, why, LatteError.exit_code, False)
-        error = failed[task]
-        return Failure(task, str(error["message"]), int(error["exit_code"]), bool(error.get("traceback")))
+            return Failure(event["task"], why, LatteError.exit_code, False)
     return None
 
 
@@ -100,17 +99,18 @@ class Teller:
             state=state,
         )
         failure = first_failure(self.events, self.run_dir / "run.log") if state == tell.FAILED else None
-        made = {event["summary"]["kind"]: event["summary"] for event in self.events if event["event"] == "finished"}
-        decision = made.get("promotion", {})
+        results = {event["summary"]["kind"]: event["summary"] for event in self.events if event["event"] == "finished"}
+        decision = results.get("promotion", {})
         outcome = "promoted" if decision.get("promoted") else "not promoted"
         told = tell.notice(
             config,
             step=failure.task if failure else "",
             error=failure.message if failure else error,
-            report=str(made.get("report", {}).get("uri", "")),
+            report=str(results.get("report", {}).get("uri", "")),
             promotion=f"{outcome}: {decision['reason']}" if decision else "",
         )
-        with contextlib.suppress(OSError, UserError):  # no folder was to be had, which the run itself has told
+        # No folder was to be had, or the disk is full: that is what the run itself tells.
+        with contextlib.suppress(OSError, LatteError):
             storage.write_json(str(self.run_dir / NOTICE), told)
         with _patience():
             tell.deliver(config, told, to_root=root is not None)

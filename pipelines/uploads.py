@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latte import storage, units
+from latte import storage, units, uses
 from latte.errors import DamagedError, NotThereError, UnreadableError, UserError
 from latte.metrics import protocol as protocols
 from latte.progress import progress
@@ -87,7 +87,7 @@ def send(planned: UploadPlan, root: str) -> AnyConfig:
 
     Raises:
         UserError: a file changed meanwhile, or has not the SHA-256 that its manifest says.
-        StorageError: the store stayed away for too long.
+        StorageError: the store stayed away for too long, or one of them is being removed.
     """
     read = _read(planned.bundles)
     values = planned.checked.model_dump(exclude_unset=True)
@@ -95,6 +95,8 @@ def send(planned: UploadPlan, root: str) -> AnyConfig:
     known: set[str] = set()
     documents: dict[str, manifest.Manifest] = {}
     contents: dict[str, dict[str, str]] = {}
+    # Before it is looked what is there: an old one may be about to be removed.
+    uses.note(root, uses.found_in(root, [bundle.place(root, read) for bundle in planned.bundles]))
     for bundle in planned.bundles:
         place = bundle.place(root, read)
         there = storage.list_objects(place)
@@ -238,11 +240,11 @@ def _upload(todo: Mapping[str, Path], alike: Mapping[str, str], read: Mapping[Pa
             pass
 
 
-def _get(values: Mapping[str, Any], keys: Sequence[str]) -> Any:
+def _get(values: Any, keys: Sequence[str | int]) -> Any:
     for key in keys:
         values = values[key]
     return values
 
 
-def _put(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+def _put(values: dict[str, Any], keys: Sequence[str | int], value: Any) -> None:
     _get(values, keys[:-1])[keys[-1]] = value

@@ -56,9 +56,12 @@ def _tensor(array: np.ndarray, storage: str, storages: list[np.ndarray]) -> byte
     for size in reversed(array.shape):
         strides.append(step)
         step *= size
-    held = b"(" + _text("storage") + f"ctorch\n{storage}\n".encode() + _text(str(len(storages))) + _text("cpu")
+    # The same array again is a tensor tied to the first.
+    number = next((number for number, known in enumerate(storages) if known is array), len(storages))
+    held = b"(" + _text("storage") + f"ctorch\n{storage}\n".encode() + _text(str(number)) + _text("cpu")
     held += _number(array.size) + b"tQ"
-    storages.append(np.ascontiguousarray(array))
+    if number == len(storages):
+        storages.append(np.ascontiguousarray(array))
     shape = b"(" + b"".join(map(_number, array.shape)) + b"t(" + b"".join(map(_number, reversed(strides))) + b"t"
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + held + b"K\0" + shape + b"\x89ccollections\nOrderedDict\n)RtR"
 

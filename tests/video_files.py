@@ -10,6 +10,7 @@ from PIL import Image
 
 from latte.video.decoders import Chunk, End, decode_all
 from latte.video.sources import VideoSource
+from latte.video.views import View
 
 # Codec, pixel format and the codec's options of each.
 KINDS: dict[str, tuple[Any, ...]] = {
@@ -39,6 +40,16 @@ def moving(num_frames: int = 16, height: int = 48, width: int = 64, seed: int = 
     t = np.arange(num_frames)[:, None, None, None]
     waves = np.sin((x[..., None] + 3 * t) / 11 + phase) + np.cos(y[..., None] / 9 + phase[::-1] + t / 5)
     return (127 + 60 * waves).clip(0, 255).astype(np.uint8)
+
+
+def panned(num_frames: int = 16, height: int = 48, width: int = 64, seed: int = 0, speed: int = 1) -> np.ndarray:
+    """Rough pictures over which the view moves, uint8 RGB, (F, H, W, 3); no two seeds show the same."""
+    draw = np.random.default_rng(seed)
+    reach = speed * num_frames
+    rough = draw.integers(0, 256, ((height + num_frames) // 8 + 1, (width + reach) // 8 + 1, 3), np.uint8)
+    size = width + reach, height + num_frames
+    whole = np.asarray(Image.fromarray(rough).resize(size, Image.Resampling.BICUBIC))
+    return np.stack([whole[t : t + height, speed * t : speed * t + width] for t in range(num_frames)])
 
 
 def write(
@@ -90,11 +101,11 @@ def write_frames(folder: Path, frames: np.ndarray) -> Path:
 
 
 def decode(
-    *paths: Path, size: int = 32, mirrored: bool = False, **options: object
+    *paths: Path, size: int = 32, mirrored: bool = False, view: View | None = None, **options: object
 ) -> list[tuple[np.ndarray | None, End]]:
     """Frames (None where rejected) and end of each video."""
     done, frames = [], []
-    for event in decode_all([VideoSource(path.as_uri(), None, mirrored) for path in paths], size, **options):
+    for event in decode_all([VideoSource(path.as_uri(), None, mirrored, view=view) for path in paths], size, **options):
         if isinstance(event, Chunk):
             frames.append(event.frames)
             continue

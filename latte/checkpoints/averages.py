@@ -8,11 +8,14 @@ from latte.checkpoints.pickles import Inert
 from latte.checkpoints.stored import StoredTensor
 
 _WORDS = {
-    "ema", "emas", "ewma", "polyak", "swa", "shadow", "average", "averages", "averaged", "averaging",
+    "ema", "emas", "ewma", "polyak", "swa", "shadow", "average", "averages", "averaged", "averaging", "avg", "mavg",
+    "smoothed",
 }  # fmt: skip
-# In names without a border between words: emamodel, modelema.
+# Beside them a name is that of moments, a layer or a loss: exp_avg, avg_pool, loss_avg.
+_OTHERS = {"exp", "square", "sq", "grad", "pool", "loss"}
+# In names without a border between words: emamodel, modelema, swamodel.
 _WITH = "(model|net|network|unet|weights?|params?|state|dict)"
-_JOINED = re.compile(rf"{_WITH}*ema{_WITH}*")
+_JOINED = re.compile(rf"{_WITH}*(ema|swa|avg){_WITH}*")
 # Below the checkpoint itself: callbacks/EMA, optimizer_states/0/ema.
 _LEVELS = 3
 _LISTED = 64  # a list of optimizers is short, one of losses may be endless
@@ -21,9 +24,9 @@ COUNTER = "n_averaged"
 
 
 def is_average(name: str) -> bool:
-    """Whether a key looks like that of an average: ema, emaModel, EMACallback, ema2, averaged_model, modelema."""
-    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z]+|[a-z]+", name)
-    return any(word.lower() in _WORDS or _JOINED.fullmatch(word.lower()) for word in words)
+    """Whether a key looks like that of an average: ema, emaModel, EMACallback, ema2, averaged_model, avg_model."""
+    words = {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z]+|[a-z]+", name)}
+    return words.isdisjoint(_OTHERS) and any(word in _WORDS or _JOINED.fullmatch(word) for word in words)
 
 
 def below(value: Any, levels: int = _LEVELS) -> Iterator[tuple[str, Any]]:

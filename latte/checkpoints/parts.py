@@ -24,6 +24,8 @@ MAX_ITEMS = 10 * MAX_TENSORS
 # name of these, then under any other that looks like an average's.
 AVERAGES = ("ema", "ema_state_dict", "model_ema")
 PARTS = ("model", "state_dict", "model_state_dict", "module", "params", "weights")
+# Lightning's WeightAveraging keeps the raw weights under this name, and the average as the state dict.
+_KNOWN_RAW = ("current_model_state",)
 # What an EMA's own object keeps its tensors in.
 _INSIDE = ("module", "shadow", "ema_model", "model", "state_dict", "params")
 _INSIDE_LEVELS = 2
@@ -71,7 +73,8 @@ def choose(layout: str, value: Any, storages: list[Storage], asked: str = "") ->
         if len(tensors) > MAX_TENSORS:
             raise Refusal(f"it has more than {MAX_TENSORS:,} tensors")
     if not tensors:
-        raise Refusal(foreign.by_objects(item for _, item in entries(found, work)) or "it holds no tensors by name")
+        told = foreign.by_objects(item for _, item in entries(found, work))
+        raise Refusal(told or "it holds no tensors by name" + ("" if asked else _parts_with_weights(value, work)))
     # Tied weights share a storage; what repeats one storage a hundred times is there to fill the memory.
     if sum(tensor.read_bytes for tensor in tensors.values()) > 4 * sum(s.num_bytes for s in storages) + (1 << 20):
         raise Refusal("its tensors share their storage too often to be weights")
@@ -105,7 +108,37 @@ def _part(value: dict[Any, Any], work: Work) -> tuple[str, str, Any]:
         if not is_flat and _holds_tensors(item, work):
             what = f"but {raw} would be the raw weights" if raw else "and nothing else is"
             raise Refusal(f"its moving average {show(path)} is not tensors by name, {what}; nothing is taken{choice}")
+    if raw:
+        _check_alone(value, raw, work)
     return raw, raw, value[raw] if raw else value
+
+
+def _check_alone(value: dict[Any, Any], raw: str, work: Work) -> None:
+    """Refuse to choose between the weights and another set of the same network, which may be their average."""
+    own = _sets(value[raw], work)
+    if len(own[0]) < 2:  # one tensor alone is like any other of its size
+        return
+    for key, item in value.items():
+        if not isinstance(key, str) or key == raw or key in _KNOWN_RAW or not isinstance(item, dict | Inert):
+            continue
+        other = _sets(item, work)
+        if other[0] == own[0] and other[1] != own[1]:
+            listed = f"{show(raw)} and {show(key)}; choose with part={_bare(raw)} or part={_bare(key)}"
+            raise Refusal(f"it has two sets of the same weights, {listed}")
+
+
+def _sets(value: Any, work: Work) -> tuple[dict[str, tuple[int, ...]], list[tuple[int, int]]]:
+    """Shapes of the tensors by name, and where each lies: of tied sets in the same place."""
+    found = {name: item for name, item in entries(value, work) if isinstance(item, StoredTensor)}
+    places = [(id(found[name].storage), found[name].offset) for name in sorted(found)]
+    return {name: item.shape for name, item in found.items()}, places
+
+
+def _parts_with_weights(value: Any, work: Work) -> str:
+    """The end of a refusal: the parts of a file that hold tensors by name, though under no name that is known."""
+    items = value.items() if isinstance(value, dict) else ()
+    keys = [_bare(key) for key, item in items if isinstance(key, str) and _has_tensors(item, work)]
+    return f", but in {', '.join(keys[:_SHOWN])}; choose with part={keys[0]}" if keys else ""
 
 
 def _asked(value: Any, asked: str, work: Work) -> tuple[str, str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from latte import finite, owners, storage
 from latte.checkpoints.store import safetensors_header
-from latte.data.catalog import Catalog
+from latte.data.entries import Catalog
 from latte.data.latents import digests_of
 from latte.errors import LatteError, UserError
 from latte.models.configs import TEXT_SHAPE

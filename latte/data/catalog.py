@@ -19,10 +19,10 @@ from pydantic import Field
 from latte import storage
 from latte.config import Config, FileKey
 from latte.data import splits
-from latte.data.splits import csv_rows
+from latte.data.entries import Catalog, CatalogEntry
 from latte.errors import UserError
 from latte.progress import progress
-from latte.storage.manifest import Reject, fingerprint
+from latte.storage.manifest import Reject
 from latte.video.decoder_process import FRAME_SUFFIXES, natural_key
 from latte.video.digests import frames_digest, s3_digest
 
@@ -59,43 +59,6 @@ class DatasetConfig(Config):
     s3_digest: Literal["etag", "sha256"] = Field(
         default="etag", description="what tells contents in S3 apart; sha256 reads every object"
     )
-
-
-@dataclass(frozen=True, slots=True)
-class CatalogEntry:
-    """One video of a catalog.
-
-    Attributes:
-        id: path below the dataset's folder.
-        uri: the file, or the folder of its frames.
-        digest: of the content: SHA-256 of a local file, a hash of etag and size in S3, of all its frames together.
-        label: index into the catalog's classes, or None.
-        caption: text that describes it, or None.
-        bytes: size of the file or of all frames.
-    """
-
-    id: str
-    uri: str
-    digest: str
-    label: int | None
-    caption: str | None
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Catalog:
-    """A dataset's videos by path, its classes, the files that cannot be used, and how many `limit` left out."""
-
-    entries: list[CatalogEntry]
-    classes: list[str]
-    rejects: list[Reject]
-    left_out: int = 0
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over contents, names, labels and captions; where the dataset lies does not matter."""
-        facts = [[e.id, e.digest, e.label, e.caption] for e in self.entries]
-        return fingerprint("catalog", facts, self.classes, [[r.item, r.reason] for r in self.rejects])
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,18 +267,23 @@ def _printable(name: str) -> str:
 def _read_csv(uri: str, found: dict[str, list[_File]], rejects: list[Reject]) -> dict[str, _Row]:
     """Rows by video; those that cannot be used go to `rejects`."""
     rows: dict[str, _Row] = {}
-    table = csv_rows(uri)
-    columns = next(table, (1, []))[1]
+    near = splits.Alike(found)
+    table = splits.csv_rows(uri)
+    columns = [column.strip() for column in next(table, (1, []))[1]]
     if len(set(columns)) < len(columns):
         raise UserError(f"dataset.csv: {uri}: two columns have the same name")
     if "path" not in columns or not {"label", "caption"} & set(columns):
         listed = ", ".join(sorted(columns)) or "none"
-        raise UserError(f"dataset.csv: {uri}: needs a column path and a column label or caption, has {listed}")
+        hint = "; commas separate columns" if {";", "\t"} & set(listed) else ""
+        raise UserError(f"dataset.csv: {uri}: needs a column path and a column label or caption, has {listed}{hint}")
     for line, values in table:
         row = dict(itertools.zip_longest(columns, values[: len(columns)]))
         given = row["path"] or ""
         name = str(PurePosixPath(given if given in found else given.strip()))
-        reason = "more values than columns" if len(values) > len(columns) else _row_problem(row, name, found, rows)
+        other = str(PurePosixPath(splits.from_windows(name)))
+        name = other if name not in found and other in found else name
+        too_many = len(values) > len(columns)
+        reason = "more values than columns" if too_many else _row_problem(row, name, found, rows, near)
         if reason is None:
             text = {key: value.strip() for key in ("label", "caption") if (value := row.get(key)) is not None}
             rows[name] = _Row(text.get("label"), text.get("caption"))
@@ -325,10 +293,9 @@ def _read_csv(uri: str, found: dict[str, list[_File]], rejects: list[Reject]) ->
 
 
 def _row_problem(
-    row: dict[str, str | None], name: str, found: dict[str, list[_File]], rows: dict[str, _Row]
+    row: dict[str, str | None], name: str, found: dict[str, list[_File]], rows: dict[str, _Row], near: splits.Alike
 ) -> str | None:
-    missing = [key for key in ("path", "label", "caption") if key in row and not (row[key] or "").strip()]
-    if missing:
+    if missing := [key for key in ("path", "label", "caption") if key in row and not (row[key] or "").strip()]:
         return f"{missing[0]} is empty"
     if name in rows:
         return SECOND_ROW
@@ -338,7 +305,7 @@ def _row_problem(
         if folder in found and found[folder][0].problem in _OF_FOLDERS:
             return found[folder][0].problem
     climbs = name.startswith("/") or ".." in name.split("/")
-    return "not a path below dataset.videos" if climbs else "no such file"
+    return "not a path below dataset.videos" if climbs else f"no such file{near.hint(name)}"
 
 
 def _labels(config: DatasetConfig, names: Sequence[str], rows: dict[str, _Row] | None) -> dict[str, str | None]:

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from latte.config import Config, FileKey, Root
 from latte.data.catalog import DatasetConfig
+from latte.data.curation.config import CurateConfig
 
 MAX_TASKS = 32
 
@@ -16,6 +17,9 @@ class EncodeConfig(Config):
     root: Root = Field(description="where everything is kept: s3://bucket/prefix or file:///dir")
     name: str = Field(description="name of the dataset; its latents lie under datasets/<name>/")
     dataset: DatasetConfig = Field(description="which videos: videos, layout, csv, labels, split, limit, s3_digest")
+    curate: CurateConfig | None = Field(
+        default=None, description="what of the dataset is worth training on; without it, all is taken"
+    )
     vae: str = Field(description="manifest of the autoencoder's weights (file or URI)")
     text_encoder: Annotated[str | None, FileKey("manifest")] = Field(
         default=None, description="manifest of CLIP's text weights (file or URI): captions are embedded too"

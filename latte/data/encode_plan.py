@@ -15,14 +15,15 @@ from typing import Any
 from latte import storage
 from latte.data import captions
 from latte.data.captions import CaptionShard
-from latte.data.catalog import Catalog, CatalogEntry
 from latte.data.encoding import Planned, PlannedShard
+from latte.data.entries import Catalog, CatalogEntry
 from latte.data.latents import INDEX, EncodedVideo
 from latte.errors import DamagedError, LatteError
 from latte.models.configs import TEXT_SHAPE
 from latte.storage import manifest, publishing
 from latte.storage.manifest import RUN_AGAIN
 from latte.video.decoders import Limits
+from latte.video.views import View
 
 PLAN = "plan.json"
 # Manifest of one state of the dataset; the place has that of the newest.
@@ -167,7 +168,10 @@ def write(plan: EncodePlan, uri: str, root: str) -> manifest.Shard:
     captioned = {entry.caption: number for number, entry in enumerate(plan.catalog.entries)} | {captions.EMPTY: -1}
     value = {
         "classes": plan.catalog.classes,
-        "entries": [[e.id, e.uri, e.digest, e.label, e.caption, e.bytes] for e in plan.catalog.entries],
+        "entries": [
+            [e.id, e.uri, e.digest, e.label, e.caption, e.bytes, *(() if e.view is None else (e.view.row,))]
+            for e in plan.catalog.entries
+        ],
         "rejects": [[reject.item, reject.reason] for reject in plan.catalog.rejects],
         "shards": [[name, [number_of(entry) for entry in entries]] for name, entries in plan.shards],
         "left_out": plan.catalog.left_out,
@@ -186,7 +190,10 @@ def read(uri: str, sha256: str | None = None) -> EncodePlan:
     """
     data = storage.read_bytes(uri) if sha256 is None else storage.read_recorded(uri, sha256)
     value = storage.parse_json(data, uri)
-    entries = [CatalogEntry(*row) for row in value["entries"]]
+    entries = [
+        CatalogEntry(*row) if len(row) == 6 else replace(CatalogEntry(*row[:6]), view=View.of(row[6]))
+        for row in value["entries"]
+    ]
     rejects = [manifest.Reject(item=item, reason=reason) for item, reason in value["rejects"]]
     shards = [
         (name, [entries[n] if n >= 0 else _mirrored(entries[-1 - n]) for n in numbers])
@@ -250,8 +257,9 @@ def task_shards(plan: EncodePlan, place: str, task: int, num_tasks: int, by_etag
 
 
 def _planned(entry: CatalogEntry, by_etag: bool) -> Planned:
-    content = entry.digest.removesuffix(MIRRORED)
-    return Planned(entry.id, entry.uri, entry.digest, content, entry.bytes, content != entry.digest, by_etag)
+    once = replace(entry, digest=entry.digest.removesuffix(MIRRORED))
+    mirrored = once.digest != entry.digest
+    return Planned(entry.id, entry.uri, entry.digest, once.content, entry.bytes, mirrored, by_etag, entry.view)
 
 
 def _mirrored(entry: CatalogEntry) -> CatalogEntry:
@@ -327,7 +335,8 @@ def merge(
                 caption=entry.caption,
                 text=place_of_text(entry.caption),
                 digests=known.digests,
-                content=entry.digest,
+                content=entry.content,
+                view=None if entry.view is None else entry.view.row,
             )
         )
     rejects.sort(key=lambda reject: (reject.item, reject.reason))

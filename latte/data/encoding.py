@@ -20,6 +20,7 @@ from latte.progress import progress, teller
 from latte.storage import manifest
 from latte.video.decoders import Chunk, End, Limits, decode_all
 from latte.video.sources import VideoSource
+from latte.video.views import View
 
 # Frames (N, S, S, 3) uint8 -> mean and log-variance, (N, C, h, w) float32 each.
 Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -37,6 +38,7 @@ class Planned:
         bytes: size of it.
         mirrored: whether it is the mirrored copy.
         by_etag: as in `latte.video.sources.VideoSource`.
+        view: the same.
     """
 
     id: str
@@ -46,6 +48,7 @@ class Planned:
     bytes: int
     mirrored: bool = False
     by_etag: bool = False
+    view: View | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def encode_all(shards: Sequence[PlannedShard], settings: Settings, encode: Encod
     published: list[manifest.Shard] = []
     videos = [video for shard in shards for video in shard.videos]
     events = decode_all(
-        [VideoSource(video.uri, video.content, video.mirrored, video.by_etag) for video in videos],
+        [VideoSource(video.uri, video.content, video.mirrored, video.by_etag, video.view) for video in videos],
         settings.image_size,
         settings.decode_workers,
         settings.limits,

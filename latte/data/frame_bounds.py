@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from latte import storage
-from latte.data.catalog import CatalogEntry
+from latte.data.entries import CatalogEntry
 from latte.video.decoder_process import DecodeTask
 from latte.video.decoders import Decoder, End, Limits, decode_one
 from latte.video.sources import VideoSource

@@ -49,6 +49,7 @@ class EncodedVideo:
         mirrored: the same of the first frame of its mirrored copy, which has as many frames, or None.
         digests: of its latents' blocks (`digests_of`); versions before wrote none, nor any behind the offsets above.
         content: digest of the video's content, as `latte.data.catalog` has it; versions before wrote none.
+        view: the part of the video that was encoded, a row of `latte.video.views.View`; None: all of it.
     """
 
     id: str
@@ -63,6 +64,7 @@ class EncodedVideo:
     mirrored: Sequence[Any] | None = None
     digests: str | None = None
     content: str | None = None
+    view: Sequence[Any] | None = None
 
 
 class LatentClips:
@@ -119,11 +121,14 @@ class LatentClips:
             UserError: the video is gone, or another than the one that was encoded.
         """
         from latte.video import clip_files
+        from latte.video.views import View
 
         self.check_video(index)
+        video = self.videos[index]
+        view = View.of(video.view) or View()
         # In the video there are frames between the encoded ones.
-        start, stride = start * self.frame_stride, stride * self.frame_stride
-        return clip_files.load_real_clip(self.videos[index].uri, start, stride, num_frames, self.image_size)
+        start, stride = view.start + start * self.frame_stride, stride * self.frame_stride
+        return clip_files.load_real_clip(video.uri, start, stride, num_frames, self.image_size, view.crop)
 
     def check_video(self, index: int) -> None:
         """Compare a video itself with the content that was encoded, once; without that in the index, look for it only.

@@ -1,9 +1,11 @@
 """Lists of a dataset's videos, one a line: which video a line names; and the rows of CSV files."""
 
 import csv
+import functools
 import io
 import re
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 
 from latte import storage
 from latte.errors import NotThereError, UserError
@@ -13,12 +15,45 @@ from latte.storage.manifest import Reject
 _CLASS_NUMBER = re.compile(r"[ \t,]+[0-9]+$")
 
 
-def choose(uri: str, names: Sequence[str], endings: tuple[str, ...], rejects: list[Reject]) -> list[str]:
-    """Those of a dataset's videos that a list names, in the order of `names`.
+def from_windows(path: str) -> str:
+    """A path with / for the signs that Windows puts between folders."""
+    return path.replace("\\", "/")
 
-    A line is a video's path below the dataset's folder, whole or without its ending. Where it is none, a number behind
-    a whole path is that of a class (`A/v_1.avi 1`). A path with another ending names another video. Empty lines, and
-    lines that begin with # and name no video, are passed over; every other line that names none goes to `rejects`.
+
+class Alike:
+    """Ends of reasons why there is no such video: one that is there and has nearly the same name."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = names
+
+    def hint(self, path: str) -> str:
+        """Such an end for a path, or ""."""
+        name = self._plain.get(_plain(path), path)
+        if name != path:
+            return f"; {name!r} is there, with other capitals or another form of an accent"
+        name = self._lying_deeper.get(path)
+        return f"; paths begin below dataset.videos: {name!r}" if name else ""
+
+    @functools.cached_property
+    def _plain(self) -> dict[str, str]:
+        return {_plain(name): name for name in self._names}
+
+    @functools.cached_property
+    def _lying_deeper(self) -> dict[str, str]:
+        return {name.rpartition("/")[2]: name for name in self._names if "/" in name}
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).casefold()
+
+
+def choose(uri: str, names: Sequence[str], endings: tuple[str, ...], rejects: list[Reject]) -> list[str]:
+    r"""Those of a dataset's videos that a list names, in the order of `names`.
+
+    A line is a video's path below the dataset's folder, whole or without its ending, with / or Windows' \. Where it is
+    none, a number behind a whole path is that of a class (`A/v_1.avi 1`). A path with another ending names another
+    video. Empty lines, and lines that begin with # and name no video, are passed over; every other line that names none
+    goes to `rejects`.
 
     Args:
         uri: the list, a text file.
@@ -35,21 +70,26 @@ def choose(uri: str, names: Sequence[str], endings: tuple[str, ...], rejects: li
         if (stem := _stem(name, endings)) != name:
             stems.setdefault(stem, []).append(name)
 
-    def named(line: str) -> list[str]:
+    near = Alike([*names, *stems])
+
+    def named_so(line: str) -> list[str]:
         if line in known:
             return [line]
         path = _CLASS_NUMBER.sub("", line)
         return stems.get(line) or ([path] if path in known else [])
 
+    def named(line: str) -> list[str]:
+        return named_so(line) or named_so(from_windows(line))
+
     def others_of(path: str) -> list[str]:
         return stems.get(_stem(path, endings), []) if _stem(path, endings) != path else []
 
     def hint(line: str) -> str:
-        path = _CLASS_NUMBER.sub("", line)
+        path = _CLASS_NUMBER.sub("", from_windows(line))
         if others := next((found for each in (line, path) if (found := others_of(each))), []):
             return f"; {others[0]!r} has another ending: where that is meant, leave the ending out"
         shorter = next((end for end in _ends(path) if end in known or end in stems), "")
-        return f"; paths begin below dataset.videos: {shorter!r}" if shorter else ""
+        return f"; paths begin below dataset.videos: {shorter!r}" if shorter else near.hint(path)
 
     chosen = set()
     missing: list[Reject] = []

@@ -1,5 +1,7 @@
 """Facts about encoded datasets and sets of generated videos."""
 
+from typing import Any
+
 from latte.facts.base import Facts
 
 
@@ -19,6 +21,7 @@ class LatentsFacts(Facts):
         mirrored: whether there is a mirrored copy of each video.
         videos: URI of the real videos.
         split: of the dataset.
+        curate: settings of its curation, rule by rule; None where all of it was taken.
     """
 
     classes: list[str] = []
@@ -33,6 +36,7 @@ class LatentsFacts(Facts):
     mirrored: bool = False
     videos: str | None = None
     split: str | None = None
+    curate: dict[str, Any] | None = None
 
 
 class VideoSetFacts(Facts):

@@ -19,7 +19,7 @@ from latte.inventory.needs import FoundPlace, Root
 from latte.progress import progress
 from latte.storage import manifest, removal
 
-# Of a place that has no manifest: whoever was stopped may want to go on.
+# Of a place that has no manifest yet, and of uploads.
 UNFINISHED_S = 7 * 86_400.0
 _SECONDS = {"h": 3600.0, "d": 86_400.0, "w": 7 * 86_400.0}
 _THREADS = 16
@@ -34,12 +34,15 @@ class Keep:
         young_s: all that was written within so many seconds.
         names: places, with or without fingerprint and folder.
         others: places that something outside of the root needs, and why; folder/name stands for its newest place.
+        knows_runs: whether `others` are all that schedules and running runs of a cluster name; without them nobody can
+            say whether an upload is needed, and no step makes one again.
     """
 
     newest: int = 1
     young_s: float = uses.FRESH_S
     names: tuple[str, ...] = ()
     others: tuple[tuple[str, str], ...] = ()
+    knows_runs: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class Going:
     """A place that may go.
 
     Attributes:
-        kind: "run", "set", "score", "features", "report", "weights" or "dataset".
+        kind: "run", "set", "score", "report", "weights" or "dataset", or its folder: "features", "texts", "launched",
+            "uploads".
         place: its folder as seen from the root.
         bytes: of all its objects.
         objects: how many.
@@ -165,15 +169,18 @@ def _roots(known: Root, wanted: Keep, now_s: float) -> dict[str, str]:
     by_label: dict[str, list[FoundPlace]] = {}
     for place in known.found.values():
         if place.folder not in needs.REMOVABLE:
-            if place.folder == "launched" and now_s - place.changed_s() < uses.FRESH_S:
-                roots.setdefault(place.name, "launched within the last day")
             continue
+        is_bare = place.folder in needs.BARE
+        is_whole = is_bare or known.finished(place.name)
         limit_s = wanted.young_s
-        if not place.marked and not known.finished(place.name):
+        # Who was stopped may want to go on; a run that waits for its turn has not touched its uploads yet.
+        if not place.marked and (not is_whole or place.folder == "uploads"):
             limit_s = max(limit_s, UNFINISHED_S)
         if place.objects and now_s - place.changed_s() < limit_s:
-            roots.setdefault(place.name, "young" if known.finished(place.name) else "not finished, and young")
-        if place.folder != "features" and known.finished(place.name):
+            roots.setdefault(place.name, "young" if is_whole else "not finished, and young")
+        if place.folder == "uploads" and not wanted.knows_runs:
+            roots.setdefault(place.name, "schedules may name it: latte-pipeline gc --host asks them")
+        if not is_bare and place.folder != "features" and is_whole:
             by_label.setdefault(place.label, []).append(place)
     for label, same in by_label.items():
         same.sort(key=lambda place: (_made_s(known, place), place.name), reverse=True)
@@ -190,7 +197,7 @@ def _made_s(known: Root, place: FoundPlace) -> float:
 
 
 def _of_names(known: Root, names: Iterable[str]) -> list[str]:
-    found = []
+    places = []
     for given in names:
         name = given.strip("/").removesuffix("/" + manifest.NAME)
         meant = [
@@ -202,8 +209,8 @@ def _of_names(known: Root, names: Iterable[str]) -> list[str]:
         if not meant:
             labels = sorted({place.label for place in known.found.values() if place.folder in needs.REMOVABLE})
             raise UserError(f"--keep {given}: no place of this name; there are {', '.join(labels[:12])}")
-        found += meant
-    return found
+        places += meant
+    return places
 
 
 def _read_note(uri: str) -> object:
@@ -213,9 +220,18 @@ def _read_note(uri: str) -> object:
         return None
 
 
+_WHY_BARE = {
+    "launched": "of Jobs that have ended",
+    "texts": "no set that stays is of this text encoder",
+    "uploads": "no schedule and no running run names it, and nothing that stays was made from it",
+}
+
+
 def _why(known: Root, place: FoundPlace) -> str:
     if place.marked:
         return "its removal was begun"
+    if place.folder in _WHY_BARE:
+        return _WHY_BARE[place.folder]
     if not known.finished(place.name):
         return "not finished, and nobody has gone on with it"
     if place.folder == "features":

@@ -10,15 +10,20 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from latte import places, storage, uses
-from latte.errors import NotThereError, UserError
+from latte import places, storage, texts, uses
+from latte.errors import NotThereError, UnreadableError, UserError
 from latte.inventory import FOLDERS
 from latte.storage import manifest, removal
 
 # Kinds of places that may be removed; a kind goes before those that it was made from.
-REMOVABLE = ("reports", "scores", "features", "videos", "runs", "datasets", "weights")
+REMOVABLE = (
+    "reports", "scores", "features", "launched", "videos", "texts", "runs", "datasets", "weights", "uploads",
+)  # fmt: skip
+# Those of them that never have a manifest of their own.
+BARE = ("launched", "texts", "uploads")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LARGE = (manifest.RECORD_SUFFIX, "/index.json", "/plan.json", f"/{manifest.ITEMS}")
 _READ_THREADS = 16
@@ -75,6 +80,11 @@ class Root:
     found: dict[str, FoundPlace]
     notes: dict[str, storage.ObjectStat]
 
+    @cached_property
+    def has_texts(self) -> bool:
+        """Whether states of captions are kept in it."""
+        return any(place.folder == texts.FOLDER for place in self.found.values())
+
     def finished(self, name: str) -> bool:
         """Whether a place has its manifest."""
         return storage.join(self.uri, name, manifest.NAME) in self.found[name].objects
@@ -106,13 +116,19 @@ def read(root: str) -> Root:
         raise UserError(f"{root}: not a root: none of {', '.join(FOLDERS)} is in it")
     with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="documents") as pool:
         for place in known.found.values():
-            documents = pool.map(_read, list(_wanted(known, place)))
+            documents = pool.map(_of_upload if place.folder == "uploads" else _read, list(_wanted(known, place)))
             place.documents = [each for each in documents if each is not None]
     return known
 
 
 def _wanted(known: Root, place: FoundPlace) -> Iterator[str]:
     """Documents that tell what a place needs."""
+    if place.folder == "texts":
+        return
+    if place.folder == "uploads":
+        # Of a folder that was uploaded any file may end in .json; what names anything is a manifest that goes with one.
+        yield from (uri for uri in place.objects if uri.endswith("/" + manifest.NAME))
+        return
     if known.finished(place.name) and place.folder != "registry":
         yield storage.join(known.uri, place.name, manifest.NAME)
         return
@@ -129,6 +145,14 @@ def _read(uri: str) -> Any:
             return manifest.read(uri).model_dump()
         return storage.read_json(uri)
     except NotThereError:  # gone since it was listed
+        return None
+
+
+def _of_upload(uri: str) -> Any:
+    """A manifest in an upload; a file of the user's may have the same name and be anything."""
+    try:
+        return _read(uri)
+    except UnreadableError:
         return None
 
 
@@ -170,6 +194,8 @@ def named_in(known: Root, documents: list[Any], by_digest: dict[str, set[str]] |
         elif isinstance(piece, str):
             if _DIGEST.fullmatch(piece):
                 found |= (by_digest or {}).get(piece, set())
+                if known.has_texts:
+                    found |= known.found.keys() & texts.places_of(piece)
             elif (name := places.name_of(known.uri, piece)) in known.found:
                 found.add(str(name))
     return found

@@ -165,7 +165,7 @@ def show_removed(removed: Removed, root: str) -> None:
         print(f"{shown(each.place)}: came into use meanwhile, and stays")
 
 
-def show_housekeeping(root: str, words: Sequence[str], yes: bool, as_json: bool, others: Others = ()) -> None:
+def show_housekeeping(root: str, words: Sequence[str], yes: bool, as_json: bool, others: Others | None = None) -> None:
     """Print what may go from a root, and remove it where that is wanted.
 
     Args:
@@ -173,13 +173,13 @@ def show_housekeeping(root: str, words: Sequence[str], yes: bool, as_json: bool,
         words: what is to stay (`latte.inventory.gc.keep`).
         yes: remove it.
         as_json: print one JSON object.
-        others: places that something outside of the root needs, and what that is.
+        others: places that schedules and running runs need, and who does; None where no cluster was asked.
 
     Raises:
         UserError: it is no root, one of another version, or a word cannot be meant.
         StorageError: the store does not answer, or a manifest is damaged.
     """
-    wanted = replace(gc.keep(words), others=tuple(others))
+    wanted = replace(gc.keep(words), others=tuple(others or ()), knows_runs=others is not None)
     found = gc.survey(root, wanted)
     if not as_json:
         show_going(found, root)

@@ -18,7 +18,7 @@ from latte.errors import DamagedError, NotThereError, UnreadableError, UserError
 from latte.inventory import FOLDERS
 from latte.progress import progress
 from latte.storage import documents, manifest, registry
-from latte.training.resume import COMMIT
+from latte.training.resume import COMMIT, LOG, METRICS
 
 _THREADS = 4
 _PART_BYTES = 8 << 20
@@ -27,6 +27,7 @@ _RECORDED_DOCUMENTS = ("/index.json", "/plan.json", f"/{manifest.ITEMS}")
 _MADE_BY = {
     "weights": "latte convert, from the published file",
     "datasets": "latte encode",
+    "curation": "latte encode",
     "runs": "latte train",
     "videos": "latte sample",
     "texts": "latte sample",
@@ -195,6 +196,22 @@ def _collect(known: _Root) -> None:
                 pieces += piece.values()
             elif isinstance(piece, list):
                 pieces += piece
+    _collect_logs(known)
+
+
+def _collect_logs(known: _Root) -> None:
+    """Records of the logs of finished runs: such a log is what the last checkpoint kept of it."""
+    newest: dict[str, dict[str, Any]] = {}  # by the run's folder
+    for document, value in known.values.items():
+        if document.endswith("/" + COMMIT) and isinstance(value, dict) and isinstance(value.get("step"), int):
+            folder = document.rpartition("/checkpoints/")[0]
+            newest[folder] = max(newest.get(folder, value), value, key=lambda commit: commit["step"])
+    for folder, commit in newest.items():
+        document = storage.join(folder, manifest.NAME)
+        log = commit.get("shards", {}).get(LOG)
+        if log and known.values.get(document, {}).get("metrics", {}).get("step") == commit["step"]:
+            record = _Record(document, log["sha256"], log["bytes"])
+            known.records.setdefault(storage.join(folder, METRICS), []).append(record)
 
 
 def _compare(known: _Root, uri: str, tell: Callable[[int], Any]) -> list[Damage]:

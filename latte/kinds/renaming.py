@@ -10,18 +10,22 @@ from collections.abc import Iterable, Mapping
 from latte.checkpoints import averages, foreign
 from latte.checkpoints.stored import COUNTER_ENDING, Refusal, StoredTensor, is_counter, show
 from latte.kinds import KINDS
+from latte.terminal import shown
 
 # Wrappers of whole networks: torch's DistributedDataParallel, Lightning's modules, the EMA of common training loops.
 _WRAPPERS = ("module.", "model.", "ema_model.", "_orig_mod.")
 _SHOWN = 4
 
 
-def rename(kind: str, tensors: Mapping[str, StoredTensor]) -> tuple[dict[str, StoredTensor], list[tuple[str, str]]]:
+def rename(
+    kind: str, tensors: Mapping[str, StoredTensor], part: str = ""
+) -> tuple[dict[str, StoredTensor], list[tuple[str, str]]]:
     """Give a published file's tensors the network's names and shapes.
 
     Args:
         kind: of the network, one of `KINDS`.
         tensors: by the file's names.
+        part: of the file that they were taken of, for an error that says what to choose.
 
     Returns:
         Tensors by the network's names, and (name, why) of those that are left out.
@@ -34,7 +38,7 @@ def rename(kind: str, tensors: Mapping[str, StoredTensor]) -> tuple[dict[str, St
         raise Refusal(words)
     left_out: list[tuple[str, str]] = []
     tensors = _without_counter(tensors, left_out)
-    unwrapped = _without_wrapper(_average(kind, tensors, left_out))
+    unwrapped = _without_wrapper(_average(kind, tensors, left_out, part))
     renamed: dict[str, StoredTensor] = {}
     for name, tensor in unwrapped.items():
         new_name, why = KINDS[kind].rename(name)
@@ -49,6 +53,7 @@ def rename(kind: str, tensors: Mapping[str, StoredTensor]) -> tuple[dict[str, St
     if not _is_of(kind, unwrapped):
         other = next((each for each in KINDS if _is_of(each, unwrapped)), None)
         what = f"it holds weights of kind {other}" if other else f"it has no tensor {KINDS[kind].marker}"
+        what += "" if other else _choice(kind, tensors, part)
         raise Refusal(f"not weights of kind {kind}: {what}")
     return renamed, left_out
 
@@ -65,7 +70,7 @@ def _without_counter(tensors: Mapping[str, StoredTensor], left_out: list[tuple[s
 
 
 def _average(
-    kind: str, tensors: Mapping[str, StoredTensor], left_out: list[tuple[str, str]]
+    kind: str, tensors: Mapping[str, StoredTensor], left_out: list[tuple[str, str]], part: str
 ) -> Mapping[str, StoredTensor]:
     """The tensors of the average where names tell of one (`ema.x`) beside others; those go to `left_out`."""
     groups: dict[str, dict[str, StoredTensor]] = {}
@@ -84,11 +89,20 @@ def _average(
         what = "their names are not the network's" if not fitting else "are several"
         listed = ", ".join(f"{prefix}*" for prefix in sorted(fitting or weights)[:_SHOWN])
         raise Refusal(
-            f"tensors {listed} look like a moving average, but {what}; choose with part=, what names begin with"
+            f"tensors {listed} look like a moving average, but {what}"
+            + (_choice(kind, tensors, part) or "; choose with part=, what names begin with")
         )
     (prefix,) = fitting
     left_out += [(name, f"{prefix}* is taken") for name in tensors if not name.startswith(prefix)]
     return _without_counter(weights[prefix], left_out)
+
+
+def _choice(kind: str, names: Iterable[str], part: str) -> str:
+    """The end of a refusal: the parts to choose, which are what names begin with that go on as the kind's do."""
+    tails = ((name[:at], name[at + 1 :]) for name in names for at, sign in enumerate(name) if sign == ".")
+    found = {begin for begin, tail in tails if KINDS[kind].rename(tail)[0] == KINDS[kind].marker}
+    choices = [f"part={part}/{begin}" if part else f"part={begin}" for begin in sorted(found)[:_SHOWN]]
+    return f"; choose with {' or '.join(map(shown, choices))}" if choices else ""
 
 
 def _without_wrapper(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:

@@ -28,14 +28,15 @@ def compare(first: str, second: str) -> str:
     sides = [names.values_of(score) for score in scores]
     for score in scores:
         distance(score)
-    found = {name: differences(scores, sides, name) for name in sides[0] if name in sides[1]}
-    comparable = [name for name, why in found.items() if not why]
+    # By metric, all that keeps it from being compared.
+    obstacles = {name: differences(scores, sides, name) for name in sides[0] if name in sides[1]}
+    comparable = [name for name, why in obstacles.items() if not why]
     if not comparable:
         heads = [next(iter(side)) for side in sides]
-        why = found[heads[0]] if heads[0] == heads[1] else differences(scores, sides, *heads)
+        why = obstacles[heads[0]] if heads[0] == heads[1] else differences(scores, sides, *heads)
         raise UserError(f"{first} and {second} cannot be compared: " + "; ".join(why))
     lines = [line for name in comparable for line in _table(name, scores, [side[name] for side in sides])]
-    for name, why in found.items():
+    for name, why in obstacles.items():
         if why:
             lines.append(f"{name} cannot be compared: " + "; ".join(why))
     for title, mine, other in (("A", *sides), ("B", *sides[::-1])):
@@ -66,29 +67,29 @@ def differences(
         sides: their values by name.
         metric: its name, or the two names that it has.
     """
-    found = []
+    lines = []
     values = [side[name] for side, name in zip(sides, (metric[0], metric[-1]), strict=True)]
     if values[0].protocol_digest != values[1].protocol_digest:
-        fields = [each.protocol for each in values]
+        fields = [value.protocol for value in values]
         changed = [key for key in sorted({*fields[0], *fields[1]}) if fields[0].get(key) != fields[1].get(key)]
-        found += [f"protocol.{key} {_shown(fields[0], key)} and {_shown(fields[1], key)}" for key in changed]
+        lines += [f"protocol.{key} {_shown(fields[0], key)} and {_shown(fields[1], key)}" for key in changed]
         if not changed:
-            found.append(f"protocol digest {_pair(values[0].protocol_digest, values[1].protocol_digest)}")
+            lines.append(f"protocol digest {_pair(values[0].protocol_digest, values[1].protocol_digest)}")
     if values[0].detector != values[1].detector:
-        found.append(f"detector {_pair(values[0].detector, values[1].detector)}")
+        lines.append(f"detector {_pair(values[0].detector, values[1].detector)}")
     if scores[0].inputs["real"] != scores[1].inputs["real"]:
-        found.append(f"real side {_pair(scores[0].inputs['real'], scores[1].inputs['real'])}")
-    if not found and metric[0] != metric[-1]:
-        found.append(f"metric {metric[0]} and {metric[-1]}")
-    return found
+        lines.append(f"real side {_pair(scores[0].inputs['real'], scores[1].inputs['real'])}")
+    if not lines and metric[0] != metric[-1]:
+        lines.append(f"metric {metric[0]} and {metric[-1]}")
+    return lines
 
 
 def distance(score: manifest.Manifest) -> tuple[str, float]:
     """Name and value of the score's distance."""
-    found = [(key, float(value)) for key, value in score.metrics.items() if key not in ScoreMetrics.model_fields]
-    if len(found) != 1 or not math.isfinite(found[0][1]):
-        raise UserError(f"{score.uri}: a score has one finite distance, this one has {dict(found)}")
-    return found[0]
+    distances = [(key, float(value)) for key, value in score.metrics.items() if key not in ScoreMetrics.model_fields]
+    if len(distances) != 1 or not math.isfinite(distances[0][1]):
+        raise UserError(f"{score.uri}: a score has one finite distance, this one has {dict(distances)}")
+    return distances[0]
 
 
 def _shown(fields: dict[str, Any], key: str) -> str:

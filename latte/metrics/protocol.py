@@ -15,6 +15,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from latte import rng
 from latte.config import Config, build, read_yaml
 from latte.errors import UserError
+from latte.facts import ScoreValue
 from latte.kinds import detectors
 from latte.storage import manifest
 
@@ -157,6 +158,13 @@ def of_detector(given: str | Mapping[str, Any], base: Protocol, kind: str, publi
     own = _sections(fields.get(DETECTORS, {}), "protocol").get(kind, {})
     prefix = f"{'' if source else 'protocol.'}{DETECTORS}.{kind}."
     return build(Protocol, {**base.model_dump(), **published, **own}, source, prefix=prefix)
+
+
+def as_given(value: ScoreValue) -> dict[str, Any]:
+    """The protocol of a value, given so that its detector alone is compared under exactly this protocol again."""
+    # Without a section of its own, fields of the detector's published scores would come over those of the value.
+    own = {key: value.protocol[key] for key in OF_A_DETECTOR if key in value.protocol}
+    return {**value.protocol, DETECTORS: {value.kind: own}} if value.kind else dict(value.protocol)
 
 
 def _sections(sections: Any, key: str) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from latte.data import encode_plan
 from latte.data.latents import INDEX, EncodedVideo, read_index
 from latte.errors import LatteError, NotThereError
 from latte.facts import DecisionFacts, DecisionMetrics, NightFacts, ReportFacts, RunMetrics, VideoSetFacts
-from latte.report import words
+from latte.report import metric_words, words
 from latte.report.words import SetLabel
 from latte.storage import manifest, registry
 from latte.storage.registry import HistoryEntry
@@ -64,19 +64,19 @@ def decision(root: str, promotion: manifest.Manifest) -> Decision:
 def labels(sets: Sequence[manifest.Manifest], decided: Decision, made_at: str, finetuned: bool) -> list[SetLabel]:
     """Labels of a night's sets: by the role of the model and its day."""
     until = "until tonight" if decided.metrics.promoted else "model"
-    found = []
+    by_role = []
     for videos, other in zip(sets, words.set_labels(sets, finetuned), strict=True):
         weights = videos.inputs.get("weights")
         if weights == decided.weights:
-            found.append(SetLabel(f"Tonight's model, {units.day(made_at)}", "tonight's model"))
+            by_role.append(SetLabel(f"Tonight's model, {units.day(made_at)}", "tonight's model"))
         elif decided.before is not None and weights == decided.before.weights_sha256:
             day = units.day(decided.before.promoted_at)
-            found.append(SetLabel(f"Promoted {until}, {day}", f"the model promoted on {day}", True))
+            by_role.append(SetLabel(f"Promoted {until}, {day}", f"the model promoted on {day}", True))
         else:
             untrained = other.short.startswith("untrained")
             short = "the untrained model" if untrained else f"the model {other.short}"
-            found.append(SetLabel(other.short.capitalize(), short, True))
-    return words.told_apart(found, sets)
+            by_role.append(SetLabel(other.short.capitalize(), short, True))
+    return words.told_apart(by_role, sets)
 
 
 def label_of_set(root: str, videos: manifest.Manifest, checkpoint: manifest.Manifest) -> SetLabel:
@@ -101,7 +101,7 @@ def verdict(decided: Decision) -> dict[str, str]:
     """The headline of a night: the gate's decision first, then its reason."""
     told = decided.metrics
     metric = DecisionFacts.of(decided.made).metric
-    short = words.named(metric)[0]
+    short = metric_words.named(metric)[0]
     reason = told.reason.replace(metric, short) if metric else told.reason
     sentence = f"{reason[:1].upper()}{reason[1:]}."
     if decided.is_first and told.promoted:
@@ -131,17 +131,17 @@ def verdict_of_set(label: SetLabel, clips: int, board: dict[str, Any] | None) ->
 def rows(decided: Decision) -> list[tuple[str, str]]:
     """The decision in full, for a table."""
     told = decided.metrics
-    found = [
+    lines = [
         ("Decision", "promoted" if told.promoted else "not promoted"),
         ("Reason, as the gate tells it", told.reason),
     ]
     values = (("Tonight's score", told.value), ("Promoted model's score", told.promoted_value), ("Limit", told.limit))
-    found += [(what, f"{value:.6g}") for what, value in values if value is not None]
+    lines += [(what, f"{value:.6g}") for what, value in values if value is not None]
     if decided.before is not None:
         before = decided.before
-        found.append((f"Promoted {'until tonight' if told.promoted else 'still'}", _told(before)))
-    found.append(("HistoryEntry of the registry", str(told.number) if told.number else "none"))
-    return found
+        lines.append((f"Promoted {'until tonight' if told.promoted else 'still'}", _told(before)))
+    lines.append(("Entry of the registry", str(told.number) if told.number else "none"))
+    return lines
 
 
 def _told(entry: HistoryEntry) -> str:
@@ -213,7 +213,7 @@ def trend(nights: Sequence[NightFacts]) -> dict[str, Any] | None:
     now = nights[-1]
     days = [units.day(night.made_at) for night in nights]
     alike = [night.comparable == now.comparable for night in nights]
-    short = words.named(now.metric)[0] if now.metric else "Score"
+    short = metric_words.named(now.metric)[0] if now.metric else "Score"
     drawn: list[tuple[str, list[float | None]]] = [
         (short, [night.value if same else None for night, same in zip(nights, alike, strict=True)]),
         ("Loss at the end of training", [night.loss for night in nights]),
@@ -272,7 +272,8 @@ def facts(
         seconds: that the work took.
         decided: the gate's decision.
     """
-    board = boards[0] if boards else None
+    gated = DecisionFacts.of(decided.made).metric if decided is not None else ""
+    board = next((each for each in boards if each["metric"] == gated), boards[0] if boards else None)
     bars = board["bars"] if board else []
     own = next((bar for bar in bars if bar["tone"] == "strong"), None)
     before = next((bar for bar in bars if bar["tone"] == "muted"), None)

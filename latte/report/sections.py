@@ -6,9 +6,12 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from latte import storage, units, uris
+from latte.data.curation import config as rules_config
+from latte.data.curation import rules
 from latte.facts import LatentsFacts, RunFacts, RunMetrics, VideoSetFacts
 from latte.report import words
 from latte.storage import manifest
+from latte.video.views import View
 
 if TYPE_CHECKING:
     from latte.data.latents import LatentClips
@@ -54,7 +57,31 @@ def data(clips: "LatentClips", latents: manifest.Manifest, new: Collection[str] 
         ],
         "rejects": latents.rejects[:MAX_REJECT_ROWS],
         "num_rejects": len(latents.rejects),
+        "curation": _curation(clips, latents),
     }
+
+
+def _curation(clips: "LatentClips", latents: manifest.Manifest) -> list[dict[str, Any]]:
+    """Each rule of the dataset's curation with its settings and what it did; empty where there was none."""
+    settings = LatentsFacts.of(latents).curate or {}
+    left_out = Counter(map(rules.rule_of, latents.rejects))
+    views = [view for entry in clips.videos if (view := View.of(entry.view)) is not None]
+    cut = sum((view.start, view.stop) != (0, None) for view in views)
+    cropped = sum(view.crop is not None for view in views)
+    did = {
+        "shots": f"{cut:,} of the videos {'is a shot' if cut == 1 else 'are shots'}",
+        "letterbox": f"{cropped:,} {'video was' if cropped == 1 else 'videos were'} cropped",
+    }
+    return [
+        {
+            "rule": name,
+            "settings": ", ".join(f"{key} {words.text_of(value)}" for key, value in settings[name].items()),
+            "left_out": left_out[name],
+            "did": did.get(name, ""),
+        }
+        for name in rules_config.RULES
+        if name in settings
+    ]
 
 
 def loss(checkpoint: manifest.Manifest) -> dict[str, Any] | None:

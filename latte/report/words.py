@@ -4,58 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from latte.facts import LatentsFacts, ScoreFacts, ScoreMetrics, VideoSetFacts
+from latte.facts import LatentsFacts, ScoreFacts, ScoreMetrics, ScoreValue, VideoSetFacts
+from latte.report import metric_words
 from latte.storage.manifest import Manifest, fingerprint
-
-# metric: (name in a sentence, title, what it is)
-METRICS = {
-    "fvd": (
-        "FVD",
-        "Fréchet video distance (FVD)",
-        "The Fréchet video distance (Unterthiner et al. 2018): the distance between the features of real and of "
-        "generated clips, both read by an I3D network trained on Kinetics-400. Lower is better; zero means that the "
-        "two sets cannot be told apart.",
-    ),
-    "frechet_random_i3d": (
-        "Fréchet distance",
-        "Fréchet distance in random I3D features",
-        "The distance between the features of real and of generated clips, each set summed up by the mean and "
-        "covariance of its features. Lower is better; zero means that the two sets cannot be told apart.",
-    ),
-    "frechet_small_i3d": (
-        "Fréchet distance",
-        "Fréchet distance in the features of a small I3D",
-        "The distance between the class scores of real and of generated clips, both read by a small I3D that was "
-        "trained for such clips. Lower is better; zero means that the two sets cannot be told apart.",
-    ),
-    "frechet_i3d_pool": (
-        "Fréchet distance",
-        "Fréchet distance in pooled I3D features",
-        "The Fréchet distance between real and generated clips in the 1024 pooled channels of an I3D network trained "
-        "on Kinetics-400. Lower is better. It is not the published FVD, which reads the network's 400 class scores.",
-    ),
-}
-NOTES = {
-    "frechet_small_i3d": (
-        "This is not FVD. FVD reads clips with an I3D network trained on Kinetics-400; this distance comes from a "
-        "smaller network, which knows what it was trained on and nothing else. Compare it only with numbers of the "
-        "same detector and protocol."
-    ),
-    "frechet_random_i3d": (
-        "This is not FVD. FVD reads clips with an I3D network trained on Kinetics-400, and this run was given no such "
-        "weights: its I3D has seeded random ones. Random convolutions still respond to colour, texture and motion, so "
-        "that the number tells noise from video. It does not rank models, and may not be compared with FVD of any "
-        "paper, nor with this distance under another protocol or another seed."
-    ),
-}
-# What a name begins with that ends in the first digits of the detector's SHA-256.
-_OTHER_I3D = "frechet_i3d_"
-_OTHER_WORDS = (
-    "Fréchet distance",
-    "Fréchet distance in features of another I3D",
-    "The Fréchet distance between real and generated clips in features of an I3D whose weights are not from the "
-    "published file. Lower is better. It is no FVD: other ports of I3D give other features for the same clips.",
-)
 
 
 @dataclass(frozen=True)
@@ -100,50 +51,53 @@ def told_apart(labels: Sequence[SetLabel], sets: Sequence[Manifest]) -> list[Set
     ]
 
 
-def board(metric: str, members: Sequence[tuple[Manifest, SetLabel]]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Member:
+    """A value of a score on a board: the score, the value, and the set that it is of."""
+
+    score: Manifest
+    value: ScoreValue
+    label: SetLabel
+
+
+def board(metric: str, members: Sequence[Member]) -> dict[str, Any]:
     """Scores under one metric and protocol as bars: values, intervals and their places in per cent of the scale."""
     bars: list[dict[str, Any]] = []
-    for score, label in members:
-        value = float(score.metrics[metric])
-        beside = ScoreMetrics.of(score)
+    for member in members:
+        value, label = member.value, member.label
         bars.append(
             {
                 "label": label.title,
                 "short": label.short,
-                "value": value,
-                "low": beside.interval_low,
-                "high": beside.interval_high,
-                "clips": beside.clips,
-                "unbiased": beside.unbiased_estimate,
-                "notes": ScoreFacts.of(score).notes,
+                "value": value.value,
+                "low": value.interval_low,
+                "high": value.interval_high,
+                "clips": value.clips,
+                # A kernel distance has no bias: its estimate is the value.
+                "unbiased": None if value.unbiased_estimate == value.value else value.unbiased_estimate,
+                "notes": _notes(metric, member.score),
                 "tone": "muted" if label.is_before else "strong",
             }
         )
-    # Bars leave room on the right for the whisker's end.
-    scale = max(max(bar["value"], bar["high"] or 0.0) for bar in bars) * 1.04 or 1.0
+    # Bars leave room on the right for the whisker's end; kernel distances can all be below 0.
+    scale = max(0.0, *(end for bar in bars for end in (bar["value"], bar["high"] or 0.0))) * 1.04 or 1.0
     for bar in bars:
         for key in ("value", "low", "high"):
             bar[f"{key}_percent"] = None if bar[key] is None else round(100 * max(bar[key], 0.0) / scale, 2)
-    facts = ScoreFacts.of(members[0][0])
-    confidence = facts.protocol.get("confidence")
-    short, title, text = named(metric)
+    first = members[0].value
+    confidence = first.protocol.get("confidence")
+    short, title, text = metric_words.named(metric)
     return {
         "metric": metric,
         "short": short,
         "title": title,
         "text": text,
-        "note": NOTES.get(metric),
-        "comparable": fingerprint(metric, facts.protocol, members[0][0].inputs.get("detector")),
+        "note": metric_words.note(metric),
+        "comparable": fingerprint(metric, first.protocol, first.detector),
         "bars": bars,
         "interval": f"{100 * confidence:g}\u202f% interval" if confidence else "interval",
         "protocol": comparison(members),
     }
-
-
-def named(metric: str) -> tuple[str, str, str]:
-    """A metric in words: its name in a sentence, its title, what it is."""
-    unknown = _OTHER_WORDS if metric.startswith(_OTHER_I3D) else (metric, metric, "Lower is better.")
-    return METRICS.get(metric, unknown)
 
 
 def verdict(scores: Mapping[str, Any] | None) -> dict[str, str]:
@@ -194,23 +148,34 @@ def verdict(scores: Mapping[str, Any] | None) -> dict[str, str]:
     }
 
 
-def comparison(members: Sequence[tuple[Manifest, SetLabel]]) -> dict[str, Any]:
+def _notes(metric: str, score: Manifest) -> list[str]:
+    """Notes of a score on this value; those of a score by several detectors begin with the value that they are on."""
+    others = [name for name in ScoreMetrics.of(score).values if name != metric]
+    mine = [text for text in ScoreFacts.of(score).notes if not text.startswith(tuple(f"{name}: " for name in others))]
+    return [text.removeprefix(f"{metric}: ") for text in mine]
+
+
+def comparison(members: Sequence[Member]) -> dict[str, Any]:
     """Protocols of the scores of one board: each setting once where all agree, once a score where not."""
-    columns = [{key.removeprefix("protocol."): text for key, text in settings_of(score)} for score, _ in members]
+    columns = [{key.removeprefix("protocol."): text for key, text in settings_of(each)} for each in members]
     keys = list(dict.fromkeys(key for column in columns for key in column))
     rows = []
     for key in keys:
         values = [column.get(key, "none") for column in columns]
         rows.append({"key": key, "values": values[:1] if len(set(values)) == 1 else values})
     return {
-        "labels": [label.title for _, label in members],
+        "labels": [member.label.title for member in members],
         "rows": rows,
     }
 
 
-def settings_of(score: Manifest) -> list[tuple[str, str]]:
-    """A score's settings, the protocol first, counts, and the digests that are not among the settings, as rows."""
-    rows = flat({"protocol": ScoreFacts.of(score).protocol, **score.config, **score.counts}, leave_out=("notes",))
+def settings_of(member: Member) -> list[tuple[str, str]]:
+    """A value's settings, the protocol first, counts, and the digests that are not among the settings, as rows."""
+    score, value = member.score, member.value
+    own = {"protocol": value.protocol, "protocol_digest": value.protocol_digest} if value.protocol else {}
+    if value.detector != score.inputs.get("detector"):
+        own["detector"] = {"sha256": value.detector}
+    rows = flat({"protocol": {}, **score.config, **own, **score.counts}, leave_out=("notes",))
     known = {text for _, text in rows}
     return rows + [(f"digest.{role}", digest) for role, digest in score.inputs.items() if digest not in known]
 

@@ -182,7 +182,7 @@ def _prepare(
         elif source.program is not None and kind.read_program is not None:
             tensors, deduced = kind.read_program(source.program)
         else:
-            tensors, dropped = renaming.rename(config.kind, source.tensors)
+            tensors, dropped = renaming.rename(config.kind, source.tensors, source.part)
             left_out += dropped
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         given = {**_agreed(config, source, beside.model), **_not_contradicted(deduced, config.model)}

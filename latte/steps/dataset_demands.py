@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from latte.data import frame_bounds
-from latte.data.catalog import Catalog
+from latte.data.entries import Catalog
 from latte.errors import UserError
 from latte.metrics import protocol as protocols
 from latte.metrics.protocol import Protocol
@@ -93,7 +93,8 @@ def counted(catalog: Catalog, asked: Asked, known: Mapping[str, int] | None = No
         for entry in sorted(catalog.entries, key=lambda entry: -entry.bytes):
             bound = (known or {}).get(entry.digest)
             if bound is None:
-                read = count(entry)
+                shot = None if entry.view is None else entry.view.count(1)
+                read = count(entry) if shot is None else shot
                 if read is None:
                     return dataset
                 bound = min(-(-read // encode.frame_stride), encode.max_frames or read)
@@ -117,6 +118,9 @@ def counted(catalog: Catalog, asked: Asked, known: Mapping[str, int] | None = No
 def notes(dataset: Dataset, asked: Asked) -> list[str]:
     """Settings that will follow from this dataset, a line each, as the steps will say it."""
     lines = []
+    if asked.encode is not None and asked.encode.curate is not None:
+        rules = ", ".join(asked.encode.curate.rules)
+        lines.append(f"encode.curate: {rules}; `latte curate` shows what they leave out, and counts it")
     if asked.train is not None and demands.condition_of(asked.train) is None:
         condition = _condition(asked.train, dataset)
         by = f"by the dataset's {_classes(dataset)}" if dataset.classes else "the dataset has no classes"

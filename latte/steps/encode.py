@@ -13,8 +13,10 @@ import numpy as np
 from latte import storage, uris
 from latte.config import build
 from latte.data import captions, encode_plan
-from latte.data.catalog import SECOND_ROW, CatalogEntry, scan
+from latte.data.catalog import SECOND_ROW, scan
 from latte.data.config import EncodeConfig
+from latte.data.curation import gate, rules
+from latte.data.entries import CatalogEntry
 from latte.errors import LatteError, UserError
 from latte.facts import LatentsFacts, PlanMetrics, WeightsFacts
 from latte.models.configs import AutoencoderKLConfig, nearest_multiple
@@ -121,6 +123,9 @@ def _plan(encoding: _Encoding) -> manifest.Manifest:
     publishing.clear_unfinished(place.uri)
     catalog = scan(config.dataset)
     dataset_demands.check(dataset_demands.listed(catalog), asked)
+    if config.curate is not None:
+        catalog = gate.curated(config, catalog)
+        dataset_demands.check(dataset_demands.listed(catalog), asked)
     contents = encode_plan.contents(catalog, config.mirrored)
     done = encode_plan.published(place.uri, encoding.limits)
     dataset_demands.counted(catalog, asked, encode_plan.frames(done))
@@ -277,7 +282,8 @@ def _merge(encoding: _Encoding, plan_uri: str) -> manifest.Manifest:
             **config.model_dump(include={"frame_stride", "min_frames", "max_frames", "mirrored"}),
             videos=storage.from_path(config.dataset.videos),
             split=config.dataset.split,
-        ).said(),
+        ).said()
+        | ({} if config.curate is None else {"curate": config.curate.model_dump(exclude_none=True)}),
         seconds=sum(part.seconds for part in parts) + time.monotonic() - started,
     )
     # The place's own manifest comes last: it says that all is done. It is of the newest state (split, captions, ...).
@@ -323,7 +329,9 @@ def _source_bytes(config: EncodeConfig, entries: list[CatalogEntry], row_shape: 
     if sum(entry.bytes for entry in entries) * _MOST_GROWTH <= wanted_bytes * config.num_tasks:
         return wanted_bytes  # one shard a task at most, so there is no need to look
     few = entries[:: -(-len(entries) // _COUNTED_VIDEOS)]
-    counts = [-(-count // config.frame_stride) for count in decoders.count_frames([entry.uri for entry in few])]
+    shots = [None if entry.view is None else entry.view.count(config.frame_stride) for entry in few]
+    counted = decoders.count_frames([entry.uri for entry in few])
+    counts = [shot or -(-count // config.frame_stride) for shot, count in zip(shots, counted, strict=True)]
     frames = sum(min(count, config.max_frames or count) for count in counts)
     source_bytes = sum(entry.bytes for entry, count in zip(few, counts, strict=True) if count)
     if not frames:
@@ -342,7 +350,9 @@ def _read_plan(encoding: _Encoding, uri: str) -> manifest.Manifest:
 
 
 def _check_rejects(config: EncodeConfig, num_videos: int, rejects: list[manifest.Reject]) -> None:
-    rejected = len({reject.item for reject in rejects if not reject.reason.endswith(SECOND_ROW)})
+    # What curation leaves out it counts itself (curate.max_reject_share), before anything is encoded.
+    trouble = [reject for reject in rejects if not reject.reason.endswith(SECOND_ROW) and not rules.rule_of(reject)]
+    rejected = len({reject.item for reject in trouble})
     total = num_videos + rejected
     if num_videos and rejected <= config.max_reject_share * total:
         return

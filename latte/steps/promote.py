@@ -12,23 +12,22 @@ import math
 import random
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from latte import storage, uris
-from latte.config import Config, Root
+from latte.config import Config, FileKey, Root
 from latte.errors import DamagedError, NotThereError, StorageError, UserError
-from latte.facts import ScoreFacts, ScoreMetrics
+from latte.facts import ScoreFacts, ScoreValue
 from latte.kinds import detectors
-from latte.metrics import score_sides
-from latte.metrics.names import metric_of
+from latte.metrics import names, score_sides
+from latte.metrics import protocol as protocols
 from latte.places import Place
 from latte.storage import manifest, registry
 from latte.storage.registry import HistoryEntry
 
 MAX_TRIES = 50
-_ENDS = ("interval_low", "interval_high")
 
 
 class PromoteConfig(Config):
@@ -38,8 +37,15 @@ class PromoteConfig(Config):
     name: str = Field(description="name of the model in the registry; its pointer is registry/<name>/current.json")
     checkpoint: str | None = Field(default=None, description="manifest of the candidate's training run (file or URI)")
     score: str | None = Field(default=None, description="manifest of the candidate's score (file or URI)")
+    metric: str | None = Field(
+        default=None, description="name of the score's value that is compared; null: the one that counts first in it"
+    )
     detector: str | None = Field(
-        default=None, description="manifest of the I3D weights; needed where the real clips are not those of last time"
+        default=None,
+        description="manifest of the detector's weights; needed where the real clips are not those of last time",
+    )
+    detectors: Annotated[list[str], FileKey("manifest")] = Field(
+        default=[], description="manifests of the weights of more detectors, where `metric` is of one of these"
     )
     real: str | None = Field(
         default=None, description="manifest of the dataset of the score; null: the one that the score names"
@@ -58,7 +64,8 @@ class PromoteConfig(Config):
     @model_validator(mode="after")
     def _fits(self) -> "PromoteConfig":
         given = [key for key in ("checkpoint", "score") if getattr(self, key) is not None]
-        if self.rollback and given:
+        if self.rollback and (given or self.metric is not None):
+            given = given or ["metric"]
             raise ValueError(f"rollback takes no {given[0]}")
         if not self.rollback and len(given) < 2:
             raise ValueError("checkpoint and score are needed (or rollback)")
@@ -133,15 +140,16 @@ def judge(
         UserError: the two scores cannot be compared.
     """
     ends = [end for end in (candidate.interval_low, candidate.interval_high) if end is not None]
-    for value, what in [(candidate.value, candidate.metric), *((end, "an end of its interval") for end in ends)]:
-        if not math.isfinite(value):
-            return Verdict(False, f"{what} is {value}")
+    for number, what in [(candidate.value, candidate.metric), *((end, "an end of its interval") for end in ends)]:
+        if not math.isfinite(number):
+            return Verdict(False, f"{what} is {number}")
     if current is None:
         return Verdict(True, "the first model under this name")
     withdrawn = registry.withdrawn(config.root, config.name)
     if candidate.weights_sha256 in withdrawn:
         number = withdrawn[candidate.weights_sha256]
         return Verdict(False, f"these very weights were rolled back (entry {number})", current.value)
+    current = _by_metric(current, candidate.metric)
     for key, what in (
         ("metric", "metric"),
         ("protocol_digest", "protocol"),
@@ -154,9 +162,10 @@ def judge(
                 f"{then[:12]}; score with the same {what}, or promote under another name"
             )
     if candidate.real != current.real:
-        current = _score_again(config, score, current)
+        current = _score_again(config, score, candidate, current)
     before, intervals = current.value, _intervals(candidate, current)
-    limit = before * (1.0 - config.margin + config.tolerance)
+    # Kernel distances can be below 0: a share of the value itself would move the limit the wrong way there.
+    limit = before + abs(before) * (config.tolerance - config.margin)
     # Without a tolerance, equal is not better.
     passes = candidate.value <= limit if config.margin or config.tolerance else candidate.value < limit
     relation = "within" if passes else "above"
@@ -184,9 +193,23 @@ def _intervals(candidate: HistoryEntry, current: HistoryEntry) -> str:
     return "above" if candidate.interval_low > current.interval_high else "overlap"  # type: ignore[operator]
 
 
-def _score_again(config: PromoteConfig, score: manifest.Manifest, current: HistoryEntry) -> HistoryEntry:
+def _by_metric(current: HistoryEntry, metric: str) -> HistoryEntry:
+    """The promoted entry by a value that its score has beside the one that it was promoted by, where it has it."""
+    if current.metric == metric:
+        return current
+    try:
+        values = names.values_of(manifest.read(current.score, "score"))
+    except NotThereError:
+        return current
+    return current.model_copy(update=_of_value(metric, values[metric])) if metric in values else current
+
+
+def _score_again(
+    config: PromoteConfig, score: manifest.Manifest, candidate: HistoryEntry, current: HistoryEntry
+) -> HistoryEntry:
     """The promoted entry with its videos' score against the candidate's real clips: fair when the dataset has grown."""
-    if config.detector is None:
+    given = [uri for uri in (config.detector, *config.detectors) if uri is not None]
+    if not given:
         raise UserError(
             f"score {config.score}: its real clips are not those of the promoted model's score; give detector=MANIFEST "
             f"and the promoted videos are scored again"
@@ -194,9 +217,9 @@ def _score_again(config: PromoteConfig, score: manifest.Manifest, current: Histo
     real = config.real or ScoreFacts.of(score).real
     if score_sides.real_digest(manifest.read(real, "latents", "real")) != score.inputs["real"]:
         raise UserError(f"real {real}: has changed since {config.score} was made; score the candidate again")
-    detector = manifest.read_weights(config.detector, detectors(), "detector")
-    if detector.weights_file().sha256 != current.detector_sha256:
-        raise UserError(f"detector {config.detector}: not the one of the scores")
+    digests = [manifest.read_weights(uri, detectors(), "detector").weights_file().sha256 for uri in given]
+    if current.detector_sha256 not in digests:
+        raise UserError(f"detector {', '.join(given)}: not the one of the scores by {candidate.metric}")
     from latte.steps import score as scoring
 
     again = scoring.run(
@@ -205,16 +228,20 @@ def _score_again(config: PromoteConfig, score: manifest.Manifest, current: Histo
             name=score.name,
             videos=current.videos,
             real=real,
-            detector=config.detector,
-            protocol=ScoreFacts.of(score).protocol,
+            detector=given[digests.index(current.detector_sha256)],
+            protocol=protocols.as_given(_value(config, score)[1]),
         )
     )
-    return current.model_copy(update=_value_of(again, current.metric))
+    return current.model_copy(update=_of_value(candidate.metric, names.values_of(again)[candidate.metric]))
 
 
-def _value_of(score: manifest.Manifest, metric: str) -> dict[str, Any]:
-    """A score's value and the ends of its interval, as an entry has them."""
-    return {"value": float(score.metrics[metric]), **ScoreMetrics.of(score).model_dump(include=set(_ENDS))}
+def _of_value(metric: str, value: ScoreValue) -> dict[str, Any]:
+    """A score's value as an entry has it."""
+    return {
+        "metric": metric,
+        **value.model_dump(include={"value", "interval_low", "interval_high", "protocol_digest"}),
+        "detector_sha256": value.detector,
+    }
 
 
 def _candidate(
@@ -229,7 +256,7 @@ def _candidate(
     if not averages:
         raise UserError(f"score {config.score}: of the last weights; promoted are the averaged ones: weights=ema")
     weights = averages[-1]
-    metric = metric_of(score)
+    metric, value = _value(config, score)
     return weights, HistoryEntry(
         number=0,
         model=config.name,
@@ -238,12 +265,22 @@ def _candidate(
         step=registry.step_of(weights),
         score=score.file,
         videos=videos.file,
-        metric=metric,
-        **_value_of(score, metric),
-        protocol_digest=ScoreFacts.of(score).protocol_digest,
-        detector_sha256=score.inputs["detector"],
+        **_of_value(metric, value),
         real=score.inputs["real"],
     )
+
+
+def _value(config: PromoteConfig, score: manifest.Manifest) -> tuple[str, ScoreValue]:
+    """The value of a score that counts, with its name.
+
+    Raises:
+        UserError: the score has none of the name that is asked for.
+    """
+    values = names.values_of(score)
+    metric = config.metric or next(iter(values))
+    if metric not in values:
+        raise UserError(f"metric={metric}: score {config.score} has {', '.join(values)}")
+    return metric, values[metric]
 
 
 def _same(current: HistoryEntry, candidate: HistoryEntry) -> bool:
@@ -303,8 +340,8 @@ def _place(config: PromoteConfig, current: HistoryEntry | None, candidate: Histo
 
 def _settings(config: PromoteConfig) -> dict[str, Any]:
     settings = config.model_dump(include={"margin", "tolerance", "rollback"})
-    if config.apart:  # came later: decisions that were made before keep their place
-        settings["apart"] = True
+    # Came later: decisions that were made before keep their place.
+    settings |= {key: value for key in ("apart", "metric") if (value := getattr(config, key))}
     return settings
 
 

@@ -287,16 +287,21 @@ def _names_of(source: manifest.Manifest) -> set[str]:
 def score_boards(pairs: Sequence[tuple[manifest.Manifest, int]], labels: Sequence[SetLabel]) -> list[dict[str, Any]]:
     """Scores that may be compared, each group as bars on one common scale.
 
-    They may be where metric, protocol, detector and real side are the same.
+    They may be where metric, protocol, detector and real side are the same. All values of a score are drawn, the one
+    that counts first first.
     """
-    groups: dict[tuple[str, str], list[tuple[manifest.Manifest, int]]] = {}
+    groups: dict[tuple[str, str], list[words.Member]] = {}
     for score, index in pairs:
-        same = [ScoreFacts.of(score).protocol, score.inputs.get("detector"), score.inputs.get("real")]
-        groups.setdefault((names.metric_of(score), manifest.fingerprint(same)), []).append((score, index))
-    return [
-        words.board(metric, [(score, labels[index]) for score, index in members])
-        for (metric, _), members in groups.items()
-    ]
+        for metric, value in names.values_of(score).items():
+            same = [value.protocol, value.detector, score.inputs.get("real")]
+            member = words.Member(score, value, labels[index])
+            groups.setdefault((metric, manifest.fingerprint(same)), []).append(member)
+    boards = [words.board(metric, members) for (metric, _), members in groups.items()]
+    for number, board in enumerate(boards):
+        # Values by one detector share a protocol: the page tells it once.
+        if any(board["protocol"] == other["protocol"] for other in boards[:number]):
+            board["protocol"] = None
+    return boards
 
 
 def _grid(

@@ -160,7 +160,12 @@ def merge(config: SampleConfig, plan_uri: str) -> manifest.Manifest:
         config.name,
         shards=shards,
         counts={"videos": len(items)},
-        inputs={"weights": source.weights.sha256, "vae": source.vae.sha256},
+        # The text's digest is that by which `latte gc` knows the kept states of captions.
+        inputs={
+            "weights": source.weights.sha256,
+            "vae": source.vae.sha256,
+            **({"text": made.text.digest} if made.text is not None else {}),
+        },
         config=VideoSetFacts(
             checkpoint=source.checkpoint.file,
             step=source.step,

@@ -33,7 +33,7 @@ class ScoreConfig(Config):
     videos: str = Field(description="manifest of the generated video set (file or URI)")
     real: str = Field(description="manifest of the encoded dataset, which names the real videos (file or URI)")
     detector: str = Field(description="manifest of the detector's weights (file or URI); its distance counts first")
-    detectors: list[str] = Field(
+    detectors: Annotated[list[str], FileKey("manifest")] = Field(
         default=[], description="manifests of the weights of more detectors, which see the same clips"
     )
     protocol: Annotated[str | dict[str, Any], FileKey("protocol")] = Field(
@@ -91,18 +91,18 @@ def run(config: ScoreConfig) -> manifest.Manifest:
     values: dict[str, ScoreValue] = {}
     inputs: dict[str, str] = {}
     notes = list(adapted)
-    for number, (each, detect) in enumerate(zip(measured, detects, strict=True)):
-        found = [features(side, place, detect, work) for side, place in zip(sides, places[number], strict=True)]
-        of_detector = each.values(found[0], found[1])
+    for number, (by, detect) in enumerate(zip(measured, detects, strict=True)):
+        both = [features(side, place, detect, work) for side, place in zip(sides, places[number], strict=True)]
+        of_detector = by.values(both[0], both[1])
         values |= of_detector
-        ending = f"_{each.names[0]}" if number else ""
+        ending = f"_{by.names[0]}" if number else ""
         inputs |= {
-            f"detector{ending}": each.sha256,
-            f"features_generated{ending}": found[0].fingerprint,
-            f"features_real{ending}": found[1].fingerprint,
+            f"detector{ending}": by.sha256,
+            f"features_generated{ending}": both[0].fingerprint,
+            f"features_real{ending}": both[1].fingerprint,
         }
-        notes += _notes(found, of_detector[each.names[0]], each, len(measured) > 1)
-        found.clear()  # before the next detector's are in memory
+        notes += _notes(both, of_detector[by.names[0]], by, len(measured) > 1)
+        both.clear()  # before the next detector's are in memory
     notes += [note for side in sides for note in side.notes]
     for note in notes:
         print(shown(f"score {config.name}: {note}"), file=sys.stderr)
@@ -136,16 +136,16 @@ def _measured(config: ScoreConfig, protocol: Protocol) -> list[Measured]:
     Raises:
         UserError: one is none, its resolution does not fit, or two would give values of one name.
     """
-    found: list[Measured] = []
+    measured: list[Measured] = []
     for uri in (config.detector, *config.detectors):
-        key = "detectors" if found else "detector"
+        key = "detectors" if measured else "detector"
         detector = Detector.of(manifest.read_weights(uri, detectors(), key))
         own = detector.protocol(config.protocol, protocol, uri)
         name = detector.metric(own)
-        if any(name in other.names for other in found):
+        if any(name in other.names for other in measured):
             raise UserError(f"detectors: {uri} gives {name}, as another one of them does")
-        found.append(Measured(detector, own))
-    return found
+        measured.append(Measured(detector, own))
+    return measured
 
 
 def _protocol(config: ScoreConfig, videos: manifest.Manifest, real: manifest.Manifest) -> tuple[Protocol, list[str]]:
@@ -157,11 +157,11 @@ def _protocol(config: ScoreConfig, videos: manifest.Manifest, real: manifest.Man
     return protocol, [line]
 
 
-def _notes(found: list[Features], distance: ScoreValue, measured: Measured, named: bool) -> list[str]:
+def _notes(sides: list[Features], distance: ScoreValue, measured: Measured, named: bool) -> list[str]:
     """Notes for a reader of the numbers of a detector; `named`: they say which."""
     notes = []
-    fewest, width = min(len(side.rows) for side in found), found[0].rows.shape[1]
-    what = "clips" if found[0].rows_per_clip == 1 else "frames"
+    fewest, width = min(len(side.rows) for side in sides), sides[0].rows.shape[1]
+    what = "clips" if sides[0].rows_per_clip == 1 else "frames"
     if fewest <= width and distance.unbiased_estimate is not None:
         notes.append(
             f"{fewest} {what} for {width} features: the covariances are singular and the value has a large bias; "

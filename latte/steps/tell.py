@@ -7,6 +7,7 @@
 What tells must not break what it tells of: a webhook that does not answer, or a store that is down, is one line.
 """
 
+import http.client
 import json
 import os
 import sys
@@ -34,6 +35,8 @@ _FAILURE = "failed-"
 # Of what a run makes, what its notice names.
 RESULTS = ("report", "promotion")
 _LONGEST = 600
+_UNTOLD = "no task has told why: its process was killed, or its pod was; latte-pipeline status tells more"
+_UNTOLD_STOP = "no task had failed before; latte-pipeline status tells more"
 
 
 class TellConfig(Config):
@@ -101,7 +104,7 @@ def notice(config: TellConfig, step: str, error: str, report: str, promotion: st
     failed = config.state != SUCCEEDED
     line = shown(" ".join(error.split()))[:_LONGEST] if failed else ""
     if failed and not line:
-        line = "no task has told why: its process was killed, or its pod was; latte-pipeline status tells more"
+        line = _UNTOLD_STOP if config.state == STOPPED else _UNTOLD
     verb = {SUCCEEDED: "succeeded", STOPPED: "was stopped"}.get(config.state, "failed")
     text = f"{config.pipeline or 'run'} {config.name} {verb}"
     text += f" at {step}" if failed and step else ""
@@ -262,9 +265,10 @@ def _post(url: str, line: str, within_s: float) -> None:
         raise ValueError(f"{where}: not told of this run: it answered {error.code} {shown(error.reason)}") from None
     except urllib.error.URLError as error:
         raise ValueError(f"{where}: not told of this run: {shown(error.reason)}") from None
-    except (OSError, ValueError) as error:
-        said = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
-        raise ValueError(f"{where}: not told of this run: {said}") from None
+    # What answers need not speak HTTP.
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        why = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+        raise ValueError(f"{where}: not told of this run: {why}") from None
 
 
 def _say(line: str) -> None:

@@ -121,7 +121,7 @@ def swap(uri: str, data: bytes, etag: str | None) -> bool:
     path = _path_of(uri)
     with told(uri):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(path.with_name(f".tmp-{path.name}.lock")):
+        with filelock.FileLock(_lock_of(path)):
             now = stat(uri)
             if (now.etag if now else None) != etag:
                 return False
@@ -130,9 +130,15 @@ def swap(uri: str, data: bytes, etag: str | None) -> bool:
 
 
 def delete(uri: str) -> None:
-    """Remove a file; removing what is not there is no error."""
+    """Remove a file and the lock that `swap` left beside it; removing what is not there is no error."""
     with told(uri):
-        _path_of(uri).unlink(missing_ok=True)
+        path = _path_of(uri)
+        path.unlink(missing_ok=True)
+        _lock_of(path).unlink(missing_ok=True)
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f".tmp-{path.name}.lock")
 
 
 def clear_unfinished(prefix: str, all_of_them: bool) -> None:

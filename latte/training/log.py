@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from latte import owners, storage, tracking
 from latte.errors import NotThereError
+from latte.training.resume import METRICS
 
 T = TypeVar("T")
 
@@ -45,7 +46,7 @@ class TrainingLog:
 
     def __init__(self, run_uri: str) -> None:
         self._run_uri = run_uri
-        self._uri = storage.join(run_uri, "metrics.jsonl")
+        self._uri = storage.join(run_uri, METRICS)
         self._folder = owners.Folder("tensorboard")
         # Two that start in one second must not have the same name.
         suffix = f".{uuid.uuid4().hex[:8]}"

@@ -27,6 +27,8 @@ from latte.training.lease import Lease, LeaseLostError
 
 COMMIT = "checkpoint.json"
 LOG, LOG_NAME = "log", "log.jsonl"
+# The published log, which the newest checkpoint's is the beginning of.
+METRICS = "metrics.jsonl"
 PART_NAMES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", LOG_NAME)
 _STEP = re.compile(r"step-\d{8}")
 

@@ -13,6 +13,7 @@ from latte.errors import LatteError, UserError
 from latte.video.decoder_process import DecodeTask
 from latte.video.decoders import Chunk, Decoder, decode_one
 from latte.video.sources import VideoSource
+from latte.video.views import Box
 
 # Decisions that x264 takes by looking ahead vary from run to run on small pictures.
 _DETERMINISTIC_X264 = "bframes=0:rc-lookahead=0:mbtree=0"
@@ -24,7 +25,9 @@ class DecodeError(LatteError):
     """A video could not be decoded."""
 
 
-def load_real_clip(entry_uri: str, start: int, stride: int, num_frames: int, image_size: int) -> np.ndarray:
+def load_real_clip(
+    entry_uri: str, start: int, stride: int, num_frames: int, image_size: int, crop: Box | None = None
+) -> np.ndarray:
     """Frames of a real video as the encoder saw them, uint8 RGB, (F, S, S, 3).
 
     Args:
@@ -33,12 +36,13 @@ def load_real_clip(entry_uri: str, start: int, stride: int, num_frames: int, ima
         stride: distance between frames.
         num_frames: F.
         image_size: S.
+        crop: what the encoder took of every frame.
 
     Raises:
         DecodeError: the video cannot be decoded or ends before the clip does.
         UserError: the video is gone.
     """
-    task = DecodeTask("", image_size, num_frames, start, stride, num_frames)
+    task = DecodeTask("", image_size, num_frames, start, stride, num_frames, crop=crop)
     path = storage.path(entry_uri)
     if path is not None and not path.exists():
         raise UserError(f"{entry_uri}: no such video")

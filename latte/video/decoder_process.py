@@ -28,6 +28,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from latte.video import confinement, frames
+from latte.video.views import Box
 
 FRAME_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 # What PIL may take a picture for, whatever its name: others run programs (EPS) or read further files.
@@ -46,7 +47,7 @@ class DecodeTask:
 
     Attributes:
         path: local file, or folder of frames; a decoder process is not told.
-        image_size: side of the square frames.
+        image_size: side of the square frames; of whole ones, their longer side at most.
         chunk_frames: frames per answer.
         start: first frame.
         stride: distance between frames.
@@ -54,6 +55,8 @@ class DecodeTask:
         mirrored: left and right exchanged.
         only_count: no frames, just about how many there are, by what the file says of itself; with `count`, the most
             that there can be, counted up to it.
+        whole: frames keep their shape and are not enlarged; all of a video get the shape that its first one has.
+        crop: what is left of each frame before it is scaled: left, top, width, height.
         num_files: of a folder of frames, how many they are, for a process that does not see them; None: one video file.
     """
 
@@ -65,6 +68,8 @@ class DecodeTask:
     count: int | None = None
     mirrored: bool = False
     only_count: bool = False
+    whole: bool = False
+    crop: Box | None = None
     num_files: int | None = None
 
 
@@ -137,22 +142,46 @@ def center_crop(frame: Image.Image, image_size: int) -> np.ndarray:
     return np.asarray(frame)[top : top + image_size, left : left + image_size]
 
 
-def decode(task: DecodeTask, files: Files | None = None) -> Iterator[tuple[np.ndarray, float | None]]:
-    """Chunks of frames (n, S, S, 3) uint8 with the frame rate, from the task's path or from files.
+def decode(task: DecodeTask, files: Files | None = None) -> Iterator["Decoded"]:
+    """Chunks of frames from the task's path or from files.
 
     Raises:
         Exception: whatever the decoder makes of a broken file; the caller turns it into a reason.
     """
     chunk: list[np.ndarray] = []
     fps: float | None = None
+    first: tuple[int, int] | None = None
     for picture, fps in _pictures(task, files or files_of(task.path)):
-        frame = center_crop(picture, task.image_size)  # (S, S, 3)
+        first = first or picture.size
+        if task.crop is not None:
+            left, top, width, height = task.crop
+            picture = picture.crop((left, top, left + width, top + height))
+        if task.whole:
+            shape = chunk[0].shape if chunk else shape_within(task.crop[2:] if task.crop else first, task.image_size)
+            frame = np.asarray(picture.resize((shape[1], shape[0]), Image.Resampling.BOX))  # (H, W, 3)
+        else:
+            frame = center_crop(picture, task.image_size)  # (S, S, 3)
         chunk.append(frame[:, ::-1] if task.mirrored else frame)
         if len(chunk) == task.chunk_frames:
-            yield np.stack(chunk), fps  # (n, S, S, 3)
+            yield Decoded(np.stack(chunk), fps, first)  # (n, H, W, 3)
             chunk = []
-    if chunk:
-        yield np.stack(chunk), fps  # (n, S, S, 3)
+    if chunk and first is not None:
+        yield Decoded(np.stack(chunk), fps, first)  # (n, H, W, 3)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Frames of a video, uint8 RGB, (n, H, W, 3), its frame rate, and width and height of its first frame."""
+
+    frames: np.ndarray
+    fps: float | None
+    size: tuple[int, int]
+
+
+def shape_within(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    """Height and width of a frame of this width and height, once its longer side is brought to `longest` at most."""
+    scale = min(1.0, longest / max(size))
+    return max(1, round(size[1] * scale)), max(1, round(size[0] * scale))
 
 
 def _pictures(task: DecodeTask, files: Files) -> Iterator[tuple[Image.Image, float | None]]:
@@ -260,9 +289,11 @@ def _serve(task: DecodeTask, asked: socket.socket, answers: BinaryIO) -> None:
         if task.only_count:
             _send(answers, {"kind": "end", "num_frames": _count(task, files), "fps": None})
             return
-        for chunk, rate in decode(task, files):
-            num_frames, fps = num_frames + len(chunk), rate
-            _send(answers, {"kind": "frames", "count": len(chunk)}, chunk.tobytes())
+        for decoded in decode(task, files):
+            num_frames, fps = num_frames + len(decoded.frames), decoded.fps
+            count, height, width, _ = decoded.frames.shape
+            header = {"kind": "frames", "count": count, "height": height, "width": width, "size": decoded.size}
+            _send(answers, header, decoded.frames.tobytes())
     except BrokenPipeError:
         raise
     except MemoryError:

@@ -23,6 +23,7 @@ from latte.storage.manifest import RUN_AGAIN
 from latte.video import confinement
 from latte.video.decoder_process import DecodeTask, Files, files_of, line_of
 from latte.video.sources import PassingError, VideoSource, as_local
+from latte.video.views import View
 
 # Added to a video's time for every frame that is read: long videos may take long, and none may drip for ever.
 _PER_FRAME_S = 0.1
@@ -46,10 +47,17 @@ class Limits:
 
 @dataclass(frozen=True)
 class Chunk:
-    """The next frames of a video, uint8 RGB, (n, S, S, 3)."""
+    """The next frames of a video, uint8 RGB, (n, S, S, 3), or (n, H, W, 3) of whole ones.
+
+    Attributes:
+        index: of the video.
+        frames: of it.
+        size: width and height of its first frame, upright.
+    """
 
     index: int
     frames: np.ndarray
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,7 @@ def decode_all(
                 for index in range(number, len(sources), workers):
                     source = sources[index]
                     task = DecodeTask("", image_size, chunk_frames, 0, frame_stride, max_frames, source.mirrored)
+                    task = task if source.view is None else within(source.view, task)
                     for value in decode_one(decoder, index, source, task):
                         put(number, value)
                         if stop.is_set():
@@ -144,6 +153,12 @@ def count_frames(uris: Sequence[str]) -> list[int]:
     with Decoder(Limits(decode_limit_s=_COUNT_LIMIT_S)) as decoder:
         ends = [list(decode_one(decoder, 0, VideoSource(uri), task))[-1] for uri in uris]
     return [end.num_frames if isinstance(end, End) else 0 for end in ends]
+
+
+def within(view: View, task: DecodeTask) -> DecodeTask:
+    """The task of decoding a view of the video that another one decodes all of."""
+    counts = [count for count in (task.count, view.count(task.stride)) if count is not None]
+    return replace(task, start=view.start, count=min(counts, default=None), crop=view.crop)
 
 
 def decode_one(decoder: "Decoder", index: int, source: VideoSource, task: DecodeTask) -> Iterator[Chunk | End]:
@@ -195,10 +210,14 @@ class Decoder:
                 began = time.monotonic()
                 header = json.loads(self._line(began + left_s))
                 if header["kind"] == "frames":
-                    count = header["count"]
-                    data = self._take(count * size * size * 3, began + left_s)
+                    count, height, width = header["count"], header["height"], header["width"]
+                    fits = 0 < min(height, width) <= max(height, width) <= size
+                    if not (fits and task.whole) and not height == width == size:
+                        raise _DiedError  # it was taken over: frames of other sizes were asked for
+                    data = self._take(count * height * width * 3, began + left_s)
                     left_s += count * task.stride * _PER_FRAME_S - (time.monotonic() - began)
-                    yield Chunk(index, np.frombuffer(data, np.uint8).reshape(count, size, size, 3))
+                    shape = count, height, width, 3
+                    yield Chunk(index, np.frombuffer(data, np.uint8).reshape(shape), tuple(header["size"]))
                 elif header["kind"] == "open":
                     self._hand_over(files, header["number"])
                 elif header["kind"] == "end":

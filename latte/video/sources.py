@@ -10,6 +10,7 @@ from latte import owners, storage
 from latte.errors import NotThereError, UserError
 from latte.video.decoder_process import frame_names
 from latte.video.digests import frames_digest, s3_digest
+from latte.video.views import View
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,14 @@ class VideoSource:
         digest: of its content, as the catalog has it, where it is to be checked.
         mirrored: left and right exchanged.
         by_etag: digests are those of `latte.data.catalog.s3_digest`, not SHA-256.
+        view: the part of it that is wanted; None: all of it.
     """
 
     uri: str
     digest: str | None = None
     mirrored: bool = False
     by_etag: bool = False
+    view: View | None = None
 
 
 class PassingError(Exception):

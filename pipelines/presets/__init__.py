@@ -118,7 +118,7 @@ def resolved(values: dict[str, Any], named: Callable[[dict[str, Any]], Iterable[
     for each in list(named(values)):
         text = each.value
         if isinstance(text, _Text) and "://" not in text and (path := text.folder / text).exists():
-            section = values
+            section: Any = values
             for key in each.keys[:-1]:
                 section = section[key]
             last = each.keys[-1]

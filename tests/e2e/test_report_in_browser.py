@@ -139,6 +139,8 @@ def test_page_tells_what_matters(browser, page):
     for part in (
         "188 before training, 41.2 after",
         "This is not FVD",
+        "Kernel inception distance of frames (KID) to the real clips",
+        "e" * 64,
         "4 videos with 80 frames",
         "1 file was left out",
         "4.61 million",

@@ -159,7 +159,7 @@ def test_every_command_has_a_help_with_its_examples_line_by_line(name: str) -> N
     shown = CliRunner().invoke(cli, [name, "--help"]).stdout
     assert "\\b" not in shown
     examples = [line for line in shown.splitlines() if line.startswith("    latte-pipeline ")]
-    assert bool(examples) == (name in ("run", "check", "keys", "get", "runs", "status", "logs")), shown
+    assert bool(examples) == (name in ("run", "check", "curate", "keys", "get", "runs", "status", "logs")), shown
     assert all(line.split()[1] == name for line in examples)
 
 

@@ -48,6 +48,15 @@ def test_what_schedules_name_stays(
     assert done.exit_code == 0, done.output
     assert made[1]["set"] in done.output
     assert made[1]["run"] not in done.output
+    # Uploads go where the schedules were asked, and only those that none of them names.
+    named, idle = (storage.join(root, f"uploads/{digit * 16}", "clips.zip") for digit in "ab")
+    for uri in (named, idle):
+        storage.write_bytes(uri, b"clips")
+    nights.age(root, 10)
+    recurring(server, client, root, encode={"dataset": {"videos": named}})
+    done = CliRunner().invoke(cli, ["gc", "--root", root, "--keep", "9", "--yes"])
+    assert done.exit_code == 0, done.output
+    assert (storage.exists(named), storage.exists(idle)) == (True, False)
     monkeypatch.setenv("KF_PIPELINES_ENDPOINT", "http://127.0.0.1:9")
     done = CliRunner().invoke(cli, ["gc", "--root", root, "--keep", "0", "--yes"])
     assert done.exit_code == 1

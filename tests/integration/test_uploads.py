@@ -167,8 +167,9 @@ def test_text_encoder_tokenizer_and_captions(root: str, folder: Path) -> None:
     values["encode"] |= keys
     values["sample"] |= {**keys, "captions": "captions.txt"}
     values["train"]["model"]["condition"] = "text"
+    values["score"]["detectors"] = [encoder]
     sent = uploads.send(planned(values), root)
-    assert sent.sample["text_encoder"] == sent.encode["text_encoder"]
+    assert sent.sample["text_encoder"] == sent.encode["text_encoder"] == sent.score["detectors"][0]
     assert read_captions(sent.sample["captions"]) == ["a", "b"]
     here = networks.TextSource.checked(encoder, tokenizer)
     there = networks.TextSource.checked(sent.encode["text_encoder"], sent.encode["tokenizer"])

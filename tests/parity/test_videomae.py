@@ -6,6 +6,7 @@ import pytest
 
 from latte import device
 from latte.kinds import videomae
+from latte.metrics.protocol import prepare
 from latte.models.detector_configs import VideoMAEConfig
 from latte.models.videomae import VideoMAE
 from tests import peers
@@ -22,26 +23,10 @@ def test_features_and_class_scores_equal_those_of_cdfvd() -> None:
     clips = np.random.default_rng(7).random((2, 3, 16, 56, 56), np.float32)
 
     def ask() -> dict[str, np.ndarray]:
-        from functools import partial
-
+        import cdfvd_peer
         import torch
-        from cdfvd.third_party.VideoMAEv2.videomaev2_finetune import VisionTransformer
 
-        # What cd-fvd's `vit_giant_patch14_224` is built from, with other sizes.
-        peer = VisionTransformer(
-            img_size=CONFIG.image_size,
-            patch_size=CONFIG.patch_size,
-            embed_dim=CONFIG.hidden_size,
-            depth=CONFIG.num_hidden_layers,
-            num_heads=CONFIG.num_attention_heads,
-            mlp_ratio=CONFIG.intermediate_size / CONFIG.hidden_size,
-            qkv_bias=True,
-            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-            num_classes=CONFIG.num_classes,
-            all_frames=CONFIG.num_frames,
-            tubelet_size=CONFIG.tubelet_size,
-            use_mean_pooling=True,
-        ).eval()
+        peer = cdfvd_peer.videomae(CONFIG).eval()
         assert {name: tuple(value.shape) for name, value in peer.state_dict().items()} == shapes
         peer.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
         x = torch.from_numpy(clips)
@@ -60,6 +45,21 @@ def test_features_and_class_scores_equal_those_of_cdfvd() -> None:
         assert np.abs(ours.reshape(-1) - theirs[key].values).max() <= 1e-4 * theirs[key].largest
     values = theirs["features"].values.reshape(2, -1)
     assert np.abs(values[0] - values[1]).max() > 1e-3 * theirs["features"].largest
+
+
+@pytest.mark.peers
+def test_frames_are_prepared_as_cdfvd_prepares_them() -> None:
+    clips = np.random.default_rng(0).integers(0, 256, (2, 3, 120, 90, 3), dtype=np.uint8)
+
+    def ask() -> np.ndarray:
+        import cdfvd_peer
+
+        return cdfvd_peer.module().preprocess_videomae(clips).numpy()  # (N, 3, F, 224, 224)
+
+    theirs = peers.one("cdfvd-videomae-prepared", ask)
+    # The network takes [0, 1]; `detect` makes that of what every detector is given.
+    ours = np.stack([prepare(clip) for clip in clips]) * np.float32(0.5) + np.float32(0.5)
+    assert np.abs(theirs.same_places(ours) - theirs.values).max() < 1e-4
 
 
 def test_other_shapes_are_refused() -> None:

@@ -38,6 +38,10 @@ _W, _RAW = {"w": 2 * _ONES}, {"w": _ONES}
         ({"model": _RAW, "ema2": _W}, "ema2"),
         ({"model": _RAW, "ema": _W, "ema2": _RAW}, "ema"),
         ({"model": _RAW, "averaged_model": _W}, "averaged_model"),
+        ({"model": _RAW, "avg_model": _W}, "avg_model"),
+        ({"model": _RAW, "modelAvg": _W}, "modelAvg"),
+        ({"model": _RAW, "swamodel": _W}, "swamodel"),
+        ({"model": _W, "exp_avg": _RAW, "loss_avg": {"a": _ONES}}, "model"),
         ({"model": _RAW, "swa_model": {**_W, "n_averaged": np.array(5)}}, "swa_model"),
         (
             {"state_dict": _RAW, "callbacks": {"EMACallback": {"ema_state_dict": _W}}},
@@ -97,6 +101,11 @@ def test_an_ema_that_cannot_be_used_is_not_passed_over(tmp_path, average):
             r"its moving average 'swa_model' has not begun \(n_averaged is 0\), and model would be the raw",
         ),
         (
+            {"model": _RAW | {"b": _ONES}, "teacher": _W | {"b": _ONES + 1}},
+            "it has two sets of the same weights, 'model' and 'teacher'; choose with part=model or part=teacher$",
+        ),
+        ({"net": _W, "epoch": 3}, "it holds no tensors by name, but in net; choose with part=net$"),
+        (
             {"state_dict": _RAW, "callbacks": {"SWA": {"n_averaged": 0, "average_model_state": _W}}},
             "its moving average 'callbacks/SWA' has not begun",
         ),
@@ -109,6 +118,12 @@ def test_an_average_that_is_not_the_one_is_named_with_the_way_to_choose(tmp_path
         checkpoints.read(str(path))
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_the_same_weights_under_two_names_are_one_set(tmp_path):
+    weights = _W | {"b": np.ones(2, np.float32)}
+    torch_files.save({"model": weights, "generator": weights}, tmp_path / "tied.pt")
+    assert checkpoints.open_checkpoint(str(tmp_path / "tied.pt")).part == "model"
 
 
 @pytest.mark.parametrize(

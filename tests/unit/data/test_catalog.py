@@ -307,6 +307,31 @@ def test_a_line_of_a_split_names_a_video_exactly(
     }
 
 
+def test_names_as_other_machines_write_them(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "videos", "a.mp4", "sub/\xe9.mp4", "x\\y.mp4")
+    split, table = tmp_path / "split.txt", tmp_path / "list.csv"
+    split.write_bytes(
+        "sub\\\xe9.mp4 1\r\nx\\y.mp4\r\nA.mp4\r\nsub/e\u0301.mp4\r\n\xe9.mp4\r\nC:\\v\\a.mp4\r\n".encode()
+    )
+    found = catalog(folder, split=str(split))
+    assert ids(found) == ["sub/\xe9.mp4", "x\\y.mp4"]
+    told = {item: reason.partition("no such video; ")[2] for item, reason in reasons(found).items()}
+    words = "is there, with other capitals or another form of an accent"
+    assert told == {
+        "A.mp4": f"'a.mp4' {words}",
+        "sub/e\u0301.mp4": f"'sub/\xe9.mp4' {words}",
+        "\xe9.mp4": "paths begin below dataset.videos: 'sub/\xe9.mp4'",
+        "C:\\v\\a.mp4": "paths begin below dataset.videos: 'a.mp4'",
+    }
+    table.write_bytes("path, label\r\n.\\sub\\\xe9.mp4,x\r\nx\\y.mp4,y\r\nA.mp4,z\r\n".encode("utf-8-sig"))
+    found = catalog(folder, csv=str(table))
+    assert (ids(found), found.classes) == (["sub/\xe9.mp4", "x\\y.mp4"], ["x", "y"])
+    assert reasons(found) == {"A.mp4": f"CSV line 4: no such file; 'a.mp4' {words}"}
+    table.write_text("path;label\na.mp4;x\n")
+    with pytest.raises(UserError, match=r"has path;label; commas separate columns$"):
+        catalog(folder, csv=str(table))
+
+
 def test_a_line_of_a_split_that_could_be_two_videos_is_refused(tmp_path: Path) -> None:
     line, others = "a", "'a.avi' and 'a.mp4'"
     fill(tmp_path / "videos", "a.mp4", "a.avi", "b.mp4")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from latte import steps, storage, uses
+from latte import steps, storage, texts, uses
 from latte.cli import cli
 from latte.errors import StorageError, UserError
 from latte.inventory import gc, needs
@@ -181,6 +181,82 @@ def test_a_damaged_manifest_is_told_before_anything_is_removed(sky: tuple[str, l
     assert done.exit_code == 1
     assert "latte verify ROOT --repair" in done.output
     assert storage.list_objects(root) == before
+
+
+def kept_states(root: str, digest: str) -> str:
+    """States of captions by a text encoder, as `latte.texts` keeps them."""
+    place = texts.places_of(digest)[0]
+    manifest.publish_shard(b"states", storage.join(root, place, "a.safetensors"), captions=[], tokens=[])
+    return place
+
+
+def test_states_of_captions_stay_with_the_sets_of_their_text_encoder(sky: tuple[str, list[dict[str, str]]]) -> None:
+    root, made = sky
+    needed, other = (kept_states(root, manifest.fingerprint(label)) for label in ("t5", "another t5"))
+    assert {needed, other}.isdisjoint(going(root, Keep())), "young"
+    uri = storage.join(root, made[-1]["set"], "manifest.json")
+    newest = manifest.read(uri)
+    manifest.write(newest.model_copy(update={"inputs": {**newest.inputs, "text": manifest.fingerprint("t5")}}), uri)
+    nights.age(root, 2)
+    found = gc.survey(root, Keep())
+    assert found.kept[needed] == f"needed by {made[-1]['set']}"
+    assert {each.place: each.why for each in found.going}[other] == "no set that stays is of this text encoder"
+    uses.note(root, [other])
+    assert gc.survey(root, Keep()).kept[other] == "in use within the last day"
+    nights.age(root, 2)
+    gc.remove(root, Keep(), [each for each in found.going if each.place == other])
+    assert storage.list_uris(storage.join(root, other)) == []
+    assert verify(root).damages == ()
+
+
+def test_what_jobs_were_asked_to_do_goes_a_day_after_its_last_word(sky: tuple[str, list[dict[str, str]]]) -> None:
+    root, made = sky
+    place, work = "launched/0123456789abcdef", "launched/0123456789abcdef/fedcba9876543210"
+    wired = {"videos": storage.join(root, made[1]["set"])}
+    storage.write_json(storage.join(root, work, "work.json"), {"wired": wired}, root)
+    nights.age(root, 2)
+    why = {each.place: each.why for each in gc.survey(root, Keep()).going}
+    assert why[place] == "of Jobs that have ended"
+    assert made[1]["set"] in why
+    # A step that waits for its Job writes the lease.
+    storage.write_json(storage.join(root, work, "lease.json"), {"renewal": 1})
+    found = gc.survey(root, Keep())
+    assert (found.kept[place], found.kept[made[1]["set"]]) == ("young", f"needed by {place}")
+    nights.age(root, 2)
+    going_now = [each for each in gc.survey(root, Keep()).going if each.place == place]
+    assert [each.place for each in gc.remove(root, Keep(), going_now).gone] == [place]
+    assert storage.list_uris(storage.join(root, "launched")) == []
+
+
+def test_uploads_go_only_where_the_schedules_were_asked(sky: tuple[str, list[dict[str, str]]]) -> None:
+    root, made = sky
+    asked = Keep(knows_runs=True)
+    names = [f"uploads/{digit * 16}" for digit in "abc"]
+    uris = [storage.join(root, name, "vae.pt") for name in names]
+    for uri in uris:
+        storage.write_bytes(uri, b"weights")
+    # Files of the user's that look like ours.
+    storage.write_bytes(storage.join(root, names[0], "manifest.json"), b"no JSON")
+    storage.write_bytes(storage.join(root, names[0], "captions.json"), b"no JSON")
+    dataset = storage.join(root, made[-1]["dataset"], "manifest.json")
+    latents = manifest.read(dataset)
+    manifest.write(latents.model_copy(update={"config": {**latents.config, "videos": uris[1]}}), dataset)
+    nights.age(root, 6)
+    assert set(names).isdisjoint(going(root, asked)), "a run may wait for its turn"
+    nights.age(root, 2)
+    assert gc.survey(root, Keep()).kept[names[0]] == "schedules may name it: latte-pipeline gc --host asks them"
+    found = gc.survey(root, Keep(knows_runs=True, others=((names[2], "needed by schedule nightly"),)))
+    assert (found.kept[names[1]], found.kept[names[2]]) == (
+        f"needed by {made[-1]['dataset']}",
+        "needed by schedule nightly",
+    )
+    assert names[0] in {each.place for each in found.going}
+    uses.note(root, uses.found_in(root, uris[0]))
+    assert gc.survey(root, asked).kept[names[0]] == "in use within the last day"
+    nights.age(root, 2)
+    gc.remove(root, asked, [each for each in gc.survey(root, asked).going if each.place == names[0]])
+    assert not storage.exists(uris[0])
+    assert storage.exists(uris[1])
 
 
 @pytest.fixture

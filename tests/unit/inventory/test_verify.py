@@ -150,3 +150,27 @@ def test_documents_without_a_digest_are_looked_at_as_far_as_they_tell(tmp_path: 
     del value["fingerprint"]
     storage.write_bytes(uri, json.dumps(value).encode())
     assert verify(root).damages == (Damage(uri, "not what it is taken for: Field required", "latte train"),)
+
+
+@pytest.mark.parametrize("harm", ["flipped", "gone"])
+def test_the_log_of_a_finished_run_is_what_its_last_checkpoint_kept(tmp_path: Path, harm: str) -> None:
+    root = tmp_path.as_uri()
+    make(root, "a", 1.0)
+    run_uri = storage.join(root, "runs/model/a")
+    log = b'{"loss": 1.0, "step": 6}\n'
+    for step, content in ((6, log), (3, log[:9])):
+        folder = storage.join(run_uri, f"checkpoints/step-{step:08d}")
+        kept = manifest.publish_shard(content, storage.join(folder, "log.jsonl"))
+        record = {"step": step, "shards": {"log": kept.model_dump()}, "state": {}}
+        storage.write_json(storage.join(folder, "checkpoint.json"), record, root=folder)
+    metrics = storage.join(run_uri, "metrics.jsonl")
+    storage.write_bytes(metrics, log)
+    assert not verify(root).damages
+    damage(metrics) if harm == "flipped" else storage.delete(metrics)
+    (found,) = verify(root, repair=True).damages
+    assert (found.uri, found.remedy) == (metrics, "latte train")
+    assert found.done == "put back from runs/model/a/checkpoints/step-00000006/log.jsonl"
+    assert storage.read_bytes(metrics) == log
+    storage.write_bytes(metrics, log * 2)
+    storage.delete(storage.join(run_uri, manifest.NAME))
+    assert not verify(root).damages

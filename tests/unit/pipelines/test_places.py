@@ -14,7 +14,7 @@ from tests.e2e.runs import REPOSITORY
 
 # Where all is kept, and a folder of the machine that a step runs on.
 OWN = {"root", "cache_dir"}
-NAMES_A_PLACE = re.compile(r"\b(file|folder|manifest|URI|path)\b")
+NAMES_A_PLACE = re.compile(r"\b(file|folder|manifests?|URI|path)\b")
 
 
 def keys(cls: type, wired: tuple[str, ...] = ()) -> list[tuple[str, Any]]:
@@ -46,7 +46,10 @@ def test_places_of_settings_by_their_keys() -> None:
         },
         "train": {"init_from": "s3://b/weights.safetensors", "model": {"preset": "Latte-S/2", "condition": "text"}},
         "sample": {"captions": "c.txt", "text_encoder": "clip.json", "tokenizer": "vocab.json"},
-        "score": {"protocol": {"preset": str(REPOSITORY / "configs/fvd/demo.yaml"), "num_clips": 48}},
+        "score": {
+            "protocol": {"preset": str(REPOSITORY / "configs/fvd/demo.yaml"), "num_clips": 48},
+            "detectors": ["i.json", "s3://b/v.json"],
+        },
     }
     found = settings.named(settings.check(settings.PipelineConfig, values, "test"))
     assert {each.key: each.kind for each in found} == {
@@ -61,8 +64,12 @@ def test_places_of_settings_by_their_keys() -> None:
         "sample.text_encoder": "manifest",
         "sample.tokenizer": "tokenizer",
         "score.protocol": "protocol",
+        "score.detectors.0": "manifest",
+        "score.detectors.1": "manifest",
     }
-    assert [each.key for each in found if each.in_bucket] == ["encode.dataset.split", "train.init_from"]
+    assert [each.key for each in found if each.in_bucket] == [
+        "encode.dataset.split", "train.init_from", "score.detectors.1",
+    ]  # fmt: skip
     bulk = yaml.safe_load((REPOSITORY / "configs/demo/bulk_sample.yaml").read_text())
     named = settings.named(settings.check(settings.BulkConfig, {**bulk, "checkpoint": "runs/m.json"}, "test"))
     assert ("checkpoint", "manifest") in [(each.key, each.kind) for each in named]

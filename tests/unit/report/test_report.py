@@ -10,8 +10,10 @@ from PIL import Image
 from latte import units
 from latte.data.latents import EncodedVideo
 from latte.errors import UserError
-from latte.report import grid, plots, words
+from latte.metrics import names
+from latte.report import grid, metric_words, plots, words
 from latte.report.words import SetLabel
+from latte.steps import report
 from latte.storage.manifest import Manifest
 
 TRAINED = SetLabel("Generated, trained", "trained")
@@ -33,8 +35,13 @@ def score(value, low=None, high=None, metric="frechet_random_i3d", **protocol):
 
 
 def board(trained, untrained):
-    members = [(trained, TRAINED), (untrained, SetLabel("Generated, untrained", "untrained", True))]
-    return words.board("frechet_random_i3d", members)
+    return drawn((trained, TRAINED), (untrained, SetLabel("Generated, untrained", "untrained", True)))
+
+
+def drawn(*pairs):
+    """The board of the first metric of scores with their labels."""
+    members = [words.Member(score, names.values_of(score)[names.metric_of(score)], label) for score, label in pairs]
+    return words.board(names.metric_of(pairs[0][0]), members)
 
 
 def parse(svg):
@@ -198,7 +205,7 @@ def test_verdict_does_not_claim_more_than_the_numbers(trained, untrained, tone):
 
 
 def test_verdict_without_comparison_or_score():
-    alone = words.board("fvd", [(score(345.6, metric="fvd"), TRAINED)])
+    alone = drawn((score(345.6, metric="fvd"), TRAINED))
     assert words.verdict(alone)["headline"] == "FVD to real clips: 346"
     assert "no score" in words.verdict(None)["headline"]
 
@@ -219,16 +226,64 @@ def test_bars_stay_on_their_track(after, before, widths):
 
 
 def test_random_features_are_never_called_fvd():
-    random = words.board("frechet_random_i3d", [(score(5.0), TRAINED)])
+    random = drawn((score(5.0), TRAINED))
     assert random["note"].startswith("This is not FVD")
     assert "FVD" not in random["title"] + random["short"]
     assert "does not rank models" in random["note"]
-    small = words.board("frechet_small_i3d", [(score(5.0, metric="frechet_small_i3d"), TRAINED)])
+    small = drawn((score(5.0, metric="frechet_small_i3d"), TRAINED))
     assert small["note"].startswith("This is not FVD")
-    assert words.board("fvd", [(score(5.0, metric="fvd"), TRAINED)])["note"] is None
-    other = words.board("frechet_i3d_01234567", [(score(5.0, metric="frechet_i3d_01234567"), TRAINED)])
+    assert drawn((score(5.0, metric="fvd"), TRAINED))["note"] is None
+    other = drawn((score(5.0, metric="frechet_i3d_01234567"), TRAINED))
     assert "It is no FVD" in other["text"]
     assert "FVD" not in other["title"] + other["short"]
+
+
+def of_several(label, values, notes=()):
+    """A score with these values, each by a detector of its own."""
+    made = {
+        name: {"value": value, "interval_low": value - 1, "interval_high": value + 1, "unbiased_estimate": value,
+               "detector": name[1:], "protocol": {"resolution": size}}
+        for name, (value, size) in values.items()
+    }  # fmt: skip
+    first = next(iter(values))
+    return score(values[first][0], metric=first).model_copy(
+        update={
+            "metrics": {first: values[first][0], "values": made},
+            "config": {"protocol": {"resolution": values[first][1]}, "notes": list(notes)},
+        }
+    ), label
+
+
+def test_every_value_of_a_score_is_drawn_with_its_own_protocol_and_notes():
+    notes = ("fvd: few clips", "fid: not published", "of both")
+    pairs = [
+        of_several(0, {"fvd": (40.0, 224), "kvd": (-2.0, 224), "fid": (90.0, 299), "kid": (-3.0, 299)}, notes),
+        of_several(1, {"fvd": (50.0, 224), "kvd": (-2.0, 224), "fid": (80.0, 299), "kid": (-3.0, 299)}, notes),
+    ]
+    labels = [TRAINED, SetLabel("Generated, untrained", "untrained", True)]
+    boards = report.score_boards(pairs, labels)
+    assert [(board["metric"], [bar["value"] for bar in board["bars"]]) for board in boards] == [
+        ("fvd", [40.0, 50.0]), ("kvd", [-2.0, -2.0]), ("fid", [90.0, 80.0]), ("kid", [-3.0, -3.0]),
+    ]  # fmt: skip
+    assert [bar["notes"] for board in boards for bar in board["bars"][:1]] == [
+        ["few clips", "of both"], ["of both"], ["not published", "of both"], ["of both"],
+    ]  # fmt: skip
+    protocols = [
+        board["protocol"] and {row["key"]: row["values"] for row in board["protocol"]["rows"]} for board in boards
+    ]
+    assert [rows and rows["resolution"] for rows in protocols] == [["224"], None, ["299"], None]
+    for bar in boards[3]["bars"]:
+        assert (bar["value_percent"], bar["low_percent"], bar["high_percent"]) == (0, 0, 0)
+    assert report.score_boards(pairs[:1], labels)[0]["comparable"] == boards[0]["comparable"]
+
+
+@pytest.mark.parametrize("metric", ["kvd", "fid", "kid", "kernel_i3d_01234567", "kernel_random_inception"])
+def test_every_metric_has_words(metric):
+    short, title, text = metric_words.named(metric)
+    assert metric not in (short, title)
+    assert "Lower is better" in text
+    assert ("fall below zero" in text) == (metric[0] == "k")
+    assert (metric_words.note(metric) is not None) == ("random" in metric)
 
 
 def test_a_difference_that_cannot_be_measured_is_no_failure():

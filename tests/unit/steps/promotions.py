@@ -1,5 +1,6 @@
 """Small candidates for promotion: a checkpoint, its video set and its score, as the steps leave them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from latte import storage
@@ -22,8 +23,9 @@ def make(
     detector: str = "detector-1",
     role: str = "ema",
     width: float = 0.0,
+    values: Mapping[str, float] | None = None,
 ) -> Candidate:
-    """Publish a candidate whose score is `value`, its interval `width` wide to each side."""
+    """Publish a candidate whose score is `value`, its interval `width` wide to each side; `values`: all, by metric."""
     run = storage.join(root, "runs", "model", label)
     shards = [
         manifest.publish_shard(
@@ -38,6 +40,10 @@ def make(
             counts={"steps": 6, "parameters": 10}, config={"model": {}}, metrics={"step": 6, "metrics_uri": "none"},
         )
     )  # fmt: skip
+    measured = {
+        name: {"value": each, "clips": 4, "detector": f"{detector} {name}", "protocol_digest": f"{protocol} {name}"}
+        for name, each in (values or {}).items()
+    }
     videos = storage.join(root, "videos", "model", label)
     manifest.finish(
         manifest.Manifest(
@@ -51,7 +57,10 @@ def make(
             kind="score", name="model", uri=score, fingerprint=manifest.fingerprint("score", label, real, value),
             inputs={"real": real, "detector": detector},
             config={"protocol_digest": protocol, "videos": videos, "real": storage.join(root, "datasets", "model")},
-            metrics={"fvd": value, "interval_low": value - width, "interval_high": value + width, "clips": 4},
+            metrics={
+                "fvd": value, "interval_low": value - width, "interval_high": value + width, "clips": 4,
+                "values": measured,
+            },
         )
     )  # fmt: skip
     places = [storage.join(place, "manifest.json") for place in (run, score)]

@@ -175,11 +175,11 @@ def test_an_average_that_is_not_the_networks_is_not_passed_over(tmp_path):
     for added, message in (
         (
             dotless,
-            r"tensors model_ema\.\* look like a moving average, but their names are not the network's; choose with",
+            r"tensors model_ema\.\* look like .*, but their names are not the network's; choose with part=model$",
         ),
         (
             renamed(weights, "ema.") | renamed(weights, "ema2."),
-            r"tensors ema\.\*, ema2\.\* look like .*, but are several",
+            r"tensors ema\.\*, ema2\.\* look like .* several; choose with part=ema or part=ema2 or part=model$",
         ),
         (begun_not, "its average has not begun: n_averaged is 0"),
     ):

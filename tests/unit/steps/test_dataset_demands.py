@@ -360,6 +360,11 @@ def test_files_that_are_no_videos_are_left_to_encoding_which_says_why(tmp_path: 
             {"train": {"model": {"condition": "none"}}, "sample": {}, "score": {"protocol": DEMO}},
             [],
         ),
+        (
+            Dataset([], False, 3),
+            {"encode": {"curate": {"doubles": {}, "black": {}}}},
+            ["encode.curate: black, doubles; `latte curate` shows what they leave out, and counts it"],
+        ),
     ],
 )
 def test_what_will_follow_from_the_dataset_is_said_in_a_line_each(

@@ -102,6 +102,28 @@ def test_the_gate_looks_at_the_intervals(
         assert "the intervals overlap: the choice of the clips may explain the difference" in decided.metrics["reason"]
 
 
+def test_the_gate_compares_the_metric_that_is_named(tmp_path: Path) -> None:
+    root = tmp_path.as_uri()
+    promote(root, make(root, "a", 10.0, values={"fvd": 10.0, "fid": 30.0, "kid": -0.2}))
+    by_fid = make(root, "b", 11.0, values={"fvd": 11.0, "fid": 29.0, "kid": -0.3})
+    assert promote(root, by_fid).metrics["promoted"] == 0
+    with pytest.raises(UserError, match=r"metric=clipsim: score .* has fvd, fid, kid"):
+        promote(root, by_fid, metric="clipsim")
+    passed = promote(root, by_fid, metric="fid")
+    assert (passed.metrics["promoted"], passed.metrics["value"], passed.metrics["promoted_value"]) == (1, 29.0, 30.0)
+    entry = current(root)
+    assert (entry.metric, entry.detector_sha256, entry.protocol_digest) == ("fid", "detector-1 fid", "protocol-1 fid")
+    # Better than -0.3 by a tenth is -0.33, not -0.27.
+    for value, passes in ((-0.32, 0), (-0.34, 1)):
+        candidate = make(root, f"kid {value}", 9.0, values={"fvd": 9.0, "kid": value})
+        assert promote(root, candidate, metric="kid", margin=0.1).metrics["promoted"] == passes
+    storage.delete(current(root).score)
+    with pytest.raises(UserError, match="metric fvd, but the promoted model of m was scored with kid"):
+        promote(root, make(root, "new", 1.0))
+    with pytest.raises(UserError, match="rollback takes no metric"):
+        build(PromoteConfig, {"root": root, "name": "m", "rollback": True, "metric": "kid"}, "test")
+
+
 def test_entries_without_intervals_are_of_versions_before(tmp_path: Path) -> None:
     root = tmp_path.as_uri()
     promote(root, make(root, "a", 10.0))

@@ -66,9 +66,11 @@ def dataset(root: Path, lengths: list[int], image_size: int = SIZE, videos: Sequ
     return finish(root, place, "latents", shards=[shard], inputs={"catalog": place}, config=config)
 
 
-def detector(root: Path, kind: str = "i3d", random: bool = True, source: str = "0" * 64) -> str:
+def detector(
+    root: Path, kind: str = "i3d", random: bool = True, source: str = "0" * 64, data: bytes = b"not read here"
+) -> str:
     place = f"weights/{kind}-{random}-{source[:4]}"
-    shard = manifest.publish_shard(b"not read here", storage.join((root / place).as_uri(), "model.safetensors"))
+    shard = manifest.publish_shard(data, storage.join((root / place).as_uri(), "model.safetensors"))
     config, inputs = {"kind": kind, "random": random}, {"source": source}
     return finish(root, place, "weights", shards=[shard], config=config, inputs=inputs)
 

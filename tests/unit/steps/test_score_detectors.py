@@ -13,20 +13,30 @@ from latte.metrics import protocol as protocols
 from latte.metrics.detection import Detect, Detector, publish
 from latte.metrics.names import metric_of, values_of
 from latte.metrics.protocol import Protocol
-from latte.steps import score
+from latte.steps import promote, score
 from latte.storage import manifest
-from tests.unit.steps.test_score import OTHER, PROTOCOL, config, dataset, detector, video_set, work
+from tests.unit.steps.test_score import OTHER, PROTOCOL, config, dataset, detector, finish, video_set, work
 
 
-def keep_features(root: Path, settings: score.ScoreConfig, weights: str, seed: int, width: int, per_clip: int) -> None:
-    """Keep features of both sides by a detector, whose weights cannot be read."""
-    protocol = Protocol(**settings.protocol)
+def keep_features(
+    root: Path,
+    settings: score.ScoreConfig,
+    weights: str,
+    seed: int,
+    width: int,
+    per_clip: int,
+    roles: tuple[str, ...] = ("real", "generated"),
+) -> None:
+    """Keep features of these sides by a detector, whose weights cannot be read."""
+    protocol = protocols.resolve(settings.protocol)
     known = Detector.of(manifest.read(weights))
     detect = Detect(known, known.protocol(settings.protocol, protocol, weights))
     for side in (
         score_sides.real(settings.real, manifest.read(settings.real), protocol),
         score_sides.generated(settings.videos, manifest.read(settings.videos), protocol),
     ):
+        if side.role not in roles:
+            continue
         place = detect.place(side, work(root))
         rows = np.random.default_rng([seed, len(side.role)]).standard_normal((4 * per_clip, width))
         shard = publish(rows, storage.join(place.uri, "features-00000.safetensors"), 4)
@@ -85,6 +95,46 @@ def test_scores_are_compared_metric_by_metric(tmp_path: Path) -> None:
     told = comparison.compare(*uris[:2])
     assert told.count("A - B") == 3
     assert "kernel_random_i3d cannot be compared: detector eeeeeeeeeeee… and " in told
+
+
+def test_a_promoted_set_is_scored_again_as_the_metric_that_is_named_was(tmp_path: Path) -> None:
+    first, second = detector(tmp_path, data=b"nor this"), detector(tmp_path, random=False)
+    settings = {"jackknife_groups": 2, "detectors": {"i3d": {"features": "pool"}}}
+    metric = f"frechet_i3d_pool_{OTHER}"
+    sets, candidates = [], []
+    for label, count, lengths in (("a", 4, [40] * 4), ("b", 5, [40] * 5)):
+        checkpoint, ema = trained(tmp_path, label)
+        videos = video_set(tmp_path, count)
+        sets.append(videos)
+        made = manifest.read(videos)
+        manifest.finish(made.model_copy(update={"inputs": {"weights": ema}}))
+        given = config(tmp_path, videos, dataset(tmp_path, lengths), first, **settings)
+        for seed, weights in ((7, first), (count, second)):
+            keep_features(tmp_path, given, weights, seed, 3, 1)
+        candidates.append((checkpoint, score.run(given.model_copy(update={"detectors": [second]}))))
+    # Against the second night's real clips, by the second detector alone: as the promoted set's score was made.
+    before = given.model_copy(update={"videos": sets[0]})
+    keep_features(tmp_path, before, second, 4, 3, 1, roles=("generated",))
+    for number, (checkpoint, scored) in enumerate(candidates):
+        asked = promote.PromoteConfig(
+            root=tmp_path.as_uri(), name="m", checkpoint=checkpoint, score=scored.file, metric=metric, detector=first,
+            tolerance=1e6,
+        )  # fmt: skip
+        if number:
+            with pytest.raises(UserError, match=rf"detector .*: not the one of the scores by {metric}"):
+                promote.run(asked)
+        decided = promote.run(asked.model_copy(update={"detectors": [second]}))
+    again = decided.metrics["promoted_value"]
+    assert again not in (None, *(values_of(scored)[metric].value for _, scored in candidates))
+    assert decided.metrics["value"] == values_of(candidates[1][1])[metric].value
+
+
+def trained(root: Path, label: str) -> tuple[str, str]:
+    """Manifest of a checkpoint, and the SHA-256 of its averaged weights."""
+    uri = (root / "runs" / label).as_uri()
+    shard = manifest.publish_shard(label.encode(), f"{uri}/checkpoints/step-00000006/ema.safetensors")
+    config, metrics = {"model": {}}, {"step": 6, "metrics_uri": "none"}
+    return finish(root, f"runs/{label}", "checkpoint", shards=[shard], config=config, metrics=metrics), shard.sha256
 
 
 def test_a_detector_may_have_fields_of_the_protocol_of_its_own(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -69,9 +71,10 @@ def test_a_run_whose_tasks_left_no_word_is_told_all_the_same(tmp_path: Path) -> 
     with webhook.listening() as hook:
         tell.run(config(tmp_path, state="FAILED", webhook=hook.url, error="task exit-handler-1 failed"))
         tell.run(config(tmp_path, state="CANCELED", webhook=hook.url))
+        tell.run(config(tmp_path, state="FAILED", webhook=hook.url))
     assert hook.told[0]["error"] == "task exit-handler-1 failed"
-    assert "no task has told why" in hook.told[1]["error"]
-    assert "was stopped" in hook.told[1]["text"]
+    assert hook.told[1]["text"].startswith("nightly_retrain demo was stopped: no task had failed before; ")
+    assert "no task has told why" in hook.told[2]["error"]
 
 
 @pytest.mark.parametrize(
@@ -92,6 +95,21 @@ def test_a_webhook_that_does_not_take_it_is_one_line_without_its_secret(
     assert line.startswith("webhook on 127.0.0.1: not told of this run: ")
     assert any(part in line for part in said.split("|"))
     assert "SECRET" not in line + json.dumps(made.metrics)
+    assert kept(tmp_path)["state"] == "FAILED"
+
+
+def test_what_answers_without_speaking_http_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def answer(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"220 mail.example.com ESMTP\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=answer, args=(server,), daemon=True).start()
+        made = tell.run(config(tmp_path, webhook=f"http://127.0.0.1:{server.getsockname()[1]}/SECRET"))
+    assert capfd.readouterr().err == "webhook on 127.0.0.1: not told of this run: BadStatusLine\n"
+    assert "SECRET" not in json.dumps(made.metrics)
     assert kept(tmp_path)["state"] == "FAILED"
 
 

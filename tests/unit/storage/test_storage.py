@@ -87,6 +87,16 @@ def test_swap_lets_exactly_one_of_many_writers_win(registry_root: str) -> None:
     assert storage.read_bytes(uri) == b"w%d" % won[0]
 
 
+def test_a_file_that_is_deleted_leaves_no_lock(tmp_path: Path) -> None:
+    uri = (tmp_path / "pointer").as_uri()
+    storage.write_bytes(uri, b"first")
+    info = storage.stat(uri)
+    assert info is not None
+    assert storage.swap(uri, b"second", info.etag)
+    storage.delete(uri)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("part", ["..", "a/../b", "/etc/passwd", "", "a//b", "x\x00y"])
 def test_names_cannot_leave_their_root(part: str) -> None:
     with pytest.raises(UserError, match="not a name under it"):

@@ -148,10 +148,10 @@ def test_a_stride_takes_every_so_many_frames_of_any_kind(tmp_path: Path, stride:
 @pytest.mark.parametrize("name", KINDS)
 def test_a_clip_is_a_slice_of_the_whole_video(tmp_path: Path, name: str) -> None:
     path = str(video_files.write(tmp_path / name, video_files.moving(60), *KINDS[name]))
-    whole = np.concatenate([frames for frames, _ in decoder_process.decode(decoder_process.DecodeTask(path, 32))])
+    whole = np.concatenate([chunk.frames for chunk in decoder_process.decode(decoder_process.DecodeTask(path, 32))])
     for start, stride in ((13, 1), (30, 3), (59, 1)):
         task = decoder_process.DecodeTask(path, 32, start=start, stride=stride, count=8)
-        clip = np.concatenate([frames for frames, _ in decoder_process.decode(task)])
+        clip = np.concatenate([chunk.frames for chunk in decoder_process.decode(task)])
         np.testing.assert_array_equal(clip, whole[start::stride][:8])
 
 

@@ -55,7 +55,9 @@ def shown_by_ffmpeg(paths: Sequence[Path], height: int = SIZE, width: int = SIZE
 
 
 def read(path: Path, size: int = SIZE) -> np.ndarray:
-    return np.concatenate([chunk for chunk, _ in decoder_process.decode(decoder_process.DecodeTask(str(path), size))])
+    return np.concatenate(
+        [chunk.frames for chunk in decoder_process.decode(decoder_process.DecodeTask(str(path), size))]
+    )
 
 
 def assert_same(got: np.ndarray, wanted: np.ndarray, of: object) -> None:
@@ -102,7 +104,7 @@ def test_frames_are_those_that_ffmpeg_shows_of_any_cut(tmp_path: Path, name: str
         assert_same(got, wanted, path.name)
         task = decoder_process.DecodeTask(str(path), SIZE, start=3, stride=5, count=4)
         np.testing.assert_array_equal(
-            np.concatenate([chunk for chunk, _ in decoder_process.decode(task)]), got[3::5][:4]
+            np.concatenate([chunk.frames for chunk in decoder_process.decode(task)]), got[3::5][:4]
         )
 
 

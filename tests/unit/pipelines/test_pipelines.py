@@ -90,9 +90,9 @@ def test_kfp_caches_nothing_and_parameters_are_those_of_the_settings(name: str) 
     assert len(tasks) > 8
     for task in tasks:
         assert not task.get("cachingOptions", {}).get("enableCache") or "parameterIterator" in task, task["taskInfo"]
-    # What a step runs with is compiled in.
+    # What a step runs with is compiled in; MLflow is told beside the parameters.
     parameters = set(spec["root"]["inputDefinitions"]["parameters"])
-    assert parameters == set(settings.PIPELINES[name].model_fields) - {"cluster"}
+    assert parameters == set(settings.PIPELINES[name].model_fields) - {"cluster", "mlflow"}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Typed configs: a YAML file, then `key=value` overrides; an unknown key or a bad value is an error that names it."""
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +32,26 @@ def prefix_of(info: pydantic.ValidationInfo) -> str:
     return str((info.context or {}).get("prefix", ""))
 
 
+def _check_name(name: str) -> None:
+    """Refuse what is no name of one folder, in every store and in a URI.
+
+    Raises:
+        ValueError: what a name may not be.
+    """
+    if not name.isprintable():
+        raise ValueError("a name is one line of text, without control characters")
+    if not name.strip() or name in (".", "..") or "/" in name or re.search("%[0-9A-Fa-f]{2}", name):
+        raise ValueError("a name becomes a folder's: it is not empty, not . or .., and has no / and no %20 in it")
+    if len(name.encode()) > _LONGEST_NAME:
+        raise ValueError(f"a name becomes a folder's, which takes up to {_LONGEST_NAME} bytes; this has more")
+
+
 def _takes_switches(annotation: Any) -> bool:
     return annotation in (bool, Any) or any(map(_takes_switches, get_args(annotation)))
 
 
+# File systems take 255, and a temporary file beside it has a longer name.
+_LONGEST_NAME = 200
 # A preset's name may stand for all fields of such a key; an override of one field leaves the others as they are.
 _NAMED_FIELDS = ("protocol",)
 # Where everything is kept: a URI, or the path of a folder, which becomes one.
@@ -58,7 +75,7 @@ class Config(pydantic.BaseModel):
     """Base of every config: frozen; a key it does not know is refused.
 
     So is a number that is not finite, true or false for a key that takes a number, where Python reads 1 and 0, and a
-    name with control characters, which would become a folder's and stand on terminals.
+    name that cannot be a folder's, or has control characters, which would stand on terminals.
     """
 
     model_config = pydantic.ConfigDict(
@@ -70,8 +87,8 @@ class Config(pydantic.BaseModel):
     def _no_switch_for_a_number_and_no_odd_name(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
         if isinstance(value, bool) and not _takes_switches(cls.model_fields[str(info.field_name)].annotation):
             raise ValueError("YAML reads it as true or false; give a number, or put a text in quotes")
-        if info.field_name == "name" and isinstance(value, str) and not value.isprintable():
-            raise ValueError("a name is one line of text, without control characters")
+        if info.field_name == "name" and isinstance(value, str):
+            _check_name(value)
         return value
 
     @classmethod

@@ -65,6 +65,8 @@ def root_uri(root: str) -> str:
     Raises:
         UserError: nothing can be kept there, as far as its spelling tells.
     """
+    if root == "~" or root.startswith("~/"):
+        raise UserError(f"root {root}: only a shell fills in ~; write {os.path.expanduser(root)}")
     # s3:/bucket and file:dir are slips, not folders of that name.
     if root and not re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", root):
         root = from_path(root)

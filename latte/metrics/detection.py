@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from latte import networks, storage
-from latte.errors import UserError
+from latte.errors import DamagedError, NotThereError, UserError
 from latte.facts import WeightsFacts
 from latte.kinds import KINDS, ModelKind, detectors
 from latte.kinds.kind import Scoring
@@ -168,13 +168,29 @@ class Detect:
 
 
 def features(side: Side, place: Place, detect: Detect, work: FeatureWork) -> Features:
-    """Features of a side, computed where they are not kept.
+    """Features of a side, computed where they are not kept, and where what is kept is damaged, which is told.
 
     Raises:
         UserError: a feature is not finite, or too large to be summed.
-        DamagedError: a kept object has another checksum.
+        DamagedError: an object has another checksum right after it was kept.
     """
-    return _read(side, place.found or _collect(side, place, detect, work))
+    collected = place.found or _collect(side, place, detect, work)
+    try:
+        return _read(side, collected)
+    except DamagedError as error:
+        manifest.say_not_done(error)
+    _drop_damaged(collected)
+    return _read(side, _collect(side, place, detect, work))
+
+
+def _drop_damaged(collected: manifest.Manifest) -> None:
+    storage.delete(storage.join(collected.uri, manifest.NAME))
+    for shard in collected.shards:
+        try:
+            storage.read_recorded(shard.uri, shard.sha256)
+        except (DamagedError, NotThereError):
+            storage.delete(shard.uri + manifest.RECORD_SUFFIX)
+            storage.delete(shard.uri)
 
 
 def publish(rows: np.ndarray, uri: str, clips: int) -> manifest.Shard:

@@ -96,6 +96,11 @@ def check_settings(
         _check_text(asked, asked.train, can_read)
         if asked.sample is not None:
             _check_condition(asked.train, asked.sample)
+            if asked.sample.num_frames not in (None, model.num_frames):
+                raise UserError(
+                    f"sample.num_frames={asked.sample.num_frames}: the model makes videos of {model.num_frames} "
+                    f"frames; train.model.num_frames={asked.sample.num_frames} works, or leave sample.num_frames out"
+                )
     if asked.sample is not None and asked.promotes and asked.sample.weights != "ema":
         raise UserError(
             f"sample.weights={asked.sample.weights}: only the averaged weights are promoted; sample.weights=ema works"

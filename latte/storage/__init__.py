@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from latte.errors import DamagedError, StorageError
+from latte.errors import DamagedError, StorageError, UserError
 from latte.storage import bucket, documents, local
 from latte.storage.backend import Backend, ObjectStat, Ref, Sent
 from latte.storage.backend import UnsupportedError as UnsupportedError
@@ -230,10 +230,15 @@ def check_root(root: str) -> None:
     """Write, read and delete a small object under `root`, so that wrong credentials end a run before its work begins.
 
     Raises:
-        UserError: not a URI this product knows, wrong credentials, no such bucket.
+        UserError: not a URI this product knows, wrong credentials, no such bucket, a folder that cannot be made.
         StorageError: the store does not answer, or the disk is full or read-only.
     """
     root = root_uri(root)
+    if (folder := path(root)) is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise UserError(f"root {folder}: the folder cannot be made: {error.strerror}") from None
     probe = join(root, f"probe-{os.getpid()}")
     write_bytes(probe, b"latte")
     if read_bytes(probe) != b"latte":

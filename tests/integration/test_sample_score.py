@@ -25,6 +25,7 @@ from latte.sampling import generation
 from latte.steps import sample, score
 from latte.storage import manifest
 from latte.video import clip_files
+from tests.fault_proxy import flipped
 from tests.small_set import CLASSES, IMAGE_SIZE, files, publish, sampling
 from tests.soak import scaled
 
@@ -215,8 +216,12 @@ def test_a_score_of_a_larger_set_is_that_of_its_first_videos(
         score.run(scoring(world, large, root, protocol=protocol))
 
 
-def test_a_stopped_score_goes_on_and_ends_with_the_same_value(
-    world: SimpleNamespace, whole: manifest.Manifest, scored: manifest.Manifest, tmp_path: Path
+def test_a_stopped_score_goes_on_and_heals_and_ends_with_the_same_value(
+    world: SimpleNamespace,
+    whole: manifest.Manifest,
+    scored: manifest.Manifest,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     old_root = storage.local_path(scored.uri.rsplit("/scores/", 1)[0])
     shutil.copytree(old_root / "features", tmp_path / "features")
@@ -224,9 +229,14 @@ def test_a_stopped_score_goes_on_and_ends_with_the_same_value(
     assert len(lost) == 6
     for path in lost:
         path.unlink()
+    harmed = sorted((tmp_path / "features").glob("*/features-00000.safetensors"))[0]
+    whole_bytes = harmed.read_bytes()
+    harmed.write_bytes(flipped(whole_bytes))
     again = score.run(scoring(world, whole, tmp_path.as_uri()))
     assert again.metrics == scored.metrics
     assert again.fingerprint == scored.fingerprint
+    assert harmed.read_bytes() == whole_bytes
+    assert "features-00000.safetensors: damaged" in capsys.readouterr().err
 
 
 def test_real_features_are_shared_between_scores_without_starting_mindspore(

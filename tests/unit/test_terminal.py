@@ -87,6 +87,14 @@ def test_a_name_has_no_control_characters(name: str) -> None:
         settings.check(settings.PipelineConfig, {**PIPELINE, "name": name}, "params")
 
 
+@pytest.mark.parametrize("name", ["", " ", ".", "..", "a/b", "/", "a%20b", "a" * 201, "\xe9" * 101])
+def test_a_name_is_one_that_a_folder_can_have(name: str) -> None:
+    with pytest.raises(UserError, match="name: a name becomes a folder's"):
+        config.build(EncodeConfig, {"name": name, "root": "/r", "vae": "/v", "dataset": {"videos": "/d"}})
+    with pytest.raises(UserError, match=r"^params: name: a name becomes a folder's"):
+        settings.check(settings.PipelineConfig, {**PIPELINE, "name": name}, "params")
+
+
 @pytest.mark.parametrize(
     ("section", "value"),
     [
@@ -134,6 +142,8 @@ def test_yaml_that_unfolds_without_end_or_says_a_key_twice_is_one_line(tmp_path:
             "line 3: not valid YAML: the key image_size stands in line 2",
         ),
         ("seed: " + "9" * 5000, "not valid YAML: Exceeds the limit"),
+        ("seed: 010", "line 1: not valid YAML: 010 would be read as 8; write the number plainly, or a text in quotes"),
+        ("a: 1\nsteps: -1:30", "line 2: not valid YAML: -1:30 would be read as -90"),
         ("day: 2026-13-45", "not valid YAML: month must be in 1..12"),
     ):
         path = tmp_path / "settings.yaml"

@@ -55,6 +55,11 @@ def refused(call: Any, *arguments: Any) -> str:
 # What contradicts itself or another section, and what is said of it.
 MISTAKES: list[tuple[Given, str]] = [
     (
+        {"encode": {}, "train": {"model": SIZES}, "sample": {"num_frames": 64}},
+        "sample.num_frames=64: the model makes videos of 16 frames; train.model.num_frames=64 works, "
+        "or leave sample.num_frames out",
+    ),
+    (
         {"sample": {"num_videos": 16}, "score": {"protocol": DEMO}},
         "sample.num_videos=16: score.protocol.num_clips is 48; sample.num_videos=48 works, "
         "or score.protocol.num_clips=16 works",

@@ -87,6 +87,16 @@ def test_swap_lets_exactly_one_of_many_writers_win(registry_root: str) -> None:
     assert storage.read_bytes(uri) == b"w%d" % won[0]
 
 
+def test_a_root_that_cannot_be_made_is_told_by_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder, reason in (("file", "File exists"), ("file/below", "Not a directory")):
+        with pytest.raises(UserError) as caught:
+            storage.check_root(str(tmp_path / folder))
+        assert str(caught.value) == f"root {tmp_path / folder}: the folder cannot be made: {reason}"
+    with pytest.raises(UserError, match=r"^root ~/x: only a shell fills in ~; write /.*/x$"):
+        storage.root_uri("~/x")
+
+
 def test_a_file_that_is_deleted_leaves_no_lock(tmp_path: Path) -> None:
     uri = (tmp_path / "pointer").as_uri()
     storage.write_bytes(uri, b"first")

@@ -6,6 +6,7 @@ A process of its own compiles each, in the environment of a dry run (latte/plann
 compiled others before, a graph takes longer by more than a start.
 """
 
+import inspect
 import json
 import sys
 import time
@@ -67,45 +68,13 @@ def latte_forward(precision: str = "fp32", clips: int = 2, guided: bool = False,
     _compiled(net, guided, False)(ms.Tensor(x), ms.Tensor(np.zeros(clips, np.int32)), **arguments)
 
 
-def train_step(
-    precision: str = "fp32",
-    clips: int = 2,
-    accumulation: int = 1,
-    recompute: bool = False,
-    shard_optimizer: bool = False,
-    weight_decay: float = 0.0,
-    update: bool = True,
-    **model: Any,
-) -> None:
-    """Loss, gradients, their exchange where there are others, clipping, AdamW, moving average."""
-    import mindspore as ms
+def train_step(**settings: Any) -> None:
+    """A step as `latte train dry_run=true` plans it."""
+    from latte.planning import training_step
 
-    from latte import device
-    from latte.diffusion import Diffusion
-    from latte.models import layers
-    from latte.models.latte import Latte
-    from latte.training import flat
-    from latte.training.graph import make_accumulate
-
-    rank, size = _join()
-    net = Latte(_config(model))
-    net.set_train(True)
-    if recompute:
-        for block in net.blocks:
-            block.recompute()
-    state = flat.make_state(net, rank, size if shard_optimizer else 1)
-    layers.set_compute_type(net, device.compute_type(precision))
-    x, condition = _clips(net.config, clips)
-    arrays = (x, np.zeros(clips, np.int32), x, condition, np.float32(0), np.float32(1))
-    accumulate = make_accumulate(net, Diffusion(), state, accumulation)
-    for value in accumulate(*(ms.Tensor(array) for array in arrays)):
-        value.asnumpy()
-    if size > 1:
-        flat.make_exchange(state, size)(np.zeros(4))
-    if update:
-        flat.make_update(state, weight_decay)(*flat.scalars(1, 1e-4, weight_decay, 0.9999, 0.1))
-    if shard_optimizer:
-        flat.make_gather(state)(state.ema)
+    keys = set(inspect.signature(training_step.compile_step).parameters)
+    model = _config({key: value for key, value in settings.items() if key not in keys})
+    training_step.compile_step(model, **{key: value for key, value in settings.items() if key in keys})
 
 
 def autoencoder(direction: str, images: int = 1, size: int = 256, **config: Any) -> None:
@@ -287,17 +256,6 @@ def _call(net: Any, *shapes: tuple[int, ...]) -> None:
 
     for value in net(*(ms.Tensor(np.zeros(shape, np.float32)) for shape in shapes)):
         value.asnumpy()
-
-
-def _join() -> tuple[int, int]:
-    import os
-
-    if "RANK_SIZE" not in os.environ:
-        return 0, 1
-    from mindspore.communication import get_group_size, get_rank, init
-
-    init()
-    return get_rank(), get_group_size()
 
 
 def _config(model: dict[str, Any]) -> Any:

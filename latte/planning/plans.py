@@ -89,7 +89,7 @@ def training(config: TrainConfig, model: LatteConfig) -> TrainingPlan:
     """
     reason = dry_run.reason_against() or ""
     limit = None if config.max_device_memory_gb is None else round(config.max_device_memory_gb * (1 << 30))
-    ranks = {} if reason else {rank: _planned(config, model, rank) for rank in _differing(config, model)}
+    ranks = {} if reason else {rank: _planned(config, model, rank) for rank in differing(config, model)}
     return TrainingPlan(
         name=config.name,
         parameters=num_parameters(model, trained_only=True),
@@ -104,8 +104,8 @@ def training(config: TrainConfig, model: LatteConfig) -> TrainingPlan:
     )
 
 
-def _differing(config: TrainConfig, model: LatteConfig) -> list[int]:
-    """Workers whose plans differ: with a shared optimizer those of the largest and the smallest part."""
+def differing(config: TrainConfig, model: LatteConfig) -> list[int]:
+    """Numbers of the workers whose plans differ: with a shared optimizer those of the largest and the smallest part."""
     if not config.shard_optimizer or config.workers == 1:
         return [0]
     from latte.training import optim

@@ -88,10 +88,15 @@ def make_state(net: nn.Cell, rank: int = 0, shards: int = 1) -> FlatState:
         first = sum(size for _, size in parts)
         parts.append((first, sum(params[i].size for i in mine)))
     mine = [i for i in order if owner[i] == rank or shards == 1]
-    values = np.concatenate([params[i].asnumpy().reshape(-1) for i in mine])
+    weights = ms.Parameter(
+        ms.Tensor.from_numpy(np.concatenate([params[i].asnumpy().reshape(-1) for i in mine])),
+        name="flat.weights",
+        requires_grad=False,
+    )
 
-    def flat(name: str, value: np.ndarray) -> ms.Parameter:
-        return ms.Parameter(ms.Tensor(value), name=f"flat.{name}", requires_grad=False)
+    # Made on the device: through the host they would take the size of the trained weights several times.
+    def zeros(name: str, size: int) -> ms.Parameter:
+        return ms.Parameter(ops.zeros(size, ms.float32), name=f"flat.{name}", requires_grad=False)
 
     return FlatState(
         params=ms.ParameterTuple([params[i] for i in order]),
@@ -99,11 +104,11 @@ def make_state(net: nn.Cell, rank: int = 0, shards: int = 1) -> FlatState:
         places=places,
         parts=tuple(parts),
         rank=rank if shards > 1 else 0,
-        grads=flat("grads", np.zeros(at, np.float32)),
-        weights=flat("weights", values),
-        exp_avg=flat("exp_avg", np.zeros_like(values)),
-        exp_avg_sq=flat("exp_avg_sq", np.zeros_like(values)),
-        ema=flat("ema", values.copy()),
+        grads=zeros("grads", at),
+        weights=weights,
+        exp_avg=zeros("exp_avg", weights.size),
+        exp_avg_sq=zeros("exp_avg_sq", weights.size),
+        ema=ms.Parameter(weights * 1.0, name="flat.ema", requires_grad=False),
     )
 
 

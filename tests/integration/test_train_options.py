@@ -71,12 +71,18 @@ def test_recomputed_activations_give_the_same_losses_and_previews_show_the_avera
     assert previews.listed(done.metrics["previews_uri"]).keys() == {2, 3}
 
 
-def test_half_precision_scales_its_loss(plain: list[dict[str, Any]], latents: str, tmp_path: Path) -> None:
-    found = metrics(run(tmp_path, latents, precision="fp16"))
+def test_half_precision_scales_its_loss_and_steps_can_be_traced(
+    plain: list[dict[str, Any]], latents: str, tmp_path: Path
+) -> None:
+    done = run(tmp_path, latents, precision="fp16", profile_steps="2:3")
+    found = metrics(done)
     assert [line["loss_scale"] for line in found] == [65536.0] * 3
     for one, other in zip(plain, found, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=2e-2)
     assert any(one["loss"] != other["loss"] for one, other in zip(plain, found, strict=True))
+    (trace,) = (storage.local_path(done.uri) / "profile").rglob("trace_view.json")
+    names = [event["name"] for event in json.loads(trace.read_bytes())]
+    assert sum("MatMul" in name for name in names) > 10
 
 
 def test_what_cannot_fit_is_refused_before_the_first_step(latents: str, tmp_path: Path) -> None:

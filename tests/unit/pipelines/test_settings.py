@@ -118,6 +118,7 @@ def test_check_says_what_is_there_and_what_will_follow_from_it(path: Path) -> No
         (["vae.kind=i3d"], "vae.kind=i3d: not what vae needs; vae.kind=vae works"),
         (["detector.kind=latte", "detector.source=the autoencoder"], "detector.kind=latte: not what detector needs; "
          "detector.kind=i3d works"),
+        (["train.dry_run=true"], "train.dry_run=true: a pipeline trains; `latte-pipeline check --plan` shows the plan"),
         (["encode.image_size=60"], "encode.image_size=60: not a multiple of 8, the autoencoder's downsampling; "
          "encode.image_size=64 works"),
         (["encode.image_size=72"], "encode.image_size=72: its latents of 9 x 9 cannot be cut into patches of "

@@ -238,7 +238,7 @@ def check_dataset(settings: AnyConfig, source: str) -> list[str]:
 
 
 def plan(settings: AnyConfig, source: str) -> str:
-    """What the training of a pipeline will need on Ascend, in lines; it is compiled by MindSpore for that.
+    """Needs of the training of a pipeline on Ascend, in lines; it is compiled by MindSpore for that.
 
     Raises:
         UserError: the pipeline does not train, or what it asks for does not fit a device.

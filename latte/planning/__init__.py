@@ -1,1 +1,1 @@
-"""What a training run will need on Ascend, planned by MindSpore before it starts."""
+"""Plans of training runs for Ascend, made by MindSpore before they start."""

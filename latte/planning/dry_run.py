@@ -29,7 +29,7 @@ class DoesNotCompileError(LatteError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What MindSpore would launch and hold.
+    """Kernels that MindSpore would launch, and memory that it would hold.
 
     Attributes:
         kernels: how many of each (operator, kind of `KINDS`).
@@ -46,7 +46,7 @@ class Plan:
         return {name: count for (name, other), count in sorted(self.kernels.items()) if other == kind}
 
     def number(self, kind: str) -> int:
-        """How many kernels of one kind."""
+        """Number of the kernels of one kind."""
         return sum(self.of_kind(kind).values())
 
     @property

@@ -44,7 +44,7 @@ _ANSWERED = ("aclrtGetSocName", "aclGetRecentErrMsg", "aclrtGetDeviceCount")
 
 @dataclass(frozen=True)
 class StandIns:
-    """Where the stand-ins lie, and what a process needs in its environment to find them."""
+    """Folder of the stand-ins, and what a process needs in its environment to find them."""
 
     folder: Path
     environment: dict[str, str]

@@ -69,7 +69,7 @@ def config_class(step: str) -> type[Config]:
 
 
 def plan(step: str, config: Config) -> str:
-    """What a step whose config says `dry_run` would need, in lines; nothing is done.
+    """Needs of a step whose config says `dry_run`, in lines; nothing is done.
 
     Raises:
         LatteError: the settings are bad, or what they ask for does not fit.

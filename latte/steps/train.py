@@ -94,7 +94,7 @@ def run(config: TrainConfig) -> manifest.Manifest:
 
 
 def plan(config: TrainConfig) -> str:
-    """What `run` would need, in lines; nothing is trained or written.
+    """Needs of `run`, in lines; nothing is trained or written.
 
     Raises:
         UserError: the latents and the model's settings do not fit together, or the plan does not fit the device.

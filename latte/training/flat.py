@@ -94,21 +94,24 @@ def make_state(net: nn.Cell, rank: int = 0, shards: int = 1) -> FlatState:
         requires_grad=False,
     )
 
-    # Made on the device: through the host they would take the size of the trained weights several times.
-    def zeros(name: str, size: int) -> ms.Parameter:
-        return ms.Parameter(ops.zeros(size, ms.float32), name=f"flat.{name}", requires_grad=False)
+    def on_device(name: str, value: ms.Tensor) -> ms.Parameter:
+        """A parameter that has what the device has computed; MindSpore gives it a copy in the host's memory first."""
+        param = ms.Parameter(value, name=f"flat.{name}", requires_grad=False)
+        param.assign_value(value)
+        return param
 
+    average = on_device("ema", weights * 1.0)  # first: the weights leave the host's memory with it
     return FlatState(
         params=ms.ParameterTuple([params[i] for i in order]),
         names=tuple(params[i].name for i in order),
         places=places,
         parts=tuple(parts),
         rank=rank if shards > 1 else 0,
-        grads=zeros("grads", at),
+        grads=on_device("grads", ops.zeros(at, ms.float32)),
         weights=weights,
-        exp_avg=zeros("exp_avg", weights.size),
-        exp_avg_sq=zeros("exp_avg_sq", weights.size),
-        ema=ms.Parameter(weights * 1.0, name="flat.ema", requires_grad=False),
+        exp_avg=on_device("exp_avg", ops.zeros(weights.size, ms.float32)),
+        exp_avg_sq=on_device("exp_avg_sq", ops.zeros(weights.size, ms.float32)),
+        ema=average,
     )
 
 

@@ -93,7 +93,7 @@ def of_run(config: TrainConfig, model: LatteConfig, workers: int) -> MemoryNeed:
 
 
 def state_on_device(parameters: int, half: bool, shards: int = 1) -> MemoryNeed:
-    """What lies on an Ascend device whatever the batch: its weights, `half` in half precision, and the flat state.
+    """Bytes that lie on an Ascend device whatever the batch: its weights, `half` in half precision, and the flat state.
 
     Activations are not in it: how many stay is MindSpore's to say (`latte train dry_run=true`).
     """

@@ -9,7 +9,7 @@ from latte import device, owners, storage
 
 
 class Trace:
-    """What MindSpore's profiler writes of the steps `first` to `last`, published under `<run>/profile/`.
+    """Files that MindSpore's profiler writes of the steps `first` to `last`, published under `<run>/profile/`.
 
     Args:
         first: step that is traced first, 1-based; 0 for none.

@@ -130,10 +130,9 @@ def check(pipeline: str, path: Path, overrides: tuple[str, ...], planned: bool) 
 
     def go() -> None:
         config = settings.load(path, overrides, pipeline)
-        for line in (*settings.check_dataset(config, str(path)), *settings.remarks(config)):
+        lines = [*settings.check_dataset(config, str(path)), *settings.remarks(config)]
+        for line in (*lines, *(settings.plan(config, str(path)).splitlines() if planned else ())):
             say(line)
-        if planned:
-            say(settings.plan(config, str(path)))
         say(f"{path}: {pipeline} can start")
 
     guarded(go)

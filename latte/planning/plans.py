@@ -62,7 +62,7 @@ class TrainingPlan:
     def __str__(self) -> str:
         rows = [
             ("parameters", f"{self.parameters:,} trained"),
-            ("a step", f"{self.clips} clips a worker in {self.parts} parts, {self.workers} workers"),
+            ("a step", f"{self.clips} clips a worker; accumulation {self.parts}, workers {self.workers}"),
             ("operations", f"{self.step_flops / 1e12:.3g} TFLOP a worker, in matrix products"),
         ]
         if not self.ranks:
@@ -72,8 +72,9 @@ class TrainingPlan:
             rows += [
                 (
                     "kernels",
-                    f"{plan.launched:,} a part with its update on {DEVICE}, {who}: {plan.number('acl')} of them aclop, "
-                    f"{plan.casts} casts; {plan.number('hccl')} collectives; compiled in {plan.seconds:.0f} s",
+                    f"{plan.launched:,} a micro-batch with its update, on {DEVICE}, {who}: "
+                    f"{plan.number('acl')} of them aclop, {plan.casts} casts;"
+                    f" {plan.number('hccl')} collectives; compiled in {plan.seconds:.0f} s",
                 ),
                 ("memory", f"{plan.peak_bytes / 1e9:.2f} GB planned of {self.device_bytes / 1e9:.1f} GB, {who}"),
             ]

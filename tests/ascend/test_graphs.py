@@ -39,14 +39,16 @@ QUICK: dict[str, tuple[str, dict[str, Any]]] = {
     "decoding": ("autoencoder", {"direction": "decode", "size": 32, **VAE}),
     "text": ("clip_text", CLIP),
     "i3d": ("i3d_parts", {"width": 0.125}),
-    "captioned, guided": ("latte_t2v", {**T2V, "attention_head_dim": 16}),
     "captioned, guided, bf16": ("latte_t2v", {**T2V, "attention_head_dim": 24, "precision": "bf16"}),
-    "captions": ("t5", T5),
     "captions in bf16": ("t5", {**T5, "precision": "bf16"}),
     "videomae": ("videomae", MAE),
     "inception": ("inception_parts", {"width": 0.05}),
 }
 SLOW: dict[str, tuple[str, dict[str, Any]]] = {
+    "captioned, guided, fp32": ("latte_t2v", {**T2V, "attention_head_dim": 16}),
+    "captions in fp32": ("t5", T5),
+    "small i3d": ("i3d", {"width": 0.125, "image_size": 64, "num_classes": 5}),
+    "small inception": ("inception", {"width": 0.05, "image_size": 75, "num_classes": 5}),
     "training in fp16 with text": ("train_step", {**LATTE, "condition": "text", "precision": "fp16"}),
     "training with recompute": ("train_step", {**LATTE, "recompute": True, "precision": "bf16"}),
     "rank 3 of 8, bf16, sharded": (

@@ -22,7 +22,7 @@ def test_a_step_in_bf16_is_planned_and_what_does_not_fit_is_refused() -> None:
     assert plan.casts <= 12
     assert {"FlashAttentionScore", "FlashAttentionScoreGrad", "AdamW"} <= set(plan.of_kind("opapi"))
     planned.check()
-    assert f"kernels     {plan.launched} a part with its update on Ascend 910B" in str(planned)
+    assert f"kernels     {plan.launched} a micro-batch with its update, on Ascend 910B" in str(planned)
     assert f"{planned.parameters:,} trained" in str(planned)
     with pytest.raises(UserError, match=r"^train small: a step of worker 0 takes .* GB of .*; lower batch_size"):
         dataclasses.replace(planned, device_bytes=plan.peak_bytes - 1).check()

@@ -117,7 +117,8 @@ def run(
     help="YAML settings of the run, or a preset's name: skytimelapse, ucf101, …",
 )
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
-def check(pipeline: str, path: Path, overrides: tuple[str, ...]) -> None:
+@click.option("--plan", "planned", is_flag=True, help="Compile the training for Ascend, too, and say what it needs.")
+def check(pipeline: str, path: Path, overrides: tuple[str, ...], planned: bool) -> None:
     """Check the settings of a run and start nothing.
 
     Every section, the sections against each other, the files and folders that they name, the kind and the sizes of the
@@ -129,7 +130,8 @@ def check(pipeline: str, path: Path, overrides: tuple[str, ...]) -> None:
 
     def go() -> None:
         config = settings.load(path, overrides, pipeline)
-        for line in (*settings.check_dataset(config, str(path)), *settings.remarks(config)):
+        lines = [*settings.check_dataset(config, str(path)), *settings.remarks(config)]
+        for line in (*lines, *(settings.plan(config, str(path)).splitlines() if planned else ())):
             say(line)
         say(f"{path}: {pipeline} can start")
 

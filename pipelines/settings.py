@@ -241,6 +241,25 @@ def check_dataset(settings: AnyConfig, source: str) -> list[str]:
     return [found, *dataset_demands.notes(dataset, asked)]
 
 
+def plan(settings: AnyConfig, source: str) -> str:
+    """Needs of the training of a pipeline on Ascend, in lines; it is compiled by MindSpore for that.
+
+    Raises:
+        UserError: the pipeline does not train, or what it asks for does not fit a device.
+    """
+    from latte.planning import plans
+
+    asked = _asked(_steps(settings, source))
+    if asked.train is None or asked.encode is None:
+        raise UserError(f"--plan: {type(settings).pipeline} trains nothing")
+    with _named(source):
+        classes = scan(asked.encode.dataset, read_contents=False).classes
+        model = demands.planned_model(asked, _network(source, settings, "vae"), len(classes))
+        planned = plans.training(asked.train, model)
+        planned.check()
+    return str(planned)
+
+
 def key_rows(cls: type[AnyConfig], section: str | None = None) -> list[tuple[str, str]]:
     """Every key that the settings of a pipeline may have, with its explanation.
 

@@ -68,6 +68,16 @@ def config_class(step: str) -> type[Config]:
     return found
 
 
+def plan(step: str, config: Config) -> str:
+    """Needs of a step whose config says `dry_run`, in lines; nothing is done.
+
+    Raises:
+        LatteError: the settings are bad, or what they ask for does not fit.
+    """
+    lines: str = importlib.import_module(f"latte.steps.{step}").plan(config)
+    return lines
+
+
 def call(step: str, config: Config, function: str = "run", **arguments: Any) -> manifest.Manifest:
     """Call a function of a step's module; what it reads under its root, and what it returns, is noted as in use.
 

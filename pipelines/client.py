@@ -178,25 +178,25 @@ class Client:
             experiment_id = self._experiment()
             if any(run.display_name == title and run.state not in ENDED for run in self._runs(experiment_id)):
                 raise UserError(f"run {title}: one of this name is going on; wait for it or give another --name")
-            checked, placed = parameters.sent(plan, root)
-            return self._start(experiment_id, title, pipeline, checked, placed)
+            checked, form = parameters.sent(plan, root)
+            return self._start(experiment_id, title, pipeline, checked, form)
 
     def start_hello(self, title: str, root: str, placed: Cluster) -> Submitted:
         """Start the pipeline `hello`, which writes, reads and deletes a small object under `root`."""
         with self._errors(f"start {title}"):
-            return self._start(self._experiment(), title, "hello", {"root": root}, placed)
+            return self._start(self._experiment(), title, "hello", {"root": root}, parameters.Form(placed))
 
     def _start(
-        self, experiment_id: str, title: str, pipeline: str, params: dict[str, Any], placed: Cluster
+        self, experiment_id: str, title: str, pipeline: str, params: dict[str, Any], form: parameters.Form
     ) -> Submitted:
-        pipeline_id, version_id, _ = self._upload(pipeline, placed)
+        pipeline_id, version_id, _ = self._upload(pipeline, form)
         run = self._kfp.run_pipeline(
             experiment_id,
             title,
             params=params,
             pipeline_id=pipeline_id,
             version_id=version_id,
-            pipeline_root=placed.pipeline_root,
+            pipeline_root=form.cluster.pipeline_root,
             service_account=self.service_account,
         )
         return Submitted(run.run_id, title, f"{self.host}/#/runs/details/{run.run_id}")
@@ -224,10 +224,10 @@ class Client:
         title = parameters.title(name, pipeline, plan.checked.name)
         with self._errors(f"schedule {title}"):
             experiment_id = self._experiment()
-            checked, placed = parameters.sent(plan, root)
-            pipeline_id, version_id, version = self._upload(pipeline, placed)
+            checked, form = parameters.sent(plan, root)
+            pipeline_id, version_id, version = self._upload(pipeline, form)
             same_name = [each for each in self._schedules(experiment_id) if each.display_name == title]
-            account, artifacts = self.service_account or "", placed.pipeline_root or ""
+            account, artifacts = self.service_account or "", form.cluster.pipeline_root or ""
             wanted = (version_id, expression, account, artifacts, parameters.plain(checked))
             kept = next((each for each in same_name if parameters.facts(each) == wanted), None)
             changed = kept is None
@@ -241,7 +241,7 @@ class Client:
                     params=checked,
                     pipeline_id=pipeline_id,
                     version_id=version_id,
-                    pipeline_root=placed.pipeline_root,
+                    pipeline_root=form.cluster.pipeline_root,
                     service_account=self.service_account,
                 )
             for each in same_name:
@@ -292,7 +292,7 @@ class Client:
     def _experiment(self) -> str:
         return str(self._kfp.create_experiment(self.experiment, namespace=self.namespace).experiment_id)
 
-    def _upload(self, pipeline: str, placed: Cluster) -> tuple[str, str, str]:
+    def _upload(self, pipeline: str, form: parameters.Form) -> tuple[str, str, str]:
         """The ids of the pipeline and of the version with just this content, and the version's name.
 
         Raises:
@@ -301,15 +301,16 @@ class Client:
         import kfp_server_api
 
         try:
-            return self._uploaded(pipeline, placed)
+            return self._uploaded(pipeline, form)
         except kfp_server_api.ApiException as error:
             if error.status == 400 and (older := self.older()):
                 raise UserError(f"{self.host}: {pipeline}: refused: {errors.said(error)}; {older}") from None
             raise
 
-    def _uploaded(self, pipeline: str, placed: Cluster) -> tuple[str, str, str]:
+    def _uploaded(self, pipeline: str, form: parameters.Form) -> tuple[str, str, str]:
         with owners.Folder("pipeline") as folder:
-            path = compiled.write(compiled.pipeline(pipeline, placed), Path(folder) / f"{pipeline}.yaml")
+            made = compiled.pipeline(pipeline, form.cluster, form.fanned_out)
+            path = compiled.write(made, Path(folder) / f"{pipeline}.yaml")
             title = f"latte-{pipeline.replace('_', '-')}"
             version = f"{title}-{manifest.fingerprint(path.read_text())[:12]}"
             pipelines = _pages(self._kfp.list_pipelines, "pipelines", namespace=self.namespace)

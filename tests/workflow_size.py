@@ -11,6 +11,7 @@ tests/unit/pipelines/test_workflow_size.py.
 
 import argparse
 import base64
+import functools
 import gzip
 import hashlib
 import json
@@ -160,7 +161,9 @@ class _Made:
         self, key: str, task: Mapping[str, Any], inner: Mapping[str, Any], path: str, given: Mapping[str, Any]
     ) -> None:
         name = task["componentRef"]["name"]
-        count = max(items for run, items in self.items.items() if any(each.startswith(run) for each in _run_by(inner)))
+        count = max(
+            items for run, items in self.items.items() if any(each.startswith(run) for each in inner["dag"]["tasks"])
+        )
         parent = {"parent-dag-id": "1"}
         self.twice(key, path, "DAG", f"{name}-{key}-iterator", inputs=parent)
         self.driver(key, f"{path}(0).iteration-driver", inner, task)
@@ -292,7 +295,7 @@ def _pod(
     }
     command = ["/kfp-launcher/launch", "--executor_type", "container", "--pipeline_name", _WORKFLOW[:-6]]
     command += ["--run_id", _RUN, "--execution_id", "28", "--executor_input", _spaced(executor_input)]
-    command += ["--component_spec", _spaced({**component, "executorLabel": component["executorLabel"]})]
+    command += ["--component_spec", _spaced(component)]
     command += ["--pod_name", "$(KFP_POD_NAME)", "--pod_uid", "$(KFP_POD_UID)", *_SERVERS, "--"]
     secrets = [
         {
@@ -332,8 +335,7 @@ def _place(task: str) -> str:
 
 
 def _parameters(task: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = task.get("inputs", {}).get("parameters", {})
-    return found
+    return dict(task.get("inputs", {}).get("parameters", {}))
 
 
 def _resolved(source: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
@@ -342,10 +344,6 @@ def _resolved(source: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
     if "runtimeValue" in source:
         return source["runtimeValue"].get("constant")
     return _URI
-
-
-def _run_by(component: Mapping[str, Any]) -> list[str]:
-    return list(component["dag"]["tasks"])
 
 
 def _go(value: Any) -> str:
@@ -383,6 +381,7 @@ def main() -> None:
         print(f"{label:24}{r.pods:4} pods {r.bytes / 1e3:8.0f} kB of nodes {r.compressed / 1e3:8.0f} kB compressed")
 
 
+@functools.cache
 def runs_of(pipeline: str, config: Path) -> dict[str, Workflow]:
     """The Workflows of a pipeline as it is compiled now, with these settings, by how many tasks a stage has."""
     from pipelines import compiled

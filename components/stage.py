@@ -5,7 +5,8 @@ Otherwise the task that plans leaves under the root what is to be done, and hand
 gets this and its range, and no settings (Decision 23).
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -99,8 +100,8 @@ def part(task: str) -> int:
         Number of published objects that the task answers for.
     """
     number, _, uri = task.partition(" ")
-    stage, plan_uri = _taken_up(uri, f"shards {works.label_of(number)}")
-    return stage._part(plan_uri, number)
+    with _taken_up(uri, f"shards {works.label_of(number)}") as (stage, plan_uri):
+        return stage._part(plan_uri, number)
 
 
 def merge(uri: str, output: Any) -> str:
@@ -113,40 +114,36 @@ def merge(uri: str, output: Any) -> str:
     Returns:
         URI of the manifest of what is made.
     """
-    stage, plan_uri = _taken_up(uri, "merge")
-    return stage._merge(plan_uri, output)
+    with _taken_up(uri, "merge") as (stage, plan_uri):
+        return stage._merge(plan_uri, output)
 
 
-def _taken_up(uri: str, task: str) -> tuple[Stage, str]:
-    runtime.tried_again(task, works.root_of(uri) or "")
+@contextlib.contextmanager
+def _taken_up(uri: str, task: str) -> Iterator[tuple[Stage, str]]:
+    """The stage that a plan has left, and the plan's URI; in use as long as a `with` block lasts."""
+    root = works.root_of(uri) or ""
+    runtime.tried_again(task, root)
+    with contextlib.ExitStack() as stack:
 
-    def read() -> Work:
-        _note(uri)
-        return works.read(uri)
+        def read() -> Work:
+            stack.enter_context(uses.noted(root, uses.found_in(root, uri)))
+            return works.read(uri)
 
-    work = runtime.guarded(task, read)
-    arguments = dict(work.arguments)
-    plan_uri = str(arguments.pop("plan_uri"))
-    return Stage(work.task, work.step, work.settings, work.wired, arguments), plan_uri
+        work = runtime.guarded(task, read)
+        arguments = dict(work.arguments)
+        plan_uri = str(arguments.pop("plan_uri"))
+        yield Stage(work.task, work.step, work.settings, work.wired, arguments), plan_uri
 
 
 def _left(work: Work) -> str:
     """The URI of work for other pods; the same work is not written twice."""
     root = str(work.wired["root"])
     folder = storage.join(root, "launched", manifest.fingerprint(work.task, work.arguments["plan_uri"])[:16])
-    _note(folder)
+    uses.note(root, uses.found_in(root, folder))
     portable = work.portable(folder)
     uri = storage.join(folder, manifest.fingerprint(asdict(portable))[:16], "work.json")
-    try:
+    with contextlib.suppress(LatteError):  # not there, or damaged
         if works.read(uri) == portable:
             return uri
-    except LatteError:  # not there, or damaged
-        pass
     portable.write(uri)
     return uri
-
-
-def _note(uri: str) -> None:
-    root = works.root_of(uri)
-    if root is not None:
-        uses.note(root, uses.found_in(root, uri))

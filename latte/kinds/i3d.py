@@ -76,9 +76,9 @@ def shapes_of(config: I3DConfig | None = None) -> Shapes:
     return shapes
 
 
-def random_weights(seed: int) -> dict[str, np.ndarray]:
+def random_weights(seed: int, config: I3DConfig | None = None) -> dict[str, np.ndarray]:
     """Seeded random weights in I3D's published layout, float32: a detector where no Kinetics weights are at hand."""
-    return seeded(shapes_of(), seed)
+    return seeded(shapes_of(config), seed)
 
 
 def _metric(config: I3DConfig, features: str, source: str | None, weights: str) -> str:

@@ -62,7 +62,7 @@ class ModelKind:
         own_settings: settings that a published file itself tells besides shapes, of those stored in it.
         settings_beside: settings in the config.json that is published beside a file; None where there is no such.
         read_program: (tensors by the network's names, settings) of a TorchScript archive's code; None where names tell.
-        random: weights of a seed, where some are of use; float32 by the network's names.
+        random: weights of (a seed, a config), where some are of use; float32 by the network's names.
         folder: part of a folder as diffusers publishes it that holds the kind's weights; "" where there is none.
         generates: makes latents, so that a manifest of its weights says what they were trained on.
         scoring: of a detector, whose features of clips are compared; None for another kind.
@@ -82,7 +82,7 @@ class ModelKind:
     own_settings: Callable[[Settings], dict[str, Any]] | None = None
     settings_beside: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     read_program: Callable[[Program], tuple[dict[str, StoredTensor], dict[str, Any]]] | None = None
-    random: Callable[[int], dict[str, np.ndarray]] | None = None
+    random: Callable[[int, Any], dict[str, np.ndarray]] | None = None
     folder: str = ""
     generates: bool = False
     scoring: Scoring | None = None

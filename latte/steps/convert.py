@@ -178,7 +178,7 @@ def _prepare(
     deduced: dict[str, Any] = {}
     try:
         if config.source == RANDOM and kind.random is not None:
-            tensors = kind.random(config.seed)
+            tensors = kind.random(config.seed, kind.configured(kind.expand(config.model), "model"))
         elif source.program is not None and kind.read_program is not None:
             tensors, deduced = kind.read_program(source.program)
         else:

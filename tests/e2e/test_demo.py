@@ -13,7 +13,7 @@ from pipelines.demo.data import cut_demo_clips
 from tests.e2e import runs
 
 # The demo's own settings, shorter: what they show does not need all updates, clips and denoising steps.
-SHORTER = {"sample.num_videos": 24, "sample.num_sampling_steps": 12, "train.preview_every": 0}
+SHORTER = {"sample.num_videos": 24, "sample.num_sampling_steps": 8, "train.preview_every": 0}
 METRIC = "frechet_small_i3d"
 
 
@@ -38,7 +38,7 @@ def run(folder: Path, name: str, **other: Any) -> dict[tuple[str, str], manifest
 
 @pytest.fixture(scope="module")
 def finetuned(folder: Path) -> dict[tuple[str, str], manifest.Manifest]:
-    return run(folder, "finetuned", **{"train.steps": 40})
+    return run(folder, "finetuned", **{"train.steps": 10})
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def fresh(
     folder: Path, finetuned: dict[tuple[str, str], manifest.Manifest]
 ) -> dict[tuple[str, str], manifest.Manifest]:
     """A few updates from fresh weights, on what the other run has encoded: mush."""
-    settings = {"pretrained": {}, "train.steps": 60, "train.learning_rate": 1e-3, "train.ema_decay": 0.9}
+    settings = {"pretrained": {}, "train.steps": 30, "train.learning_rate": 1e-3, "train.ema_decay": 0.9}
     made = run(folder, "fresh", **settings)
     assert not any(kind == "latents" for kind, _ in made)
     return made

@@ -41,7 +41,7 @@ def environment(tmp_path: Path) -> Iterator[Path]:
     locks = REPOSITORY / "requirements"
     options = [part for name in ("hashed", "run", "dev") for part in ("-r", locks / f"{name}.lock")]
     done = subprocess.run(
-        [folder / "bin" / "pip", "install", "--quiet", "--no-deps", "--require-hashes", *options],
+        [folder / "bin" / "pip", "install", "--quiet", "--no-compile", "--no-deps", "--require-hashes", *options],
         env=variables, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ from tests.e2e import runs
 
 ROOT = f"s3://{BUCKET}/nightly"
 # So small a model makes nothing that the demo's detector could tell apart; random weights tell noise from less noise.
-DETECTOR = {"detector": {"kind": "i3d", "source": "random", "seed": 21}, "score.protocol.resolution": 224}
+DETECTOR = {"detector": {"kind": "i3d", "source": "random", "seed": 21, "model": {"image_size": 64, "width": 0.25}}}
 SETTINGS = {**runs.TINY, **DETECTOR, "encode.num_tasks": 1, "sample.num_tasks": 1, "train.ema_decay": 0.5}
 # Hardly trained at all, then trained, then shaken.
 NIGHTS = [

@@ -61,6 +61,15 @@ def test_a_videomae_converts_and_its_heads_may_be_said(tmp_path: Path) -> None:
         converted(tmp_path, "videomae", inception.random_weights(1, SMALL_INCEPTION))
 
 
+@pytest.mark.parametrize(("kind", "side"), [("i3d", 64), ("inception", 75)])
+def test_random_weights_are_of_the_size_that_is_asked_for(tmp_path: Path, kind: str, side: int) -> None:
+    model = {"width": 0.125, "image_size": side}
+    weights = run(ConvertConfig(kind=kind, source="random", root=tmp_path.as_uri(), name=kind, model=model))
+    assert WeightsFacts.of(weights).model == {**KINDS[kind].config().model_dump(exclude_none=True), **model}
+    with pytest.raises(UserError, match="model: unknown key widht"):
+        run(ConvertConfig(kind=kind, source="random", root=tmp_path.as_uri(), name=kind, model={"widht": 0.125}))
+
+
 FID = inception.PUBLISHED[0]
 
 

@@ -23,9 +23,12 @@ def convert(root: str, name: str, settings: dict, weights: dsl.Output[dsl.Model]
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def convert_all(root: str, vae: dict, detector: dict, pretrained: dict) -> NamedTuple(
-    "Made", [("vae", str), ("i3d", str), ("pretrained", str)]
-):  # type: ignore[valid-type]
+def convert_all(
+    root: str,
+    vae: dict,
+    detector: dict,
+    pretrained: dict,
+) -> NamedTuple("Made", [("vae", str), ("i3d", str), ("pretrained", str)]):  # type: ignore[valid-type]
     """Convert all weights of a pipeline, each checked strictly, into `weights/` under the root.
 
     Args:

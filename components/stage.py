@@ -20,7 +20,7 @@ from latte.storage import manifest
 
 
 @dataclass(frozen=True)
-class Stage:
+class PartedStage:
     """A step whose module has the functions `plan`, `<step>_shards` and `merge`.
 
     Attributes:
@@ -94,7 +94,7 @@ def part(task: str) -> int:
     """One task's range of what a plan has left to do.
 
     Args:
-        task: one of those that `Stage.plan` returned.
+        task: one of those that `PartedStage.plan` returned.
 
     Returns:
         Number of published objects that the task answers for.
@@ -119,7 +119,7 @@ def merge(uri: str, output: Any) -> str:
 
 
 @contextlib.contextmanager
-def _taken_up(uri: str, task: str) -> Iterator[tuple[Stage, str]]:
+def _taken_up(uri: str, task: str) -> Iterator[tuple[PartedStage, str]]:
     """The stage that a plan has left, and the plan's URI; in use as long as a `with` block lasts."""
     root = works.root_of(uri) or ""
     runtime.tried_again(task, root)
@@ -132,7 +132,7 @@ def _taken_up(uri: str, task: str) -> Iterator[tuple[Stage, str]]:
         work = runtime.guarded(task, read)
         arguments = dict(work.arguments)
         plan_uri = str(arguments.pop("plan_uri"))
-        yield Stage(work.task, work.step, work.settings, work.wired, arguments), plan_uri
+        yield PartedStage(work.task, work.step, work.settings, work.wired, arguments), plan_uri
 
 
 def _left(work: Work) -> str:

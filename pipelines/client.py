@@ -184,10 +184,10 @@ class Client:
     def start_hello(self, title: str, root: str, placed: Cluster) -> Submitted:
         """Start the pipeline `hello`, which writes, reads and deletes a small object under `root`."""
         with self._errors(f"start {title}"):
-            return self._start(self._experiment(), title, "hello", {"root": root}, parameters.Form(placed))
+            return self._start(self._experiment(), title, "hello", {"root": root}, parameters.PipelineForm(placed))
 
     def _start(
-        self, experiment_id: str, title: str, pipeline: str, params: dict[str, Any], form: parameters.Form
+        self, experiment_id: str, title: str, pipeline: str, params: dict[str, Any], form: parameters.PipelineForm
     ) -> Submitted:
         pipeline_id, version_id, _ = self._upload(pipeline, form)
         run = self._kfp.run_pipeline(
@@ -292,7 +292,7 @@ class Client:
     def _experiment(self) -> str:
         return str(self._kfp.create_experiment(self.experiment, namespace=self.namespace).experiment_id)
 
-    def _upload(self, pipeline: str, form: parameters.Form) -> tuple[str, str, str]:
+    def _upload(self, pipeline: str, form: parameters.PipelineForm) -> tuple[str, str, str]:
         """The ids of the pipeline and of the version with just this content, and the version's name.
 
         Raises:
@@ -307,7 +307,7 @@ class Client:
                 raise UserError(f"{self.host}: {pipeline}: refused: {errors.said(error)}; {older}") from None
             raise
 
-    def _uploaded(self, pipeline: str, form: parameters.Form) -> tuple[str, str, str]:
+    def _uploaded(self, pipeline: str, form: parameters.PipelineForm) -> tuple[str, str, str]:
         with owners.Folder("pipeline") as folder:
             made = compiled.pipeline(pipeline, form.cluster, form.fanned_out)
             path = compiled.write(made, Path(folder) / f"{pipeline}.yaml")

@@ -38,17 +38,17 @@ def in_bucket(root: str, key: str) -> str:
 
 
 @dataclass(frozen=True)
-class Form:
+class PipelineForm:
     """All that a pipeline's settings say of how it is compiled: with what its steps run, and which are fanned out."""
 
     cluster: Cluster
     fanned_out: frozenset[str] = frozenset()
 
 
-def sent(plan: uploads.UploadPlan, root: str) -> tuple[dict[str, Any], Form]:
+def sent(plan: uploads.UploadPlan, root: str) -> tuple[dict[str, Any], PipelineForm]:
     """The arguments of the pipeline once all that they name is in the bucket, and how it is compiled."""
     checked = uploads.send(plan, root)
-    return settings.parameters(checked, root), Form(checked.cluster, settings.fanned_out(checked))
+    return settings.parameters(checked, root), PipelineForm(checked.cluster, settings.fanned_out(checked))
 
 
 def title(name: str | None, pipeline: str, of: str) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from components.stage import Stage
+from components.stage import PartedStage
 
 
 def stage(
@@ -13,7 +13,7 @@ def stage(
     train: dict[str, Any],
     sample: dict[str, Any],
     score: dict[str, Any],
-) -> Stage:
+) -> PartedStage:
     """The stage of the dataset `name`; `train`, `sample` and `score` are empty for steps that are not there."""
     sections = {key: keys for key, keys in (("train", train), ("sample", sample), ("score", score)) if keys}
-    return Stage("encode", "encode", settings, {"root": root, "name": name, "vae": vae}, {"sections": sections})
+    return PartedStage("encode", "encode", settings, {"root": root, "name": name, "vae": vae}, {"sections": sections})

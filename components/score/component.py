@@ -70,9 +70,9 @@ def score_two(
     Returns:
         URIs of the manifests of both scores, for the tasks after it.
     """
-    from components.score.wiring import Other, measure
+    from components.score.wiring import OtherMetrics, measure
 
     return (
         measure(root, name, settings, videos, real, detector, score, metrics),
-        measure(root, other_name, settings, other_videos, real, detector, other_score, Other(metrics)),
+        measure(root, other_name, settings, other_videos, real, detector, other_score, OtherMetrics(metrics)),
     )

@@ -7,7 +7,7 @@ from components.runtime import run_step
 
 
 @dataclass(frozen=True)
-class Other:
+class OtherMetrics:
     """A KFP Metrics artifact that has the numbers of another model already, which are named without a word before."""
 
     metrics: Any

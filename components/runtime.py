@@ -124,7 +124,7 @@ def tried_again(task: str, root: str) -> None:
 
 
 def guarded(task: str, call: Callable[[], T]) -> T:
-    """What `call` returns; a LatteError of it is one line, and ends the process with the error's exit code."""
+    """The result of `call`; a LatteError of it is one line, and ends the process with the error's exit code."""
     try:
         return call()
     except LatteError as error:

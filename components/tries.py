@@ -138,7 +138,7 @@ def _try(command: Sequence[str], number: int, environment: dict[str, str], stopp
 
 
 def _said(events: Path, code: int) -> tuple[str, str]:
-    """What failed, by the name that the working process has told last, and the error in one line.
+    """Name of what failed, as the working process has told it last, and the error in one line.
 
     A task may do several things one after the other, each with a name of its own.
     """

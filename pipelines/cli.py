@@ -171,8 +171,9 @@ def keys(pipeline: str, section: str | None) -> None:
 def compile(image: str | None, path: Path | None, output: Path) -> None:
     """Write the pipelines and the components as IR YAML, ready to be uploaded to Kubeflow Pipelines.
 
-    Writes pipelines/<pipeline>.yaml and components/<step>/<component>.yaml. `submit` and `schedule` compile for
-    themselves, from the section cluster of their settings.
+    Writes pipelines/<pipeline>.yaml and components/<step>/<component>.yaml. These pipelines fit any settings: encoding
+    and sampling are loops over as many tasks as `num_tasks` says. `submit` and `schedule` compile for themselves, from
+    the section cluster of their settings, and without a loop where `num_tasks` is 1.
     """
     cluster_commands.use(image)
     from pipelines.cluster import load

@@ -17,7 +17,7 @@ from latte.metrics import protocol
 from latte.steps import config_class, convert, dataset_demands, demands
 from latte.steps.encode import EncodeConfig
 from pipelines import places, presets
-from pipelines.cluster import Cluster, check_workers
+from pipelines.cluster import FANNED_OUT, Cluster, check_workers
 from pipelines.places import Named
 from pipelines.tracking import MlflowConfig
 
@@ -330,6 +330,15 @@ def parameters(settings: AnyConfig, root: str) -> dict[str, Any]:
         if values.get(section) == {}:
             values[section] = {key: config_class(SECTIONS[section][0]).model_fields[key].default}
     return values
+
+
+def fanned_out(settings: AnyConfig) -> frozenset[str]:
+    """The steps whose work these settings share out to several tasks."""
+    numbers = {
+        step: getattr(settings, step).get("num_tasks", config_class(step).model_fields["num_tasks"].default)
+        for step in FANNED_OUT
+    }
+    return frozenset(step for step, number in numbers.items() if int(number) > 1)
 
 
 def named(settings: AnyConfig) -> list[Named]:

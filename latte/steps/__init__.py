@@ -32,20 +32,20 @@ STEPS = {
     "convert": Step(
         "ConvertConfig",
         "Convert published weights, checked strictly, without running anything that the file holds.",
-        ("convert",),
+        ("convert", "convert_all"),
     ),
     "encode": Step(
         "EncodeConfig",
         "Encode a dataset's videos into latents: plan, encode, merge.",
-        ("encode_plan", "encode_shards", "encode_merge"),
+        ("convert_and_encode", "encode_plan", "encode_shards", "encode_merge"),
     ),
     "train": Step("TrainConfig", "Train or finetune a Latte on latents; goes on where it was stopped.", ("train",)),
     "sample": Step(
         "SampleConfig",
         "Generate a set of videos from a checkpoint.",
-        ("sample_plan", "sample_shards", "sample_merge"),
+        ("sample", "sample_two", "sample_plan", "sample_shards", "sample_merge"),
     ),
-    "score": Step("ScoreConfig", "Measure the Fréchet video distance of a set to real videos.", ("score",)),
+    "score": Step("ScoreConfig", "Measure the Fréchet video distance of a set to real videos.", ("score", "score_two")),
     "promote": Step(
         "PromoteConfig",
         "Promote a checkpoint whose score passes the gate, or roll back.",

@@ -2,7 +2,7 @@
 
     python benchmarks/ascend.py [--case forward-s,train-s,…] [--mindone PYTHON] [--json]
 
-MindSpore's dry run for a 910B compiles each graph and counts (tests/ascend/dry_run.py); nothing is computed, so there
+MindSpore's dry run for a 910B compiles each graph and counts (latte/planning/dry_run.py); nothing is computed, so there
 are no times. Cases: forward and one training step of Latte-S/2 (2 clips) and Latte-XL/2 (5 clips of 16 frames, latents
 of 32x32, bf16); `train-xl-128` is 1 clip of 128 frames with recompute. Ours is the whole step: hybrid loss, clipping,
 AdamW, the moving average. MindONE's is its network in its own mixed precision ("O2", flash attention, linear patch
@@ -55,9 +55,9 @@ def main() -> None:
     unknown = sorted(set(options.case.split(",")) - set(CASES))
     if unknown:
         parser.error(f"--case {unknown[0]}: know {', '.join(CASES)}")
-    from tests.ascend import stand_ins
+    from latte.planning import dry_run
 
-    if reason := stand_ins.reason_against():
+    if reason := dry_run.reason_against():
         parser.exit(1, f"no dry run here: {reason}\n")
     results = []
     for case in options.case.split(","):
@@ -74,11 +74,12 @@ def main() -> None:
 
 
 def _count(case: str, side: str, python: str) -> dict[str, Any]:
-    from tests.ascend import dry_run
+    from latte.planning import dry_run
+    from tests.ascend import graphs
 
     if side == "ours":
         graph = "latte_forward" if case.startswith("forward") else "train_step"
-        plan = dry_run.count(graph, precision="bf16", **CASES[case])
+        plan = graphs.count(graph, precision="bf16", **CASES[case])
     else:
         plan = dry_run.run([python, str(Path(__file__).resolve()), "--peer", case])
     return {

@@ -1,12 +1,13 @@
 """Around every component's step: have its work done, hand the manifest to KFP, fail in one clear line."""
 
+import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from components import placement, tries
 from components.tries import RUN_ENV
@@ -19,6 +20,7 @@ from latte.steps import tell
 from latte.storage import manifest
 from latte.terminal import shown
 
+T = TypeVar("T")
 # `latte-pipeline run` sets it and reads the events; on a cluster the UI tells the same.
 EVENTS_ENV = "LATTE_RUN_EVENTS"
 
@@ -32,6 +34,7 @@ def run_step(
     arguments: Mapping[str, Any] | None = None,
     output: Any = None,
     metrics: Any = None,
+    here: bool = False,
 ) -> manifest.Manifest:
     """Run one function of a step and write what KFP shows of it; in this process, or in a Volcano Job (LATTE_LAUNCH).
 
@@ -47,29 +50,25 @@ def run_step(
         arguments: its arguments after the config.
         output: KFP artifact that receives the manifest as its content and its summary as metadata.
         metrics: KFP Metrics artifact that receives the numbers of the manifest.
+        here: in this process, even where a Volcano Job does the other work of the task.
 
     Returns:
         The manifest. Leaves the process with the error's exit code after one line on a LatteError.
     """
-    try:
-        retry = tries.of_this_step()
-    except LatteError as error:
-        _fail(task, error)
-    if retry is not None:
-        sys.exit(tries.supervise(task, str(wired["root"]), retry, EVENTS_ENV))
+    tried_again(task, str(wired["root"]))
     work = Work(task, step, settings, wired, function, arguments or {})
     with tracking.of_task(task) as tracker:
-        result = _run(work, output, metrics)
+        result = _run(work, output, metrics, here)
         if tracker is not None:
             _track(tracker, work, result)
     return result
 
 
-def _run(work: Work, output: Any, metrics: Any) -> manifest.Manifest:
+def _run(work: Work, output: Any, metrics: Any, here: bool) -> manifest.Manifest:
     task, started = work.task, time.time()
     _emit(event="started", task=task)
     try:
-        launch = placement.launch_of_this_step()
+        launch = None if here else placement.launch_of_this_step()
         result = work.run() if launch is None else launcher.run(work, launch)
     except LatteError as error:
         _fail(task, error)
@@ -113,6 +112,48 @@ def _track(tracker: tracking.Tracker, work: Work, result: manifest.Manifest) -> 
             tracker.curve(storage.read_bytes(uri).decode().splitlines())
         except LatteError as error:
             print(f"MLflow: no curve: {shown(error)}", file=sys.stderr, flush=True)
+
+
+def handed_on(task: str, root: str, made: manifest.Manifest) -> str:
+    """URI of a copy of a manifest, which later tasks are given: named by its content, beside the manifest's own.
+
+    Whatever becomes of the place meanwhile, a larger set or a longer run, the later tasks go by what this run made. A
+    manifest that lies under another root is named itself.
+    """
+    if not made.uri.startswith(root.rstrip("/") + "/"):
+        return made.file
+    uri = storage.join(made.uri, "handed-on", f"{manifest.fingerprint(made)[:16]}.json")
+
+    def keep() -> str:
+        with contextlib.suppress(LatteError):  # not there, or damaged
+            if manifest.read(uri) == made:
+                return uri
+        manifest.write(made, uri, root)
+        return uri
+
+    return guarded(task, keep)
+
+
+def tried_again(task: str, root: str) -> None:
+    """Have all of this task done by another process, started anew where it fails, and leave with its exit code.
+
+    Returns at once in that process, and where nothing is tried again: on one machine.
+
+    Args:
+        task: name of the task in messages.
+        root: that its last word goes under.
+    """
+    retry = guarded(task, tries.of_this_step)
+    if retry is not None:
+        sys.exit(tries.supervise(task, root, retry, EVENTS_ENV))
+
+
+def guarded(task: str, call: Callable[[], T]) -> T:
+    """The result of `call`; a LatteError of it is one line, and ends the process with the error's exit code."""
+    try:
+        return call()
+    except LatteError as error:
+        _fail(task, error)
 
 
 def _fail(task: str, error: LatteError) -> NoReturn:

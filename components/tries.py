@@ -7,6 +7,7 @@ mistake (exit code 2) is never tried again, nor is what was asked to stop. What 
 word under the root; a pod that KFP starts anew all the same says it again and ends.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -96,15 +97,15 @@ def supervise(task: str, root: str, retry: Retry, events_env: str, command: Sequ
             if code == 0:
                 _quietly(lambda: tell.forget_failure(root, run_id, key))
                 return 0
-            error = _told(events, code)
+            named, error = _said(events, code)
             if code in _FINAL or stopped or number == retry.tries:
                 break
             wait_s = retry.wait_before_s(number + 1)
-            _say(f"{task}: try {number} of {retry.tries} failed: {error}; again in {wait_s:g} s")
+            _say(f"{named or task}: try {number} of {retry.tries} failed: {error}; again in {wait_s:g} s")
             time.sleep(wait_s)
         if not stopped:
             tries = f" ({number} tries)" if number > 1 else ""
-            _quietly(lambda: tell.leave_failure(root, run_id, key, task, error + tries, code))
+            _quietly(lambda: tell.leave_failure(root, run_id, key, named or task, error + tries, code))
     return code
 
 
@@ -137,19 +138,23 @@ def _try(command: Sequence[str], number: int, environment: dict[str, str], stopp
     return code if code >= 0 else 128 - code
 
 
-def _told(events: Path, code: int) -> str:
-    """The error in one line, as the working process has told it."""
+def _said(events: Path, code: int) -> tuple[str, str]:
+    """Name of what failed, as the working process has told it last, and the error in one line.
+
+    A task may do several things one after the other, each with a name of its own.
+    """
     lines = events.read_text(encoding="utf-8").splitlines() if events.exists() else []
-    for line in reversed(lines):
-        try:
-            event: dict[str, Any] = json.loads(line)
-        except ValueError:  # the process was killed, or the disk was full, in the middle of it
-            continue
+    told: list[dict[str, Any]] = []
+    for line in lines:
+        with contextlib.suppress(ValueError):  # the process was killed, or the disk was full, in the middle of it
+            told.append(json.loads(line))
+    named = shown(str(told[-1].get("task", ""))) if told else ""
+    for event in reversed(told):
         if event.get("event") == "failed":
-            return shown(" ".join(str(event.get("message", "")).split()))
+            return named, shown(" ".join(str(event.get("message", "")).split()))
     if code > 128:
-        return f"its process was ended by signal {code - 128}, as for want of memory"
-    return f"its process ended with exit code {code} and without a word"
+        return named, f"its process was ended by signal {code - 128}, as for want of memory"
+    return named, f"its process ended with exit code {code} and without a word"
 
 
 def _told_before(root: str, run_id: str, key: str) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from latte.config import Config, load
 from latte.errors import LatteError, UserError
 from latte.kinds import KINDS
 from latte.signals import handled_by, ignore
-from latte.steps import STEPS, call, config_class
+from latte.steps import STEPS, call, config_class, plan
 from latte.storage import manifest
 from latte.terminal import shown
 
@@ -157,7 +157,11 @@ def _step_command(name: str, text: str) -> click.Command:
     def command(path: Path | None, output: Path | None, overrides: tuple[str, ...], **flags: bool) -> None:
         def go() -> None:
             given = [*overrides, *(f"{key}=true" for key, on in flags.items() if on)]
-            _finish(call(name, load(config_class(name), path, given)), output)
+            config = load(config_class(name), path, given)
+            if getattr(config, "dry_run", False):
+                click.echo(plan(name, config))
+            else:
+                _finish(call(name, config), output)
 
         guarded(go)
 

@@ -7,6 +7,7 @@ dry run (tests/ascend) and untested on hardware.
 import os
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -72,6 +73,20 @@ def _prepare_cpu() -> None:
         ms.set_context(enable_graph_kernel=True, graph_kernel_flags=f"--enable_cluster_ops_only={','.join(_FUSED)}")
 
 
+@cache
+def limit_memory(gigabytes: float) -> None:
+    """Let MindSpore take no more than this of an Ascend device's memory; before anything is computed on it."""
+    if target() == "Ascend":
+        ms.runtime.set_memory(max_size=f"{gigabytes:g}GB")
+
+
+def set_collective_timeouts(connect_s: int | None, exec_s: int | None) -> None:
+    """Tell HCCL how long to wait, before `join_workers`; None leaves what the environment or HCCL itself says."""
+    for name, seconds in (("HCCL_CONNECT_TIMEOUT", connect_s), ("HCCL_EXEC_TIMEOUT", exec_s)):
+        if seconds is not None:
+            os.environ[name] = str(seconds)
+
+
 def stream(purpose: str, *index: int | str) -> np.random.Generator:
     """Random numbers for (the seed given to `setup`, purpose, index); the seed counts as 0 before one is given."""
     return rng.stream(ms.get_seed() or 0, purpose, *index)
@@ -129,6 +144,14 @@ def memory_bytes() -> int | None:
     if target() == "CPU":
         return None
     return int(ms.hal.get_device_properties(0).total_memory)
+
+
+def make_profiler(folder: str) -> Any:
+    """MindSpore's profiler, at work already; `stop()` ends it and writes its files under `folder`."""
+    from mindspore.profiler import ProfilerActivity, profile, tensorboard_trace_handler
+
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.NPU] if target() == "Ascend" else [])
+    return profile(activities=activities, on_trace_ready=tensorboard_trace_handler(folder))
 
 
 def has_compute_weights() -> bool:

@@ -1,9 +1,10 @@
 """The DAG of an evaluation set: many videos from the promoted checkpoint, or from one that is named, and their score.
 
-    checkpoint ──────────────────────────────────────► sample: plan ─► shards … ─► merge ─┬─► score ─► report
-    convert vae, i3d ─► encode (found done) ──────────────────────────────────────────────┘
+    checkpoint ───────────────────────┬─► sample ─► score ─► report
+    convert and encode (found done) ──┘
 
-The set grows in place: a larger `num_videos` generates only the new ones.
+With `num_tasks` above 1, encode and sample are fanned out: plan ─► shards … ─► merge. The set grows in place: a larger
+`num_videos` generates only the new ones.
 """
 
 from kfp import dsl
@@ -49,18 +50,16 @@ def bulk_sample(
     """
     with parts.told("bulk_sample", root, name, notify):
         chosen = parts.named(promote_checkpoint(root=root, name=model, uri=checkpoint), "checkpoint")
-        weights, i3d = parts.weights(root, vae, detector)
-        latents = parts.encode_dataset(root, dataset, encode, weights, {}, sample, score)
-        made = chosen.outputs["checkpoint"]
-        videos = parts.generate("bulk", root, name, sample, parts.NEWEST, made, weights)
-        measured = parts.measure("bulk", root, name, score, videos, latents, i3d)
+        made = parts.prepare(root, dataset, (vae, detector, {}), encode, {}, sample, score)
+        videos = parts.generate("bulk", root, name, sample, parts.NEWEST, chosen.outputs["Output"], made["vae"])
+        measured = parts.measure("bulk", root, name, score, videos, made["latents"], made["i3d"])
         page = report_set(
             root=root,
             name=name,
             settings=report,
-            vae=weights,
-            latents=latents,
-            checkpoint=made,
+            vae=made["vae"],
+            latents=made["latents"],
+            checkpoint=chosen.outputs["Output"],
             videos=videos,
             score=measured,
         )

@@ -45,6 +45,8 @@ class LiveText(io.TextIOBase):
         self._shown: str | None = None
         self._display: Any = None
         self._in_notebook = _kernel() is not None
+        # While the server is asked, what KFP prints is dropped; lines written here meanwhile are not KFP's.
+        self._output = sys.stdout
 
     def isatty(self) -> bool:
         """Always: a line after a carriage return takes the place of the one before."""
@@ -60,7 +62,7 @@ class LiveText(io.TextIOBase):
         for line in map(_overwritten, lines):
             self._lines.append(line)
             if not self._in_notebook:
-                print(line, flush=True)
+                print(line, file=self._output, flush=True)
         self._last = _overwritten(last)
         return len(text)
 

@@ -117,7 +117,8 @@ def run(
     help="YAML settings of the run, or a preset's name: skytimelapse, ucf101, …",
 )
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
-def check(pipeline: str, path: Path, overrides: tuple[str, ...]) -> None:
+@click.option("--plan", "planned", is_flag=True, help="Compile the training for Ascend, too, and say what it needs.")
+def check(pipeline: str, path: Path, overrides: tuple[str, ...], planned: bool) -> None:
     """Check the settings of a run and start nothing.
 
     Every section, the sections against each other, the files and folders that they name, the kind and the sizes of the
@@ -129,7 +130,8 @@ def check(pipeline: str, path: Path, overrides: tuple[str, ...]) -> None:
 
     def go() -> None:
         config = settings.load(path, overrides, pipeline)
-        for line in (*settings.check_dataset(config, str(path)), *settings.remarks(config)):
+        lines = [*settings.check_dataset(config, str(path)), *settings.remarks(config)]
+        for line in (*lines, *(settings.plan(config, str(path)).splitlines() if planned else ())):
             say(line)
         say(f"{path}: {pipeline} can start")
 
@@ -169,8 +171,9 @@ def keys(pipeline: str, section: str | None) -> None:
 def compile(image: str | None, path: Path | None, output: Path) -> None:
     """Write the pipelines and the components as IR YAML, ready to be uploaded to Kubeflow Pipelines.
 
-    Writes pipelines/<pipeline>.yaml and components/<step>/<component>.yaml. `submit` and `schedule` compile for
-    themselves, from the section cluster of their settings.
+    Writes pipelines/<pipeline>.yaml and components/<step>/<component>.yaml. These pipelines fit any settings: encoding
+    and sampling are loops over as many tasks as `num_tasks` says. `submit` and `schedule` compile for themselves, from
+    the section cluster of their settings, and without a loop where `num_tasks` is 1.
     """
     cluster_commands.use(image)
     from pipelines.cluster import load

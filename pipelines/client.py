@@ -178,14 +178,14 @@ class Client:
             experiment_id = self._experiment()
             if any(run.display_name == title and run.state not in ENDED for run in self._runs(experiment_id)):
                 raise UserError(f"run {title}: one of this name is going on; wait for it or give another --name")
-            checked, placed = parameters.sent(plan, root)
+            checked, form = parameters.sent(plan, root)
             plugins = tracking.plugins_input(plan.checked.mlflow)
-            return self._start(experiment_id, title, pipeline, checked, placed, plugins)
+            return self._start(experiment_id, title, pipeline, checked, form, plugins)
 
     def start_hello(self, title: str, root: str, placed: Cluster) -> Submitted:
         """Start the pipeline `hello`, which writes, reads and deletes a small object under `root`."""
         with self._errors(f"start {title}"):
-            return self._start(self._experiment(), title, "hello", {"root": root}, placed)
+            return self._start(self._experiment(), title, "hello", {"root": root}, parameters.PipelineForm(placed))
 
     def _start(
         self,
@@ -193,18 +193,18 @@ class Client:
         title: str,
         pipeline: str,
         params: dict[str, Any],
-        placed: Cluster,
+        form: parameters.PipelineForm,
         plugins: dict[str, Any] | None = None,
     ) -> Submitted:
         import kfp_server_api
 
-        pipeline_id, version_id, _ = self._upload(pipeline, placed)
+        pipeline_id, version_id, _ = self._upload(pipeline, form)
         body = kfp_server_api.V2beta1Run(
             experiment_id=experiment_id,
             display_name=title,
             service_account=self.service_account,
             plugins_input=plugins,
-            **parameters.request(pipeline_id, version_id, params, placed),
+            **parameters.request(pipeline_id, version_id, params, form.cluster),
         )
         # kfp.Client hands no plugins_input on.
         run = kfp_server_api.RunServiceApi(self._api).run_service_create_run(run=body)
@@ -235,10 +235,10 @@ class Client:
         title = parameters.title(name, pipeline, plan.checked.name)
         with self._errors(f"schedule {title}"):
             experiment_id = self._experiment()
-            checked, placed = parameters.sent(plan, root)
-            pipeline_id, version_id, version = self._upload(pipeline, placed)
+            checked, form = parameters.sent(plan, root)
+            pipeline_id, version_id, version = self._upload(pipeline, form)
             same_name = [each for each in self._schedules(experiment_id) if each.display_name == title]
-            account, artifacts = self.service_account or "", placed.pipeline_root or ""
+            account, artifacts = self.service_account or "", form.cluster.pipeline_root or ""
             plugins = tracking.plugins_input(plan.checked.mlflow)
             wanted = (version_id, expression, account, artifacts, parameters.plain(checked), plugins or {})
             kept = next((each for each in same_name if parameters.facts(each) == wanted), None)
@@ -255,7 +255,7 @@ class Client:
                     no_catchup=True,
                     service_account=self.service_account,
                     plugins_input=plugins,
-                    **parameters.request(pipeline_id, version_id, checked, placed),
+                    **parameters.request(pipeline_id, version_id, checked, form.cluster),
                 )
                 api = kfp_server_api.RecurringRunServiceApi(self._api)
                 kept = api.recurring_run_service_create_recurring_run(recurring_run=body)
@@ -307,7 +307,7 @@ class Client:
     def _experiment(self) -> str:
         return str(self._kfp.create_experiment(self.experiment, namespace=self.namespace).experiment_id)
 
-    def _upload(self, pipeline: str, placed: Cluster) -> tuple[str, str, str]:
+    def _upload(self, pipeline: str, form: parameters.PipelineForm) -> tuple[str, str, str]:
         """The ids of the pipeline and of the version with just this content, and the version's name.
 
         Raises:
@@ -316,15 +316,16 @@ class Client:
         import kfp_server_api
 
         try:
-            return self._uploaded(pipeline, placed)
+            return self._uploaded(pipeline, form)
         except kfp_server_api.ApiException as error:
             if error.status == 400 and (older := self.older()):
                 raise UserError(f"{self.host}: {pipeline}: refused: {errors.said(error)}; {older}") from None
             raise
 
-    def _uploaded(self, pipeline: str, placed: Cluster) -> tuple[str, str, str]:
+    def _uploaded(self, pipeline: str, form: parameters.PipelineForm) -> tuple[str, str, str]:
         with owners.Folder("pipeline") as folder:
-            path = compiled.write(compiled.pipeline(pipeline, placed), Path(folder) / f"{pipeline}.yaml")
+            made = compiled.pipeline(pipeline, form.cluster, form.fanned_out)
+            path = compiled.write(made, Path(folder) / f"{pipeline}.yaml")
             title = f"latte-{pipeline.replace('_', '-')}"
             version = f"{title}-{manifest.fingerprint(path.read_text())[:12]}"
             pipelines = _pages(self._kfp.list_pipelines, "pipelines", namespace=self.namespace)

@@ -26,6 +26,8 @@ _NODE_FIELD = "metadata.annotations['workflows.argoproj.io/node-name']"
 _TRIED_AGAIN_WITHIN = f"{30 * 24 * 3600}s"
 # The steps that compute.
 HEAVY = ("encode", "train", "sample", "score")
+# Those whose work may be cut into parts for several tasks.
+FANNED_OUT = ("encode", "sample")
 # One process of these uses one accelerator; train has as many processes as it has accelerators.
 _SINGLE = ("encode", "sample", "score")
 
@@ -173,7 +175,8 @@ def try_again(task: Any, retry: Retry) -> None:
     """
     from kfp import kubernetes
 
-    task.set_env_variable(RETRY_ENV, retry.model_dump_json())
+    # What is set, and no defaults: the pod is told in each of its nodes. {} is a word, too.
+    task.set_env_variable(RETRY_ENV, retry.model_dump_json(exclude_defaults=True))
     kubernetes.use_field_path_as_env(task, RUN_ENV, _RUN_FIELD)
     kubernetes.use_field_path_as_env(task, NODE_ENV, _NODE_FIELD)
     if retry.pods:

@@ -165,7 +165,7 @@ def _run_pipeline(
     # KFP is slow to import, and a wrong setting or secret should be told at once.
     from kfp import local
 
-    pipeline = compiled.here(config.pipeline)
+    pipeline = compiled.here(config.pipeline, settings.fanned_out(config))
     events = run_dir / "events.jsonl"
     events.unlink(missing_ok=True)
     started = time.monotonic()

@@ -1,12 +1,12 @@
 """The DAG of every night: encode what is new, train on from the promoted model, promote if the score is better.
 
-    convert pretrained ─► promoted ─────────────────────┐
-    convert vae, i3d ─► encode: plan ─► shards … ─► merge ─► train ─┬─► sample after ──► score ─┬─► promote ─► report
-                                                                    └─► sample before ─► score ─┘   (gate)
+    promoted ─────────────┬─► train ─► sample ─► score ─► promote ─► report
+    convert and encode ───┘                               (gate)
 
-"Before" is the promoted model: its videos are those of the night that promoted it and are not generated again. The gate
-moves the pointer once all is scored; a failure at any step before leaves the promoted model as it was. The report comes
-last, since it tells what the gate decided; without it the decision stands.
+Two sets of videos are made and scored: of tonight's model, and of the promoted one, whose videos are those of the night
+that promoted it and are not generated again. With `num_tasks` above 1, encode and sample are fanned out: plan ─►
+shards … ─► merge. The gate moves the pointer once both are scored; a failure at any step before leaves the promoted
+model as it was. The report comes last, since it tells what the gate decided; without it the decision stands.
 """
 
 from kfp import dsl
@@ -53,43 +53,44 @@ def nightly_retrain(
         notify: Keys of TellConfig: webhook, when.
     """
     with parts.told("nightly_retrain", root, name, notify):
-        given = parts.pretrained_weights(root, pretrained)
-        start = parts.named(promote_start(root=root, name=name, pretrained=given), "promoted")
-        weights, i3d = parts.weights(root, vae, detector)
-        latents = parts.encode_dataset(root, name, encode, weights, train, sample, score)
+        start = parts.named(promote_start(root=root, name=name), "promoted")
+        made = parts.prepare(root, name, (vae, detector, pretrained), encode, train, sample, score)
         training = train_step(
-            root=root, name=name, settings=train, latents=latents, vae=weights, init_from=start.output
+            root=root,
+            name=name,
+            settings=train,
+            latents=made["latents"],
+            vae=made["vae"],
+            init_from=start.output,
+            pretrained=made["pretrained"],
         )
-        checkpoint = parts.named(training, "train", "train").outputs["checkpoint"]
+        checkpoint = parts.named(training, "train", "train").outputs["Output"]
 
-        videos, scores = {}, {}
         # One name for both: what "after" was last night is found under it as "before" tonight.
-        for label, step in (("after", parts.NEWEST), ("before", parts.START)):
-            videos[label] = parts.generate(label, root, name, sample, step, checkpoint, weights)
-            scores[label] = parts.measure(label, root, name, score, videos[label], latents, i3d)
-
+        sets = parts.generate_two(("after", "before"), root, (name, name), sample, checkpoint, made["vae"])
+        # Both models are scored before one of them is promoted.
+        scores = parts.measure_two(root, (name, name), score, sets, made["latents"], made["i3d"])
         gate = promote_step(
             root=root,
             name=name,
             settings=promote,
             checkpoint=checkpoint,
-            score=scores["after"],
-            real=latents,
-            detector=i3d,
+            score=scores[0],
+            real=made["latents"],
+            detector=made["i3d"],
         )
-        # Both models are scored before one of them is promoted.
-        decision = parts.named(gate, "promote").after(scores["before"].task)
+        decision = parts.named(gate, "promote")
         page = report_night(
             root=root,
             name=name,
             settings=report,
-            vae=weights,
-            latents=latents,
+            vae=made["vae"],
+            latents=made["latents"],
             checkpoint=checkpoint,
-            after=videos["after"],
-            before=videos["before"],
-            after_score=scores["after"],
-            before_score=scores["before"],
-            promotion=decision.outputs["promotion"],
+            after=sets[0],
+            before=sets[1],
+            after_score=scores[0],
+            before_score=scores[1],
+            promotion=decision.outputs["Output"],
         )
         parts.named(page, "report")

@@ -33,7 +33,7 @@ Examples:
 _LOGS_EXAMPLES = """\b
 Examples:
   latte-pipeline logs --task train --follow
-  latte-pipeline logs --task "encode: shards" 1641883b-2132-4d22-aae7-29272b762f27
+  latte-pipeline logs --task encode 1641883b-2132-4d22-aae7-29272b762f27
   latte-pipeline logs --all --task convert     # why a pod did not get as far as the step
 """
 

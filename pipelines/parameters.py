@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from latte import storage
@@ -36,10 +37,18 @@ def in_bucket(root: str, key: str) -> str:
     return root
 
 
-def sent(plan: uploads.UploadPlan, root: str) -> tuple[dict[str, Any], Cluster]:
-    """The arguments of the pipeline once all that they name is in the bucket, and what the steps run on."""
+@dataclass(frozen=True)
+class PipelineForm:
+    """All that a pipeline's settings say of how it is compiled: with what its steps run, and which are fanned out."""
+
+    cluster: Cluster
+    fanned_out: frozenset[str] = frozenset()
+
+
+def sent(plan: uploads.UploadPlan, root: str) -> tuple[dict[str, Any], PipelineForm]:
+    """The arguments of the pipeline once all that they name is in the bucket, and how it is compiled."""
     checked = uploads.send(plan, root)
-    return settings.parameters(checked, root), checked.cluster
+    return settings.parameters(checked, root), PipelineForm(checked.cluster, settings.fanned_out(checked))
 
 
 def request(pipeline_id: str, version_id: str, params: dict[str, Any], placed: Cluster) -> dict[str, Any]:

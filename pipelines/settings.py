@@ -17,7 +17,7 @@ from latte.metrics import protocol
 from latte.steps import config_class, convert, dataset_demands, demands
 from latte.steps.encode import EncodeConfig
 from pipelines import places, presets
-from pipelines.cluster import Cluster, check_workers
+from pipelines.cluster import FANNED_OUT, Cluster, check_workers
 from pipelines.places import Named
 from pipelines.tracking import MlflowConfig
 
@@ -241,6 +241,25 @@ def check_dataset(settings: AnyConfig, source: str) -> list[str]:
     return [found, *dataset_demands.notes(dataset, asked)]
 
 
+def plan(settings: AnyConfig, source: str) -> str:
+    """Needs of the training of a pipeline on Ascend, in lines; it is compiled by MindSpore for that.
+
+    Raises:
+        UserError: the pipeline does not train, or what it asks for does not fit a device.
+    """
+    from latte.planning import plans
+
+    asked = _asked(_steps(settings, source))
+    if asked.train is None or asked.encode is None:
+        raise UserError(f"--plan: {type(settings).pipeline} trains nothing")
+    with _named(source):
+        classes = scan(asked.encode.dataset, read_contents=False).classes
+        model = demands.planned_model(asked, _network(source, settings, "vae"), len(classes))
+        planned = plans.training(asked.train, model)
+        planned.check()
+    return str(planned)
+
+
 def key_rows(cls: type[AnyConfig], section: str | None = None) -> list[tuple[str, str]]:
     """Every key that the settings of a pipeline may have, with its explanation.
 
@@ -311,6 +330,15 @@ def parameters(settings: AnyConfig, root: str) -> dict[str, Any]:
         if values.get(section) == {}:
             values[section] = {key: config_class(SECTIONS[section][0]).model_fields[key].default}
     return values
+
+
+def fanned_out(settings: AnyConfig) -> frozenset[str]:
+    """The steps whose work these settings share out to several tasks."""
+    numbers = {
+        step: getattr(settings, step).get("num_tasks", config_class(step).model_fields["num_tasks"].default)
+        for step in FANNED_OUT
+    }
+    return frozenset(step for step, number in numbers.items() if int(number) > 1)
 
 
 def named(settings: AnyConfig) -> list[Named]:

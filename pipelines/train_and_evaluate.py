@@ -1,11 +1,10 @@
 """The DAG: convert, encode, train, sample, score, report.
 
-    convert pretrained ────────────────────────────────────┐
-    convert vae ────┬─► encode: plan ─► shards … ─► merge ─► train ─┬─► sample trained ───► score ─┬─► report
-    convert i3d ─┐  │                                               └─► sample untrained ─► score ─┘
-                 └──┴──────────────────────────────────────────────────────────────────────► score
+    convert and encode ─► train ─► sample ─► score ─► report
 
-"Untrained" is the model before the first update: fresh weights, or the pretrained ones where there are some.
+Two sets of videos are made and scored: of the trained model and of the untrained one, which is that before the first
+update: fresh weights, or the pretrained ones where there are some. With `num_tasks` above 1, encode and sample are
+fanned out: plan ─► shards … ─► merge.
 
 What KFP carries between the steps are small manifests; latents, checkpoints and videos go straight to the root.
 """
@@ -50,28 +49,30 @@ def train_and_evaluate(
         notify: Keys of TellConfig: webhook, when.
     """
     with parts.told("train_and_evaluate", root, name, notify):
-        weights, i3d = parts.weights(root, vae, detector)
-        latents = parts.encode_dataset(root, name, encode, weights, train, sample, score)
-        start = parts.pretrained_weights(root, pretrained)
-        training = train_step(root=root, name=name, settings=train, latents=latents, vae=weights, init_from=start)
-        trained = parts.named(training, "train", "train")
-        checkpoint = trained.outputs["checkpoint"]
+        made = parts.prepare(root, name, (vae, detector, pretrained), encode, train, sample, score)
+        training = train_step(
+            root=root,
+            name=name,
+            settings=train,
+            latents=made["latents"],
+            vae=made["vae"],
+            pretrained=made["pretrained"],
+        )
+        checkpoint = parts.named(training, "train", "train").outputs["Output"]
 
-        videos, scores = {}, {}
-        for label, step in (("trained", parts.NEWEST), ("untrained", parts.START)):
-            videos[label] = parts.generate(label, root, label, sample, step, checkpoint, weights)
-            scores[label] = parts.measure(label, root, label, score, videos[label], latents, i3d)
-
+        names = ("trained", "untrained")
+        sets = parts.generate_two(names, root, names, sample, checkpoint, made["vae"])
+        scores = parts.measure_two(root, names, score, sets, made["latents"], made["i3d"])
         page = report_step(
             root=root,
             name=name,
             settings=report,
-            vae=weights,
-            latents=latents,
+            vae=made["vae"],
+            latents=made["latents"],
             checkpoint=checkpoint,
-            trained=videos["trained"],
-            untrained=videos["untrained"],
-            trained_score=scores["trained"],
-            untrained_score=scores["untrained"],
+            trained=sets[0],
+            untrained=sets[1],
+            trained_score=scores[0],
+            untrained_score=scores[1],
         )
         parts.named(page, "report")

@@ -11,6 +11,7 @@ tests/unit/pipelines/test_workflow_size.py.
 
 import argparse
 import base64
+import functools
 import gzip
 import hashlib
 import json
@@ -22,12 +23,19 @@ from typing import Any
 
 import yaml
 
+from pipelines.cluster import FANNED_OUT
+
 REPOSITORY = Path(__file__).parents[1]
-# Items of the loops by the task that they run: as the demo's settings have it, and where nothing is new (the plan of
-# an unchanged dataset has one task).
+# Items of the loops by the task that they run.
 DEMO = {"encode-shards": 2, "sample-shards": 2}
-UNCHANGED = {"encode-shards": 1, "sample-shards": 2}
 MANY = {"encode-shards": 32, "sample-shards": 32}
+IN_ONE = "one task a stage"
+# The steps with a loop, and the items of each.
+FORMS: dict[str, Any] = {
+    IN_ONE: ((), {}),
+    "2 tasks a stage": (FANNED_OUT, DEMO),
+    "32 tasks a stage": (FANNED_OUT, MANY),
+}
 _WORKFLOW, _RUN = "latte-train-and-evaluate-ghhsq", "1641883b-2132-4d22-aae7-29272b762f27"
 _SESSION = {
     "Provider": "s3",
@@ -63,7 +71,8 @@ _SERVERS = [
     *("--ca_cert_path", "", "--cache_disabled=false", "--log_level", "1"),
 ]
 
-
+# What tasks return, as a rule: a manifest's.
+_URI = "s3://bucket/prefix/videos/untrained/55da4542e0bb3661/handed-on/cd627f9d22af9d61.json"
 # What Go's encoder makes of the recorded nodes, over what Python's does.
 _GO_GZIP = 1.12
 
@@ -152,12 +161,14 @@ class _Made:
         self, key: str, task: Mapping[str, Any], inner: Mapping[str, Any], path: str, given: Mapping[str, Any]
     ) -> None:
         name = task["componentRef"]["name"]
-        count = max(items for run, items in self.items.items() if any(each.startswith(run) for each in _run_by(inner)))
+        count = max(
+            items for run, items in self.items.items() if any(each.startswith(run) for each in inner["dag"]["tasks"])
+        )
         parent = {"parent-dag-id": "1"}
         self.twice(key, path, "DAG", f"{name}-{key}-iterator", inputs=parent)
         self.driver(key, f"{path}(0).iteration-driver", inner, task)
         self.add(key, f"{path}(0).iteration-iterations", "TaskGroup", f"{name}-iteration", children=count)
-        item = {task["parameterIterator"]["itemInput"]: "10/32"}
+        item = {task["parameterIterator"]["itemInput"]: f"10/32 {_URI}"}
         for number in range(count):
             each = f"{path}(0).iteration-iterations({number}:{number})"
             self.twice(key, each, "DAG", f"{name}-iteration", inputs={**parent, "iteration-index": str(number)})
@@ -257,15 +268,6 @@ def of(
     )
 
 
-def compiled(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Specification and Kubernetes part of a pipeline of ours, as it is compiled now."""
-    from pipelines import compiled
-
-    path = compiled.write(compiled.pipeline(name), folder / f"{name}.yaml")
-    spec, platform = yaml.safe_load_all(path.read_text())
-    return spec, platform
-
-
 def _pod(
     key: str,
     task: Mapping[str, Any],
@@ -291,10 +293,9 @@ def _pod(
             "outputFile": f"/s3/{_place(key)}/output_metadata.json",
         },
     }
-    declared = {name: value for name, value in component.items() if name != "executorLabel"}
     command = ["/kfp-launcher/launch", "--executor_type", "container", "--pipeline_name", _WORKFLOW[:-6]]
     command += ["--run_id", _RUN, "--execution_id", "28", "--executor_input", _spaced(executor_input)]
-    command += ["--component_spec", _spaced({**declared, "executorLabel": component["executorLabel"]})]
+    command += ["--component_spec", _spaced(component)]
     command += ["--pod_name", "$(KFP_POD_NAME)", "--pod_uid", "$(KFP_POD_UID)", *_SERVERS, "--"]
     secrets = [
         {
@@ -334,8 +335,7 @@ def _place(task: str) -> str:
 
 
 def _parameters(task: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = task.get("inputs", {}).get("parameters", {})
-    return found
+    return dict(task.get("inputs", {}).get("parameters", {}))
 
 
 def _resolved(source: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
@@ -343,11 +343,7 @@ def _resolved(source: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
         return values.get(source["componentInputParameter"], {})
     if "runtimeValue" in source:
         return source["runtimeValue"].get("constant")
-    return [6, 6]  # what another task has returned
-
-
-def _run_by(component: Mapping[str, Any]) -> list[str]:
-    return list(component["dag"]["tasks"])
+    return _URI
 
 
 def _go(value: Any) -> str:
@@ -369,30 +365,35 @@ def _digest(text: str, length: int) -> str:
 
 def main() -> None:
     """Print what each task of the demo carries, and the sums for other sizes of it."""
-    from pipelines import settings
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, default=REPOSITORY / "configs/demo/pipeline.yaml")
     parser.add_argument("--pipeline", default="train_and_evaluate")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
-    settings.load_remote(chosen.config, [])
-    values = {"root": "s3://bucket/prefix", **yaml.safe_load(chosen.config.read_text())}
-    with tempfile.TemporaryDirectory() as folder:
-        spec, platform = compiled(chosen.pipeline, Path(folder))
-    runs = {
-        label: of(spec, platform, values, items)
-        for label, items in (("as set", DEMO), ("unchanged", UNCHANGED), ("32 tasks a stage", MANY))
-    }
+    runs = runs_of(chosen.pipeline, chosen.config)
     if chosen.json:
         sums = {label: {"pods": r.pods, "bytes": r.bytes, "compressed": r.compressed} for label, r in runs.items()}
-        print(json.dumps({"runs": sums, "tasks": [vars(task) for task in runs["as set"].tasks]}))
+        print(json.dumps({"runs": sums, "tasks": [vars(task) for task in runs[IN_ONE].tasks]}))
         return
-    for task in sorted(runs["as set"].tasks, key=lambda task: -task.bytes):
+    for task in sorted(runs[IN_ONE].tasks, key=lambda task: -task.bytes):
         print(f"{task.name:24}{task.pods:4} pods {task.nodes:4} nodes {task.bytes / 1000:8.1f} kB")
-    for label, run in runs.items():
-        size, compressed = run.bytes / 1000, run.compressed / 1000
-        print(f"{label:24}{run.pods:4} pods {size:8.0f} kB of nodes {compressed:8.0f} kB compressed")
+    for label, r in runs.items():
+        print(f"{label:24}{r.pods:4} pods {r.bytes / 1e3:8.0f} kB of nodes {r.compressed / 1e3:8.0f} kB compressed")
+
+
+@functools.cache
+def runs_of(pipeline: str, config: Path) -> dict[str, Workflow]:
+    """The Workflows of a pipeline as it is compiled now, with these settings, by how many tasks a stage has."""
+    from pipelines import compiled
+
+    values = {"root": "s3://bucket/prefix", **yaml.safe_load(config.read_text())}
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for label, (fanned_out, items) in FORMS.items():
+            path = compiled.write(compiled.pipeline(pipeline, None, fanned_out), Path(folder, "pipeline.yaml"))
+            spec, platform = yaml.safe_load_all(path.read_text())
+            found[label] = of(spec, platform, values, items)
+    return found
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Convert: published (or seeded random) weights become checked weights under the root."""
 
+from typing import NamedTuple
+
 from kfp import dsl
 
 from components.image import IMAGE
@@ -21,19 +23,23 @@ def convert(root: str, name: str, settings: dict, weights: dsl.Output[dsl.Model]
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def convert_pretrained(root: str, settings: dict) -> str:
-    """Convert the Latte weights that training starts from.
+def convert_all(
+    root: str,
+    vae: dict,
+    detector: dict,
+    pretrained: dict,
+) -> NamedTuple("Made", [("vae", str), ("i3d", str), ("pretrained", str)]):  # type: ignore[valid-type]
+    """Convert all weights of a pipeline, each checked strictly, into `weights/` under the root.
 
     Args:
         root: Where everything is kept, s3://bucket/prefix or file:///dir.
-        settings: Keys of latte.steps.convert.ConvertConfig; empty where training starts from fresh weights.
+        vae: Keys of latte.steps.convert.ConvertConfig for the autoencoder.
+        detector: The same for the detector that scores.
+        pretrained: The same for the Latte that training starts from; empty where it starts from fresh weights.
 
     Returns:
-        URI of the weights' manifest, or nothing where there are no settings.
+        URIs of the manifests of the weights, each named by its content; nothing for what has no settings.
     """
-    from components.runtime import run_step
+    from components.convert.wiring import convert_all
 
-    if not settings:
-        return ""
-    wired = {"root": root, "name": "pretrained"}
-    return run_step("convert pretrained", "convert", settings, wired).file
+    return convert_all(root, vae, detector, pretrained)

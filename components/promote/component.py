@@ -10,13 +10,13 @@ def promote(
     root: str,
     name: str,
     settings: dict,
-    checkpoint: dsl.Input[dsl.Model],
-    score: dsl.Input[dsl.Artifact],
-    real: dsl.Input[dsl.Dataset],
-    detector: dsl.Input[dsl.Model],
+    checkpoint: str,
+    score: str,
+    real: str,
+    detector: str,
     promotion: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
-) -> None:
+) -> str:
     """Promote the checkpoint if its score passes the gate; a model that does not pass is no failure.
 
     Args:
@@ -29,42 +29,44 @@ def promote(
         detector: Manifest of the I3D weights.
         promotion: Manifest of the decision.
         metrics: promoted (1 or 0), the two values and the limit.
+
+    Returns:
+        URI of the manifest of the decision, for the report.
     """
     from components.runtime import run_step
 
     wired = {
         "root": root,
         "name": name,
-        "checkpoint": checkpoint.path,
-        "score": score.path,
-        "real": real.path,
-        "detector": detector.path,
+        "checkpoint": checkpoint,
+        "score": score,
+        "real": real,
+        "detector": detector,
     }
-    run_step("promote", "promote", settings, wired, output=promotion, metrics=metrics)
+    return run_step("promote", "promote", settings, wired, output=promotion, metrics=metrics).file
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def promote_start(root: str, name: str, pretrained: str) -> str:
+def promote_start(root: str, name: str) -> str:
     """Look up where training goes on from.
 
     Args:
         root: Where everything is kept, s3://bucket/prefix or file:///dir.
         name: Name of the model in the registry.
-        pretrained: Where it starts before the first promotion: the URI of a manifest, or nothing.
 
     Returns:
-        URI of the promoted checkpoint's manifest, or `pretrained` before the first promotion.
+        URI of the promoted checkpoint's manifest, or nothing before the first promotion.
     """
     from components.runtime import run_step
     from latte.facts import PromotedMetrics
 
     wired = {"root": root, "name": name}
     found = run_step("promoted", "promoted", {}, wired, function="look_up")
-    return PromotedMetrics.of(found).checkpoint or pretrained
+    return PromotedMetrics.of(found).checkpoint
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def promote_checkpoint(root: str, name: str, uri: str, checkpoint: dsl.Output[dsl.Model]) -> None:
+def promote_checkpoint(root: str, name: str, uri: str, checkpoint: dsl.Output[dsl.Model]) -> str:
     """Fetch the manifest of the promoted checkpoint, or of the one that is named.
 
     Args:
@@ -72,8 +74,12 @@ def promote_checkpoint(root: str, name: str, uri: str, checkpoint: dsl.Output[ds
         name: Name of the model in the registry.
         uri: Manifest of a checkpoint or of converted Latte weights; empty for the promoted one.
         checkpoint: Manifest of the checkpoint.
+
+    Returns:
+        URI of the manifest of the checkpoint, for the tasks after it.
     """
-    from components.runtime import run_step
+    from components.runtime import handed_on, run_step
 
     wired = {"root": root, "name": name, "checkpoint": uri}
-    run_step("checkpoint", "promoted", {}, wired, function="fetch", output=checkpoint)
+    made = run_step("checkpoint", "promoted", {}, wired, function="fetch", output=checkpoint)
+    return handed_on("checkpoint", root, made)

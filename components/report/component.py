@@ -10,13 +10,13 @@ def report(
     root: str,
     name: str,
     settings: dict,
-    vae: dsl.Input[dsl.Model],
-    latents: dsl.Input[dsl.Dataset],
-    checkpoint: dsl.Input[dsl.Model],
-    trained: dsl.Input[dsl.Artifact],
-    untrained: dsl.Input[dsl.Artifact],
-    trained_score: dsl.Input[dsl.Artifact],
-    untrained_score: dsl.Input[dsl.Artifact],
+    vae: str,
+    latents: str,
+    checkpoint: str,
+    trained: str,
+    untrained: str,
+    trained_score: str,
+    untrained_score: str,
     report: dsl.Output[dsl.Artifact],
     page: dsl.Output[dsl.HTML],
 ) -> None:
@@ -36,19 +36,10 @@ def report(
         report: Manifest of the report.
         page: The page itself, for the KFP UI.
     """
-    from components.runtime import run_step
+    from components.report.wiring import write
 
-    wired = {
-        "root": root,
-        "name": name,
-        "vae": vae.path,
-        "latents": latents.path,
-        "checkpoint": checkpoint.path,
-        "video_sets": [trained.path, untrained.path],
-        "scores": [trained_score.path, untrained_score.path],
-        "output": page.path,
-    }
-    run_step("report", "report", settings, wired, output=report)
+    made = vae, latents, checkpoint
+    write(root, name, settings, made, [trained, untrained], [trained_score, untrained_score], report, page)
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -56,14 +47,14 @@ def report_night(
     root: str,
     name: str,
     settings: dict,
-    vae: dsl.Input[dsl.Model],
-    latents: dsl.Input[dsl.Dataset],
-    checkpoint: dsl.Input[dsl.Model],
-    after: dsl.Input[dsl.Artifact],
-    before: dsl.Input[dsl.Artifact],
-    after_score: dsl.Input[dsl.Artifact],
-    before_score: dsl.Input[dsl.Artifact],
-    promotion: dsl.Input[dsl.Artifact],
+    vae: str,
+    latents: str,
+    checkpoint: str,
+    after: str,
+    before: str,
+    after_score: str,
+    before_score: str,
+    promotion: str,
     report: dsl.Output[dsl.Artifact],
     page: dsl.Output[dsl.HTML],
 ) -> None:
@@ -84,21 +75,21 @@ def report_night(
         report: Manifest of the report.
         page: The page itself, for the KFP UI.
     """
-    from components.runtime import run_step
+    from components.report.wiring import write
 
-    wired = {
-        "root": root,
-        "name": name,
-        "about": "night",
-        "vae": vae.path,
-        "latents": latents.path,
-        "checkpoint": checkpoint.path,
-        "video_sets": [after.path, before.path],
-        "scores": [after_score.path, before_score.path],
-        "promotion": promotion.path,
-        "output": page.path,
-    }
-    run_step("report", "report", settings, wired, output=report)
+    made = vae, latents, checkpoint
+    write(
+        root,
+        name,
+        settings,
+        made,
+        [after, before],
+        [after_score, before_score],
+        report,
+        page,
+        about="night",
+        promotion=promotion,
+    )
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -106,11 +97,11 @@ def report_set(
     root: str,
     name: str,
     settings: dict,
-    vae: dsl.Input[dsl.Model],
-    latents: dsl.Input[dsl.Dataset],
-    checkpoint: dsl.Input[dsl.Model],
-    videos: dsl.Input[dsl.Artifact],
-    score: dsl.Input[dsl.Artifact],
+    vae: str,
+    latents: str,
+    checkpoint: str,
+    videos: str,
+    score: str,
     report: dsl.Output[dsl.Artifact],
     page: dsl.Output[dsl.HTML],
 ) -> None:
@@ -128,17 +119,7 @@ def report_set(
         report: Manifest of the report.
         page: The page itself, for the KFP UI.
     """
-    from components.runtime import run_step
+    from components.report.wiring import write
 
-    wired = {
-        "root": root,
-        "name": name,
-        "about": "set",
-        "vae": vae.path,
-        "latents": latents.path,
-        "checkpoint": checkpoint.path,
-        "video_sets": [videos.path],
-        "scores": [score.path],
-        "output": page.path,
-    }
-    run_step("report", "report", settings, wired, output=report)
+    made = vae, latents, checkpoint
+    write(root, name, settings, made, [videos], [score], report, page, about="set")

@@ -1,5 +1,7 @@
 """Score: distances between a set of generated videos and real ones."""
 
+from typing import NamedTuple
+
 from kfp import dsl
 
 from components.image import IMAGE
@@ -10,12 +12,12 @@ def score(
     root: str,
     name: str,
     settings: dict,
-    videos: dsl.Input[dsl.Artifact],
-    real: dsl.Input[dsl.Dataset],
-    detector: dsl.Input[dsl.Model],
+    videos: str,
+    real: str,
+    detector: str,
     score: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
-) -> None:
+) -> str:
     """Measure the Fréchet video distance of a video set; named "fvd" only with published detector weights.
 
     Args:
@@ -27,8 +29,50 @@ def score(
         detector: Manifest of the detector's weights.
         score: Manifest of the score with its whole protocol.
         metrics: The distance and its interval.
-    """
-    from components.runtime import run_step
 
-    wired = {"root": root, "name": name, "videos": videos.path, "real": real.path, "detector": detector.path}
-    run_step(f"score {name}", "score", settings, wired, output=score, metrics=metrics)
+    Returns:
+        URI of the manifest of the score, for the tasks after it.
+    """
+    from components.score.wiring import measure
+
+    return measure(root, name, settings, videos, real, detector, score, metrics)
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def score_two(
+    root: str,
+    name: str,
+    other_name: str,
+    settings: dict,
+    videos: str,
+    other_videos: str,
+    real: str,
+    detector: str,
+    score: dsl.Output[dsl.Artifact],
+    other_score: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+) -> NamedTuple("Scores", [("of", str), ("of_other", str)]):  # type: ignore[valid-type]
+    """Measure the Fréchet video distances of two video sets, one after the other, to the same real clips.
+
+    Args:
+        root: Where everything is kept, s3://bucket/prefix or file:///dir.
+        name: Name of the score of the model in question; it goes to scores/<name>/.
+        other_name: Name of the score of the model that it is compared with.
+        settings: Keys of latte.steps.score.ScoreConfig: protocol, …
+        videos: Manifest of the set of the model in question.
+        other_videos: Manifest of the other one's.
+        real: Manifest of the encoded dataset; it names the real videos.
+        detector: Manifest of the detector's weights.
+        score: Manifest of the score with its whole protocol.
+        other_score: The same of the other model.
+        metrics: The distance and its interval, and with "other_" before their names the other model's.
+
+    Returns:
+        URIs of the manifests of both scores, for the tasks after it.
+    """
+    from components.score.wiring import OtherMetrics, measure
+
+    return (
+        measure(root, name, settings, videos, real, detector, score, metrics),
+        measure(root, other_name, settings, other_videos, real, detector, other_score, OtherMetrics(metrics)),
+    )

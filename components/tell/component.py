@@ -16,9 +16,6 @@ def tell(root: str, name: str, pipeline: str, settings: dict, status: dsl.Pipeli
         settings: Keys of latte.steps.tell.TellConfig: webhook, when, within_s.
         status: What KFP knows of all tasks before this one.
     """
-    import os
+    from components.tell.wiring import tell
 
-    from components.runtime import RUN_ENV, run_step
-
-    wired = {"root": root, "name": name, "pipeline": pipeline, "run": os.environ.get(RUN_ENV, "")}
-    run_step("tell", "tell", settings, {**wired, "state": status.state, "error": status.error_message or ""})
+    tell(root, name, pipeline, settings, status)

@@ -10,12 +10,13 @@ def train(
     root: str,
     name: str,
     settings: dict,
-    latents: dsl.Input[dsl.Dataset],
-    vae: dsl.Input[dsl.Model],
+    latents: str,
+    vae: str,
     checkpoint: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
     init_from: str = "",
-) -> None:
+    pretrained: str = "",
+) -> str:
     """Train a Latte on latents; goes on where an earlier try was stopped.
 
     Args:
@@ -27,9 +28,15 @@ def train(
         checkpoint: Manifest of the run's checkpoints.
         metrics: Last loss, gradient norm and rate.
         init_from: Manifest of a checkpoint to start from, in place of the settings' own; empty for those.
-    """
-    from components.runtime import run_step
+        pretrained: Manifest of converted weights to start from where init_from is empty; empty for the settings' own.
 
-    wired = {"root": root, "name": name, "latents": latents.path, "vae": vae.path}
-    given = {**settings, "init_from": init_from} if init_from else settings
-    run_step("train", "train", given, wired, output=checkpoint, metrics=metrics)
+    Returns:
+        URI of the manifest of the run's checkpoints, for the tasks after it.
+    """
+    from components.runtime import handed_on, run_step
+
+    wired = {"root": root, "name": name, "latents": latents, "vae": vae}
+    start = init_from or pretrained
+    given = {**settings, "init_from": start} if start else settings
+    made = run_step("train", "train", given, wired, output=checkpoint, metrics=metrics)
+    return handed_on("train", root, made)

@@ -82,8 +82,13 @@ def shapes_of(config: LatteConfig) -> Shapes:
 
 def num_parameters(config: LatteConfig, trained_only: bool = False) -> int:
     """Numbers in a checkpoint of this config; `trained_only` leaves out the fixed position features."""
-    shapes = shapes_of(config)
-    return sum(math.prod(shape) for name, shape in shapes.items() if not (trained_only and name in _FIXED))
+    shapes = trained_shapes(config) if trained_only else shapes_of(config)
+    return sum(map(math.prod, shapes.values()))
+
+
+def trained_shapes(config: LatteConfig) -> Shapes:
+    """Tensors of a Latte without the fixed position features."""
+    return {name: shape for name, shape in shapes_of(config).items() if name not in _FIXED}
 
 
 def _own_settings(settings: Settings) -> dict[str, Any]:

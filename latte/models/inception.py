@@ -14,7 +14,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from latte import graph_cache
+from latte import graph_cache, operators
 from latte.models.detector_configs import INCEPTION_BLOCKS, Convolution, InceptionConfig
 from latte.models.layers import Linear, parameter
 
@@ -47,33 +47,12 @@ class _Layer(nn.Cell):
         super().__init__()
         self.conv = _Kernel(sizes)
         self.bn = _BatchStatistics(sizes.channels_out)
-        mode = "same" if sizes.same else "valid"
-        self._convolve = ops.Conv2D(sizes.channels_out, sizes.kernel, pad_mode=mode, stride=sizes.stride)
-        self._bias_add = ops.BiasAdd()
+        self._convolve = operators.ConvolveScaled(sizes.channels_out, sizes.kernel, sizes.stride, sizes.same)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Images (N, in, H, W) -> (N, out, H', W')."""
         scale = self.bn.weight / ops.sqrt(self.bn.running_var + _EPSILON)  # (out,)
-        shift = self.bn.bias - self.bn.running_mean * scale
-        # Broadcast before the product: MindSpore's own broadcasting on a CPU is slow and keeps its memory.
-        weight = self.conv.weight
-        weight = weight * ops.broadcast_to(scale.reshape(-1, 1, 1, 1), weight.shape)  # (out, in, rows, columns)
-        return ops.relu(self._bias_add(self._convolve(x, weight), shift))
-
-
-class _Average(nn.Cell):
-    """Averages over 3 x 3 windows; `whole`: the zeros around the image count as pixels."""
-
-    def __init__(self, whole: bool) -> None:
-        super().__init__()
-        self._whole = whole
-        self._pad = ops.Pad(((0, 0), (0, 0), (1, 1), (1, 1)))
-        # With "same" padding MindSpore's average is over what lies inside the image.
-        self._pool = ops.AvgPool(3, 1, "valid" if whole else "same")
-
-    def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """Images (N, C, H, W) -> the same shape."""
-        return self._pool(self._pad(x) if self._whole else x)
+        return self._convolve(x, self.conv.weight, scale, self.bn.bias - self.bn.running_mean * scale)
 
 
 class _InceptionBlock(nn.Cell):
@@ -156,14 +135,14 @@ class Inception(nn.Cell):
             else:
                 setattr(self, name, _Layer(sizes))
         for name, (form, _) in INCEPTION_BLOCKS.items():
-            pool: nn.Cell = _Average(whole=not fid)
+            pool: nn.Cell = operators.AveragePool(whole=not fid)
             if form in _HALVING:
-                pool = nn.MaxPool2d(3, 2)
+                pool = operators.MaxPool(2)
             elif fid and name == "Mixed_7c":
-                pool = nn.MaxPool2d(3, 1, "same")
+                pool = operators.MaxPool(1)
             setattr(self, name, _FORMS[form](layers[name], pool))
         self.fc = Linear(self.config.channels, self.config.num_classes)
-        self._pool = nn.MaxPool2d(3, 2)
+        self._pool = operators.MaxPool(2)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Class scores before the softmax.
@@ -217,4 +196,4 @@ class Inception(nn.Cell):
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(self._pool(x))))  # (N, 288, 35, 35)
         x = self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))  # (N, 768, 17, 17)
         x = self.Mixed_7a(self.Mixed_6e(self.Mixed_6d(x)))  # (N, 1280, 8, 8)
-        return self.Mixed_7c(self.Mixed_7b(x)).mean(axis=(2, 3))  # (N, 2048)
+        return operators.mean_of_pixels(self.Mixed_7c(self.Mixed_7b(x)))  # (N, 2048)

@@ -73,15 +73,15 @@ class LatteT2V(nn.Cell):
         for i in range(self.config.num_layers):
             tokens = self.transformer_blocks[i](tokens, modulation, frames, caption, bias)
             if i == 0 and frames > 1:
-                tokens = tokens.reshape(n, frames, patches, size) + self._over_time.reshape(1, frames, 1, size)
-                tokens = tokens.reshape(n, frames * patches, size)
+                places = self._over_time.astype(tokens.dtype).reshape(1, frames, 1, size)
+                tokens = (tokens.reshape(n, frames, patches, size) + places).reshape(n, frames * patches, size)
             tokens = self.temporal_transformer_blocks[i](tokens, modulation, frames)  # (N, F * T, D)
         ends = self.scale_shift_table.reshape(1, 2, size) + time.reshape(n, 1, size)  # (N, 2, D)
         shift, scale = self._halves(ends)  # 2 x (N, 1, D)
         tokens = self.proj_out(self.norm_out(tokens, shift, scale)[0])  # (N, F * T, p * p * out)
         p, out = self.config.patch_size, self.config.out_channels
         tokens = tokens.reshape(n * frames, height // p, width // p, p, p, out).transpose(0, 5, 1, 3, 2, 4)
-        return tokens.reshape(n, frames, out, height, width)
+        return tokens.reshape(n, frames, out, height, width).astype(ms.float32)
 
     def forward_with_cfg(
         self,
@@ -123,7 +123,8 @@ class _PositionedPatches(nn.Cell):
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Map x (B, C, H, W) -> (B, T, D)."""
-        return self.proj(x) + self._positions
+        tokens = self.proj(x)
+        return tokens + self._positions.astype(tokens.dtype)
 
 
 class _SharedModulation(nn.Cell):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn, ops
+from mindspore import nn
 
 from latte import graph_cache, operators
 from latte.errors import UserError
@@ -91,14 +91,14 @@ class EncoderInPieces:
         shut = ((1.0 - mask.astype(np.float32)) * np.float32(_MASKED))[:, None, None, None]  # (N, 1, 1, 1, L)
         for i in range(self.config.num_layers):
             for name, param in self._block.parameters_and_names():
-                ops.assign(param, ms.Tensor(self._read(f"encoder.block.{i}.{name}")))
+                operators.assign(param, ms.Tensor(self._read(f"encoder.block.{i}.{name}")))
             for row in range(len(states)):
                 bias = ms.Tensor((positions + shut[row]).astype(np.float32))
                 x = ms.Tensor(states[row : row + 1])  # (1, L, d_model)
                 states[row] = graph_cache.call(self._block.run, x, bias).asnumpy()[0]
             if on_block is not None:
                 on_block(i)
-        ops.assign(self._norm.weight, ms.Tensor(self._read("encoder.final_layer_norm.weight")))
+        operators.assign(self._norm.weight, ms.Tensor(self._read("encoder.final_layer_norm.weight")))
         for row in range(len(states)):
             states[row] = self._norm(ms.Tensor(states[row : row + 1])).asnumpy()[0]
         return states
@@ -202,7 +202,7 @@ class _Linear(nn.Cell):
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Map x (..., in) -> (..., out)."""
-        y = self._affine(x.reshape(-1, self._sizes[0]), self.weight, self._zeros)
+        y = self._affine(x.reshape(-1, self._sizes[0]), self.weight, self._zeros.astype(self.weight.dtype))
         return y.reshape((*x.shape[:-1], self._sizes[1]))
 
 
@@ -216,7 +216,7 @@ class _Norm(nn.Cell):
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Map x (..., d_model) -> the same shape."""
-        return x * ops.rsqrt(ops.mean(x * x, -1, True) + self._epsilon) * self.weight
+        return operators.root_mean_square_norm(x, self.weight, self._epsilon)
 
 
 def _positions(config: T5Config, table: np.ndarray) -> Callable[[int], np.ndarray]:

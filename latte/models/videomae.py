@@ -17,7 +17,6 @@ from latte.models.detector_configs import VideoMAEConfig
 from latte.models.layers import Affine, Linear, parameter
 
 _EPSILON = 1e-6
-_ROOT_OF_2 = 2.0**0.5
 
 
 class _TokenNorm(nn.Cell):
@@ -77,8 +76,7 @@ class _ErfMLP(nn.Cell):
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Map x (N, L, size) -> the same shape."""
-        y = self.fc1(x)
-        return self.fc2(y * 0.5 * (ops.erf(y / _ROOT_OF_2) + 1.0))
+        return self.fc2(operators.gelu(self.fc1(x)))
 
 
 class _VideoBlock(nn.Cell):
@@ -180,7 +178,7 @@ class VideoMAE(nn.Cell):
         x = self.patch_embed(x) + self._positions  # (N, L, hidden)
         for block in self.blocks:
             x = block(x)
-        return self.fc_norm(x.mean(axis=1))  # (N, hidden)
+        return self.fc_norm(operators.mean_of_tokens(x))  # (N, hidden)
 
 
 def positions(count: int, size: int) -> np.ndarray:

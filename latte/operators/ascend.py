@@ -156,9 +156,12 @@ class SelfAttention(nn.Cell):
 
 
 def masked_attention(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, mask: ms.Tensor) -> ms.Tensor:
-    """softmax(q k^T + mask) v of (B, H, L, D); `mask` (L, L)."""
-    weights = _softmax(_transposing_matmul(q, k) + mask)  # (B, H, L, L)
-    return _batch_matmul(weights, v)
+    """softmax(q k^T + mask) v of (B, H, L, D); `mask` float32, such that it can be added to (B, H, L, S).
+
+    In half precision, too, the softmax is that of float32 sums.
+    """
+    weights = _softmax(_transposing_matmul(q, k) + mask)  # (B, H, L, S)
+    return _batch_matmul(weights.astype(v.dtype), v)
 
 
 class Split(nn.Cell):
@@ -224,6 +227,21 @@ def quick_gelu(x: ms.Tensor) -> ms.Tensor:
 def silu(x: ms.Tensor) -> ms.Tensor:
     """X * sigmoid(x), where no gradient is asked for."""
     return F.silu(x)
+
+
+def gelu(x: ms.Tensor) -> ms.Tensor:
+    """GELU by the error function, where no gradient is asked for."""
+    return F.gelu(x)
+
+
+def root_mean_square_norm(x: ms.Tensor, weight: ms.Tensor, epsilon: float) -> ms.Tensor:
+    """X over the root of its mean square over the last axis, times weight (D,)."""
+    return ops.rms_norm(x, weight.astype(x.dtype), epsilon)[0]
+
+
+def mean_of_tokens(x: ms.Tensor) -> ms.Tensor:
+    """(N, L, D) -> (N, D)."""
+    return mint.mean(x, 1)
 
 
 def mean_of_rows(x: ms.Tensor) -> ms.Tensor:

@@ -23,6 +23,26 @@ class Convolve(nn.Cell):
         return F.conv2d(x, weight, bias, self._stride, self._padding)
 
 
+class ConvolveScaled(nn.Cell):
+    """Convolution of images, times a scale, plus a shift, ReLU; `same`: zeros are added around, so that sizes stay."""
+
+    def __init__(self, channels_out: int, kernel: tuple[int, int], stride: int, same: bool) -> None:
+        super().__init__()
+        self._stride = stride
+        self._padding = ((kernel[0] - 1) // 2, (kernel[1] - 1) // 2) if same else (0, 0)
+
+    def construct(self, x: ms.Tensor, weight: ms.Tensor, scale: ms.Tensor, shift: ms.Tensor) -> ms.Tensor:
+        """Images (N, in, H, W) -> (N, out, H', W').
+
+        Args:
+            x: images.
+            weight: (out, in, rows, columns).
+            scale: (out,).
+            shift: (out,).
+        """
+        return F.relu(F.conv2d(x, weight * scale.reshape(-1, 1, 1, 1), shift, self._stride, self._padding))
+
+
 class ConvolveDoubled(nn.Cell):
     """Double the sides of images by nearest neighbour, then convolve by 3x3 with padding 1."""
 
@@ -45,6 +65,35 @@ class GroupNorm(nn.Cell):
     def construct(self, x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
         """Map x (N, C, H, W), weight and bias (C,) -> the shape of x."""
         return F.group_norm(x, self._groups, weight, bias, self._epsilon)
+
+
+class MaxPool(nn.Cell):
+    """Maximum over 3 x 3 windows of images; at stride 1 the border is left out of its windows, so that sizes stay."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self._stride, self._padding = stride, 1 if stride == 1 else 0
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Images (N, C, H, W) -> the same shape, at stride 2 (N, C, (H - 1) // 2, (W - 1) // 2)."""
+        return F.max_pool2d(x, 3, self._stride, self._padding)
+
+
+class AveragePool(nn.Cell):
+    """Averages over 3 x 3 windows of images; `whole`: the zeros around the image count as pixels."""
+
+    def __init__(self, whole: bool) -> None:
+        super().__init__()
+        self._whole = whole
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Images (N, C, H, W) -> the same shape."""
+        return F.avg_pool2d(x, 3, 1, 1, False, self._whole)
+
+
+def mean_of_pixels(x: ms.Tensor) -> ms.Tensor:
+    """Images (N, C, H, W) -> (N, C)."""
+    return mint.mean(x, (2, 3))
 
 
 def padding(size: int, kernel: int, stride: int) -> tuple[int, int]:

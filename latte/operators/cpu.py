@@ -16,6 +16,7 @@ _softmax = ops.Softmax(axis=-1)
 _norm_product = ops.MatMul(transpose_b=True)
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 _divide = ops.RealDiv()
+_ROOT_OF_2 = 2.0**0.5
 # Clips in I3D lie as frames of images (T, N, C, H, W): convolutions over time are those over space of mixed frames.
 CLIP_FROM_INPUT, CLIP_CHANNELS, CLIP_FRAMES = (2, 0, 1, 3, 4), 2, 0
 
@@ -302,6 +303,21 @@ def quick_gelu(x: ms.Tensor) -> ms.Tensor:
 def silu(x: ms.Tensor) -> ms.Tensor:
     """X * sigmoid(x), where no gradient is asked for."""
     return x * sigmoid(x)
+
+
+def gelu(x: ms.Tensor) -> ms.Tensor:
+    """GELU by the error function, where no gradient is asked for."""
+    return x * 0.5 * (ops.erf(x / _ROOT_OF_2) + 1.0)
+
+
+def root_mean_square_norm(x: ms.Tensor, weight: ms.Tensor, epsilon: float) -> ms.Tensor:
+    """X over the root of its mean square over the last axis, times weight (D,)."""
+    return x * ops.rsqrt(ops.mean(x * x, -1, True) + epsilon) * weight
+
+
+def mean_of_tokens(x: ms.Tensor) -> ms.Tensor:
+    """(N, L, D) -> (N, D)."""
+    return x.mean(axis=1)
 
 
 def mean_of_rows(x: ms.Tensor) -> ms.Tensor:

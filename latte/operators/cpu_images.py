@@ -35,6 +35,28 @@ class Convolve(nn.Cell):
         return self._bias_add(self._convolve(x, weight), bias)
 
 
+class ConvolveScaled(nn.Cell):
+    """Convolution of images, times a scale, plus a shift, ReLU; `same`: zeros are added around, so that sizes stay."""
+
+    def __init__(self, channels_out: int, kernel: tuple[int, int], stride: int, same: bool) -> None:
+        super().__init__()
+        self._convolve = ops.Conv2D(channels_out, kernel, pad_mode="same" if same else "valid", stride=stride)
+        self._bias_add = ops.BiasAdd()
+
+    def construct(self, x: ms.Tensor, weight: ms.Tensor, scale: ms.Tensor, shift: ms.Tensor) -> ms.Tensor:
+        """Images (N, in, H, W) -> (N, out, H', W').
+
+        Args:
+            x: images.
+            weight: (out, in, rows, columns).
+            scale: (out,).
+            shift: (out,).
+        """
+        # Broadcast before the product: MindSpore's own broadcasting on a CPU is slow and keeps its memory.
+        weight = weight * ops.broadcast_to(scale.reshape(-1, 1, 1, 1), weight.shape)
+        return ops.relu(self._bias_add(self._convolve(x, weight), shift))
+
+
 # Rows of a kernel of three that meet the same pixel of the smaller image, for outputs at even and at odd places.
 _MET = (np.array([[1, 0, 0], [0, 1, 1]], np.float32), np.array([[1, 1, 0], [0, 0, 1]], np.float32))
 
@@ -88,6 +110,38 @@ class GroupNorm(nn.Cell):
         """A number for each group (N * G, 1) -> the same for each of its channels (N, C)."""
         by_group = (batch, self._groups, channels // self._groups)
         return ops.broadcast_to(value.reshape(batch, self._groups, 1), by_group).reshape(batch, channels)
+
+
+class MaxPool(nn.Cell):
+    """Maximum over 3 x 3 windows of images; at stride 1 the border is left out of its windows, so that sizes stay."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self._pool = ops.MaxPool(3, stride, "same" if stride == 1 else "valid")
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Images (N, C, H, W) -> the same shape, at stride 2 (N, C, (H - 1) // 2, (W - 1) // 2)."""
+        return self._pool(x)
+
+
+class AveragePool(nn.Cell):
+    """Averages over 3 x 3 windows of images; `whole`: the zeros around the image count as pixels."""
+
+    def __init__(self, whole: bool) -> None:
+        super().__init__()
+        self._whole = whole
+        self._pad = ops.Pad(((0, 0), (0, 0), (1, 1), (1, 1)))
+        # With "same" padding MindSpore's average is over what lies inside the image.
+        self._pool = ops.AvgPool(3, 1, "valid" if whole else "same")
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Images (N, C, H, W) -> the same shape."""
+        return self._pool(self._pad(x) if self._whole else x)
+
+
+def mean_of_pixels(x: ms.Tensor) -> ms.Tensor:
+    """Images (N, C, H, W) -> (N, C)."""
+    return x.mean(axis=(2, 3))
 
 
 def mixing(num_frames: int, kernel: int, stride: int) -> Mixing:

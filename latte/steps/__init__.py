@@ -32,20 +32,20 @@ STEPS = {
     "convert": Step(
         "ConvertConfig",
         "Convert published weights, checked strictly, without running anything that the file holds.",
-        ("convert",),
+        ("convert", "convert_all"),
     ),
     "encode": Step(
         "EncodeConfig",
         "Encode a dataset's videos into latents: plan, encode, merge.",
-        ("encode_plan", "encode_shards", "encode_merge"),
+        ("convert_and_encode", "encode_plan", "encode_shards", "encode_merge"),
     ),
     "train": Step("TrainConfig", "Train or finetune a Latte on latents; goes on where it was stopped.", ("train",)),
     "sample": Step(
         "SampleConfig",
         "Generate a set of videos from a checkpoint.",
-        ("sample_plan", "sample_shards", "sample_merge"),
+        ("sample", "sample_two", "sample_plan", "sample_shards", "sample_merge"),
     ),
-    "score": Step("ScoreConfig", "Measure the Fréchet video distance of a set to real videos.", ("score",)),
+    "score": Step("ScoreConfig", "Measure the Fréchet video distance of a set to real videos.", ("score", "score_two")),
     "promote": Step(
         "PromoteConfig",
         "Promote a checkpoint whose score passes the gate, or roll back.",
@@ -66,6 +66,16 @@ def config_class(step: str) -> type[Config]:
     """The config class of a step; imports the step's module, not its networks."""
     found: type[Config] = getattr(importlib.import_module(f"latte.steps.{step}"), STEPS[step].config)
     return found
+
+
+def plan(step: str, config: Config) -> str:
+    """Needs of a step whose config says `dry_run`, in lines; nothing is done.
+
+    Raises:
+        LatteError: the settings are bad, or what they ask for does not fit.
+    """
+    lines: str = importlib.import_module(f"latte.steps.{step}").plan(config)
+    return lines
 
 
 def call(step: str, config: Config, function: str = "run", **arguments: Any) -> manifest.Manifest:

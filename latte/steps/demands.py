@@ -82,6 +82,8 @@ def check_settings(
         UserError: two of them contradict each other; the line names the key and a value that works.
     """
     protocol = protocol_of(asked, can_read)
+    if asked.train is not None and asked.train.dry_run:
+        raise UserError("train.dry_run=true: a pipeline trains; `latte-pipeline check --plan` shows the plan")
     if asked.encode is not None and autoencoder is not None:
         _check_image_size(asked, asked.encode.image_size, autoencoder)
     if asked.train is not None:
@@ -183,6 +185,18 @@ def model_of(train: TrainConfig, known: Mapping[str, Any]) -> LatteConfig:
         return LatteConfig.of_settings(train.model, known, "train.model.")
     except UserError as error:
         raise UserError(f"train.model.{error}" if str(error).startswith("preset") else str(error)) from None
+
+
+def planned_model(asked: Asked, autoencoder: AutoencoderKLConfig | None, num_classes: int) -> LatteConfig:
+    """The network that the train step will build on a dataset with so many classes, none of them 0.
+
+    Raises:
+        UserError: a key is bad or does not fit the others.
+    """
+    if asked.train is None:
+        raise TypeError("no train step")
+    of_classes = {"condition": "class" if num_classes else "none", "num_classes": num_classes}
+    return model_of(asked.train, {**_known_of_latents(asked, autoencoder), **of_classes})
 
 
 def condition_of(train: TrainConfig) -> str | None:

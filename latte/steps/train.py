@@ -27,7 +27,8 @@ _STAT_THREADS = 16
 # These change how a run is watched, cached or stopped, not what it computes.
 _NOT_IN_FINGERPRINT = {
     "root", "name", "latents", "init_from", "log_every", "checkpoint_every", "keep_last", "keep_every", "cache_dir",
-    "cache_gb", "workers", "recompute", "shard_optimizer", "preview_every", "preview_clips", "preview_steps", "vae",
+    "cache_gb", "workers", "recompute", "jit_level", "profile_steps", "max_device_memory_gb", "hccl_connect_timeout_s",
+    "hccl_exec_timeout_s", "dry_run", "shard_optimizer", "preview_every", "preview_clips", "preview_steps", "vae",
 }  # fmt: skip
 
 
@@ -38,6 +39,8 @@ def run(config: TrainConfig) -> manifest.Manifest:
         UserError: the latents, the model's settings or the start weights do not fit together.
         StorageError: object storage stayed away for too long, or stored data is damaged.
     """
+    if config.dry_run:
+        raise UserError("dry_run=true: nothing is trained; the command `latte train` prints the plan")
     latents = manifest.read(config.latents, "latents", "latents")
     start = _resolve_start(config.init_from, latents)
     vae = _resolve_vae(config, latents)
@@ -88,6 +91,21 @@ def run(config: TrainConfig) -> manifest.Manifest:
 
         device.wait_for_workers()
     return result
+
+
+def plan(config: TrainConfig) -> str:
+    """Needs of `run`, in lines; nothing is trained or written.
+
+    Raises:
+        UserError: the latents and the model's settings do not fit together, or the plan does not fit the device.
+    """
+    from latte.planning import plans
+    from latte.training import starting
+
+    model = starting.resolve_model(config.model, manifest.read(config.latents, "latents", "latents"))
+    planned = plans.training(config, model)
+    planned.check()
+    return str(planned)
 
 
 def _has_its_log(done: manifest.Manifest) -> bool:

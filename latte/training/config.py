@@ -52,6 +52,24 @@ class TrainConfig(Config):
     preview_clips: int = Field(default=4, gt=0, description="clips of a preview")
     preview_steps: int = Field(default=25, gt=0, le=1000, description="denoising steps of a preview (DDIM)")
     vae: str | None = Field(default=None, description="manifest of the autoencoder that decodes previews")
+    jit_level: Literal["O0", "O1"] = Field(
+        default="O0", description="of MindSpore's compiler, for a step's gradients on Ascend; O1 also fuses kernels"
+    )
+    profile_steps: str | None = Field(
+        default=None, pattern=r"^[1-9]\d*:[1-9]\d*$", description="first:last step that MindSpore traces, 10:12"
+    )
+    max_device_memory_gb: float | None = Field(
+        default=None, gt=0, description="memory that MindSpore may take of an Ascend device, or null for all"
+    )
+    hccl_connect_timeout_s: int | None = Field(
+        default=None, ge=120, le=7200, description="how long workers wait for each other at the start; null: HCCL's 120"
+    )
+    hccl_exec_timeout_s: int | None = Field(
+        default=None, gt=0, description="how long a worker waits for the others in a step; null: HCCL's 1836"
+    )
+    dry_run: bool = Field(
+        default=False, description="train nothing: print what a step needs, planned for Ascend by MindSpore"
+    )
     cache_dir: str | None = Field(default=None, description="folder for the local cache of latents")
     cache_gb: float = Field(
         default=32.0, ge=0, description="size of that cache; latents beyond it are read from the store each time"
@@ -65,11 +83,23 @@ class TrainConfig(Config):
                 f"batch_size {self.batch_size} is not divisible by workers {self.workers} x accumulation "
                 f"{self.accumulation}; batch_size={nearest_multiple(self.batch_size, parts)} works"
             )
+        if self.profile_steps is not None and not self.profiled[0] <= self.profiled[1] <= self.steps:
+            raise ValueError(
+                f"profile_steps {self.profile_steps}: expected first:last within the {self.steps} steps of the run"
+            )
         unknown = sorted(set(self.model) - set(LatteConfig.model_fields) - {"preset"})
         if unknown:
             known = [f"model.{key}" for key in ("preset", *LatteConfig.model_fields)]
             raise ValueError(f"unknown key model.{unknown[0]}{meant(f'model.{unknown[0]}', known)}")
         return self
+
+    @property
+    def profiled(self) -> tuple[int, int]:
+        """First and last step that are traced; (0, 0) for none."""
+        if self.profile_steps is None:
+            return 0, 0
+        first, last = map(int, self.profile_steps.split(":"))
+        return first, last
 
 
 @dataclass(frozen=True)

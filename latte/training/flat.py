@@ -88,22 +88,30 @@ def make_state(net: nn.Cell, rank: int = 0, shards: int = 1) -> FlatState:
         first = sum(size for _, size in parts)
         parts.append((first, sum(params[i].size for i in mine)))
     mine = [i for i in order if owner[i] == rank or shards == 1]
-    values = np.concatenate([params[i].asnumpy().reshape(-1) for i in mine])
+    weights = ms.Parameter(
+        ms.Tensor.from_numpy(np.concatenate([params[i].asnumpy().reshape(-1) for i in mine])),
+        name="flat.weights",
+        requires_grad=False,
+    )
 
-    def flat(name: str, value: np.ndarray) -> ms.Parameter:
-        return ms.Parameter(ms.Tensor(value), name=f"flat.{name}", requires_grad=False)
+    def on_device(name: str, value: ms.Tensor) -> ms.Parameter:
+        """A parameter that has what the device has computed; MindSpore gives it a copy in the host's memory first."""
+        param = ms.Parameter(value, name=f"flat.{name}", requires_grad=False)
+        param.assign_value(value)
+        return param
 
+    average = on_device("ema", weights * 1.0)  # first: the weights leave the host's memory with it
     return FlatState(
         params=ms.ParameterTuple([params[i] for i in order]),
         names=tuple(params[i].name for i in order),
         places=places,
         parts=tuple(parts),
         rank=rank if shards > 1 else 0,
-        grads=flat("grads", np.zeros(at, np.float32)),
-        weights=flat("weights", values),
-        exp_avg=flat("exp_avg", np.zeros_like(values)),
-        exp_avg_sq=flat("exp_avg_sq", np.zeros_like(values)),
-        ema=flat("ema", values.copy()),
+        grads=on_device("grads", ops.zeros(at, ms.float32)),
+        weights=weights,
+        exp_avg=on_device("exp_avg", ops.zeros(weights.size, ms.float32)),
+        exp_avg_sq=on_device("exp_avg_sq", ops.zeros(weights.size, ms.float32)),
+        ema=average,
     )
 
 

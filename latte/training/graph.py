@@ -5,31 +5,43 @@ from collections.abc import Callable
 import mindspore as ms
 from mindspore import nn, ops
 
-from latte import operators
+from latte import graph_cache, operators
 from latte.diffusion import Diffusion
 from latte.models.latte import Latte
 from latte.training import flat, optim
 
 
 def make_accumulate(
-    net: Latte, diffusion: Diffusion, state: optim.OptimizerState | flat.FlatState, accumulation: int
+    net: Latte,
+    diffusion: Diffusion,
+    state: optim.OptimizerState | flat.FlatState,
+    accumulation: int,
+    jit_level: str = "O0",
 ) -> Callable[..., tuple[ms.Tensor, ...]]:
     """The compiled front of a step: loss and gradients of one micro-batch, gradients added to `state.grads`.
+
+    Args:
+        net: the network.
+        diffusion: gives the loss.
+        state: where the gradients go.
+        accumulation: micro-batches of a step.
+        jit_level: of MindSpore's compiler.
 
     Returns:
         `accumulate(x0, t, noise, condition, keep, loss_scale) -> (loss, mse, vb)`; arguments as in
         `Batch`; `keep` is 0 in a step's first micro-batch, whose gradients overwrite those of the step
         before, and 1 after it; the gradients are those of the loss times `loss_scale`.
     """
-    front = _Front(net, diffusion, state, accumulation)
+    front = _Front(net, diffusion, state, accumulation, jit_level)
     if isinstance(state, optim.OptimizerState):
-        accumulate: Callable[..., tuple[ms.Tensor, ...]] = front.accumulate
-        return accumulate
+        accumulate = ms.jit(front.accumulate, jit_level=jit_level)
+        return lambda *arguments: graph_cache.call(accumulate, *arguments)
     # A graph that writes makes a copy of every weight that it reads: what is kept is written by another one.
     store = flat.FlatGradientStore(state, accumulation)
+    flat_gradients = ms.jit(front.flat_gradients, jit_level=jit_level)
 
     def accumulate_flat(*arguments: ms.Tensor) -> tuple[ms.Tensor, ...]:
-        *losses, grads = front.flat_gradients(*arguments)
+        *losses, grads = flat_gradients(*arguments)
         store.keep(grads, arguments[4])
         return tuple(losses)
 
@@ -38,10 +50,16 @@ def make_accumulate(
 
 class _Front(nn.Cell):
     def __init__(
-        self, net: Latte, diffusion: Diffusion, state: optim.OptimizerState | flat.FlatState, accumulation: int
+        self,
+        net: Latte,
+        diffusion: Diffusion,
+        state: optim.OptimizerState | flat.FlatState,
+        accumulation: int,
+        jit_level: str = "O0",
     ) -> None:
         super().__init__(auto_prefix=False)
         self.net, self.diffusion, self.condition = net, diffusion, net.config.condition
+        self.jit_level = jit_level  # a graph that is kept is told from another one by it
         if isinstance(state, optim.OptimizerState):
             self.store = optim.GradientStore(state, accumulation)
         self.grad_of = ops.value_and_grad(self.loss_of, None, state.params, has_aux=True)
@@ -59,7 +77,6 @@ class _Front(nn.Cell):
         loss = operators.mean(terms["loss"])
         return loss * loss_scale, loss, operators.mean(terms["mse"]), operators.mean(terms["vb"])
 
-    @ms.jit
     def accumulate(
         self,
         x0: ms.Tensor,
@@ -69,11 +86,11 @@ class _Front(nn.Cell):
         keep: ms.Tensor,
         loss_scale: ms.Tensor,
     ) -> tuple[ms.Tensor, ...]:
+        """Loss and its parts; the gradients are added to those of the step. To be compiled."""
         (_, loss, mse, vb), grads = self.grad_of(x0, t, noise, condition, loss_scale)
         self.store(grads, keep)
         return loss, mse, vb
 
-    @ms.jit
     def flat_gradients(
         self,
         x0: ms.Tensor,

@@ -1,7 +1,6 @@
 """The training loop: batches in, updates, checkpoints and the loss log out. Entered through `latte.steps.train`."""
 
 import contextlib
-import os
 import signal
 import sys
 from dataclasses import asdict, dataclass
@@ -15,7 +14,6 @@ from latte.data.latents import LatentClips
 from latte.diffusion import Diffusion
 from latte.errors import LatteError, StoppedByUserError, StorageError, UserError
 from latte.facts import DiffusionFacts, LatentsFacts, RunFacts
-from latte.kinds.latte import num_parameters
 from latte.models import layers
 from latte.models.configs import LatteConfig
 from latte.models.latte import Latte
@@ -29,6 +27,7 @@ from latte.training.graph import make_accumulate
 from latte.training.lease import Lease, LeaseLostError
 from latte.training.log import Clock, TrainingLog
 from latte.training.previews import Previews
+from latte.training.profiling import Trace
 
 
 @dataclass(frozen=True)
@@ -60,10 +59,10 @@ def train(
     """Run to `config.steps` under `uri`; see `latte.steps.train.run`. Alone or as one of several workers."""
     model_config = starting.resolve_model(config.model, latents)
     of_latents = LatentsFacts.of(latents)
-    device.setup(seed=config.seed)
+    starting.prepare_device(config)
     group = Group(*device.join_workers())
     compute_type = device.compute_type(config.precision)
-    _check_memory(config, model_config, group)
+    memory.check_start(config, model_config, group.size)
     net = Latte(model_config)
     net.set_train(True)
     if config.recompute:
@@ -135,14 +134,6 @@ class Group:
         return self.rank == 0
 
 
-def _check_memory(config: TrainConfig, model: LatteConfig, group: Group) -> None:
-    clips = config.batch_size // (config.accumulation * group.size)
-    parameters = num_parameters(model, trained_only=True)
-    shards = group.size if config.shard_optimizer else 1
-    need = memory.estimate(model, parameters, clips, group.size, config.recompute, shards)
-    memory.check(need, int(os.environ.get("LATTE_WORKERS_PER_NODE", group.size)), device.memory_bytes())
-
-
 class _Loop:
     """One run of the loop: what it works on, and the steps it takes."""
 
@@ -177,7 +168,7 @@ class _Loop:
         self.notes: list[str] = []  # what a person should know of the run
         self._scale = optim.LossScale() if config.precision == "fp16" else optim.LossScale(value=1.0)
         diffusion = Diffusion(noise_schedule=config.noise_schedule)
-        self._accumulate = make_accumulate(net, diffusion, state, config.accumulation)
+        self._accumulate = make_accumulate(net, diffusion, state, config.accumulation, config.jit_level)
         updates: Any = flat if isinstance(state, flat.FlatState) else optim
         self._scalars = updates.scalars
         self._update = updates.make_update(state, config.weight_decay)
@@ -217,6 +208,7 @@ class _Loop:
         metrics: dict[str, Any] = {**self._log.last, "step": first}  # the log may end before the step that was saved
         steps = range(first, config.steps)
         clock = Clock()
+        trace = Trace(*config.profiled if self._group.leads else (0, 0), self._uri)
         if first and config.preview_every and first % config.preview_every == 0:
             self._preview(first)  # the run may have ended between this checkpoint and its preview
         bar = progress(total=config.steps, desc="train", unit="step", disable=not self._group.leads)
@@ -225,7 +217,8 @@ class _Loop:
             bar.update(first)
             read = batches.prefetched(self._clips, self._usable, self._plan, steps, self._items)
             for step, parts in enumerate(clock.waiting(read), start=first + 1):
-                metrics, asked = self._step(step, parts, bool(came))
+                with trace.of(step):
+                    metrics, asked = self._step(step, parts, bool(came))
                 clock.step_done()
                 if self._group.leads and (step % config.log_every == 0 or step in (1, config.steps)):
                     self._log.add(metrics, clock.rates())

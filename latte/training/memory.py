@@ -1,10 +1,14 @@
 """Memory that a training process will need, said before the first step instead of by the kernel's OOM killer."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from latte import device
 from latte.errors import UserError
+from latte.kinds.latte import num_parameters
 from latte.models.configs import LatteConfig
+from latte.training.config import TrainConfig
 
 _FLOAT_BYTES = 4
 # Floats that the backward pass finds for each token and channel of a block: inputs, norms, q, k, v in two orders, MLP.
@@ -12,6 +16,10 @@ _FLOAT_BYTES = 4
 _SAVED_PER_TOKEN = 36
 _PROCESS_BYTES = 1100 << 20  # interpreter, MindSpore, compiled graphs
 _HEADROOM = 0.95
+ADVICE = (
+    "lower batch_size, raise accumulation or workers' memory, set recompute=true, with several workers "
+    "shard_optimizer=true, or choose a smaller model"
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,37 @@ def estimate(
     )
 
 
+def of_run(config: TrainConfig, model: LatteConfig, workers: int) -> MemoryNeed:
+    """The estimate of one worker of a run."""
+    clips = config.batch_size // (config.accumulation * workers)
+    parameters = num_parameters(model, trained_only=True)
+    return estimate(model, parameters, clips, workers, config.recompute, workers if config.shard_optimizer else 1)
+
+
+def state_on_device(parameters: int, half: bool, shards: int = 1) -> MemoryNeed:
+    """Bytes that lie on an Ascend device whatever the batch: its weights, `half` in half precision, and the flat state.
+
+    Activations are not in it: how many stay is MindSpore's to say (`latte train dry_run=true`).
+    """
+    own = parameters * _FLOAT_BYTES // shards
+    weights = parameters * (_FLOAT_BYTES // 2 if half else _FLOAT_BYTES) + parameters * _FLOAT_BYTES
+    return MemoryNeed(weights + 2 * own, 2 * own, 0, 0)
+
+
+def check_start(config: TrainConfig, model: LatteConfig, workers: int) -> None:
+    """Refuse a run that cannot fit where this process is, before it builds anything.
+
+    Raises:
+        UserError: it does not fit; says what to change.
+    """
+    device_bytes = device.memory_bytes()
+    if device_bytes is not None:
+        parameters, shards = num_parameters(model, trained_only=True), workers if config.shard_optimizer else 1
+        check(state_on_device(parameters, config.precision != "fp32", shards), 1, device_bytes)
+        return
+    check(of_run(config, model, workers), int(os.environ.get("LATTE_WORKERS_PER_NODE", workers)))
+
+
 def available_bytes() -> int:
     """Memory that this process may still take: what the machine has free, or its control group if that is less.
 
@@ -109,15 +148,12 @@ def check(need: MemoryNeed, processes: int, device_bytes: int | None = None) -> 
     Raises:
         UserError: it does not fit; says what to change.
     """
-    advice = (
-        "lower batch_size, raise accumulation or workers' memory, set recompute=true, with several workers "
-        "shard_optimizer=true, or choose a smaller model"
-    )
     if device_bytes is not None:
         if need.device_bytes > device_bytes * _HEADROOM:
+            about = "about" if need.activations_bytes else "at least"
             raise UserError(
-                f"a training step needs about {need.device_bytes / 1e9:.1f} GB of the device's "
-                f"{device_bytes / 1e9:.1f} GB ({need}); {advice}"
+                f"a training step needs {about} {need.device_bytes / 1e9:.1f} GB of the device's "
+                f"{device_bytes / 1e9:.1f} GB ({need}); {ADVICE}"
             )
         return
     there = available_bytes()
@@ -126,7 +162,7 @@ def check(need: MemoryNeed, processes: int, device_bytes: int | None = None) -> 
         shared = f" in {processes} processes" if processes > 1 else ""
         raise UserError(
             f"training needs about {total / 1e9:.1f} GB of memory{shared}, {there / 1e9:.1f} GB are free ({need}); "
-            f"{advice}"
+            f"{ADVICE}"
         )
 
 

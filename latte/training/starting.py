@@ -7,20 +7,28 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from latte import checkpoints, finite, storage
+from latte import checkpoints, device, finite, storage
 from latte.checkpoints import store
 from latte.data.latents import LatentClips
 from latte.errors import UserError
 from latte.facts import LatentsFacts
 from latte.models.configs import LatteConfig
 from latte.storage import manifest
-from latte.training.config import Start
+from latte.training.config import Start, TrainConfig
 
 # Tensors whose shape follows from the classes, the frames or the latents' size, not from the architecture.
 _MAY_DIFFER = ("y_embedder.", "text_embedding_projection.", "temp_embed", "pos_embed")
 # Of these, what a model of another condition has no use for.
 _OF_CONDITIONS = ("y_embedder.", "text_embedding_projection.")
 _LABELS = "y_embedder.embedding_table.weight"
+
+
+def prepare_device(config: TrainConfig) -> None:
+    """Bring the device's settings, and the seed, into force before this process computes."""
+    device.set_collective_timeouts(config.hccl_connect_timeout_s, config.hccl_exec_timeout_s)
+    if config.max_device_memory_gb is not None:
+        device.limit_memory(config.max_device_memory_gb)
+    device.setup(seed=config.seed)
 
 
 def resolve_model(given: dict[str, Any], latents: manifest.Manifest) -> LatteConfig:

@@ -1,16 +1,39 @@
 """The graphs that a user can run, each a function that builds and calls what the product builds and calls.
 
-python -m tests.ascend.graphs NAME '{"preset": …}'    # in the environment that tests/ascend/dry_run.py makes
+    plan = graphs.count("latte_forward", preset="Latte-S/2", clips=2)
+
+A process of its own compiles each, in the environment of a dry run (latte/planning/dry_run.py): in one that has
+compiled others before, a graph takes longer by more than a start.
 """
 
+import inspect
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tests.ascend import dry_run
+from latte.planning import dry_run
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def count(graph: str, rank: tuple[int, int] | None = None, **settings: Any) -> dry_run.Plan:
+    """Compile a graph for Ascend and count.
+
+    Args:
+        graph: name of a function here.
+        rank: number of this process and how many there are, where collectives are to be compiled.
+        settings: its arguments.
+
+    Raises:
+        DoesNotCompileError: with MindSpore's lines.
+        RuntimeError: this machine cannot make the dry run.
+    """
+    start = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from tests.ascend import graphs; graphs.main()"
+    return dry_run.run([sys.executable, "-c", start, graph, json.dumps(settings)], rank)
 
 
 def main() -> None:
@@ -45,45 +68,13 @@ def latte_forward(precision: str = "fp32", clips: int = 2, guided: bool = False,
     _compiled(net, guided, False)(ms.Tensor(x), ms.Tensor(np.zeros(clips, np.int32)), **arguments)
 
 
-def train_step(
-    precision: str = "fp32",
-    clips: int = 2,
-    accumulation: int = 1,
-    recompute: bool = False,
-    shard_optimizer: bool = False,
-    weight_decay: float = 0.0,
-    update: bool = True,
-    **model: Any,
-) -> None:
-    """Loss, gradients, their exchange where there are others, clipping, AdamW, moving average."""
-    import mindspore as ms
+def train_step(**settings: Any) -> None:
+    """A step as `latte train dry_run=true` plans it."""
+    from latte.planning import training_step
 
-    from latte import device
-    from latte.diffusion import Diffusion
-    from latte.models import layers
-    from latte.models.latte import Latte
-    from latte.training import flat
-    from latte.training.graph import make_accumulate
-
-    rank, size = _join()
-    net = Latte(_config(model))
-    net.set_train(True)
-    if recompute:
-        for block in net.blocks:
-            block.recompute()
-    state = flat.make_state(net, rank, size if shard_optimizer else 1)
-    layers.set_compute_type(net, device.compute_type(precision))
-    x, condition = _clips(net.config, clips)
-    arrays = (x, np.zeros(clips, np.int32), x, condition, np.float32(0), np.float32(1))
-    accumulate = make_accumulate(net, Diffusion(), state, accumulation)
-    for value in accumulate(*(ms.Tensor(array) for array in arrays)):
-        value.asnumpy()
-    if size > 1:
-        flat.make_exchange(state, size)(np.zeros(4))
-    if update:
-        flat.make_update(state, weight_decay)(*flat.scalars(1, 1e-4, weight_decay, 0.9999, 0.1))
-    if shard_optimizer:
-        flat.make_gather(state)(state.ema)
+    keys = set(inspect.signature(training_step.compile_step).parameters)
+    model = _config({key: value for key, value in settings.items() if key not in keys})
+    training_step.compile_step(model, **{key: value for key, value in settings.items() if key in keys})
 
 
 def autoencoder(direction: str, images: int = 1, size: int = 256, **config: Any) -> None:
@@ -124,6 +115,125 @@ def i3d(clips: int = 1, num_frames: int = 16, **config: Any) -> None:
     net(ms.Tensor(np.zeros((clips, 3, num_frames, size, size), np.float32))).asnumpy()
 
 
+def i3d_parts(**config: Any) -> None:
+    """What I3D is made of, each kind of layer once: a third of the time that the whole of it takes."""
+    import mindspore as ms
+    from mindspore import nn
+
+    from latte import operators
+    from latte.models.configs import I3DConfig
+    from latte.models.i3d import I3D
+
+    net = I3D(I3DConfig(**config))
+
+    class Parts(nn.Cell):
+        def __init__(self) -> None:
+            super().__init__(auto_prefix=False)
+            self.stem, self.mixed = net.Conv3d_1a_7x7, net.Mixed_3b
+            self.pools = nn.CellList([net._pool_2a, net._pool_4a, net._pool_5a])
+
+        @ms.jit
+        def construct(self, x: ms.Tensor, y: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+            x = self.pools[0](self.stem(x.transpose(operators.CLIP_LAYOUT)))
+            y = self.pools[2](self.pools[1](self.mixed(y.transpose(operators.CLIP_LAYOUT))))
+            y = operators.mean_of_pairs(operators.mean_of_images(y)).transpose(operators.CLIP_BACK)
+            return x, operators.mean_of_clips(y)
+
+    _call(Parts(), (1, 3, 4, 16, 16), (1, net.config.stem_channels[1], 8, 8, 8))
+
+
+def latte_t2v(clips: int = 1, guided: bool = True, precision: str = "fp32", **config: Any) -> None:
+    """One call of the text-to-video network as sampling makes it; `clips` before guidance doubles them."""
+    import mindspore as ms
+
+    from latte import device
+    from latte.diffusion import _compiled
+    from latte.models import layers
+    from latte.models.latte_t2v import LatteT2V
+    from latte.models.t2v_configs import LatteT2VConfig
+
+    net = LatteT2V(LatteT2VConfig(**config))
+    layers.set_compute_type(net, device.compute_type(precision))
+    net.set_train(False)
+    count = clips * (1 + guided)
+    x, _ = _clips(net.config, count)
+    arguments = {
+        "text": ms.Tensor(np.zeros((count, *net.config.text_shape), np.float32)),
+        "text_mask": ms.Tensor(np.ones((count, net.config.text_shape[0]), np.float32)),
+    }
+    if guided:
+        arguments["cfg_scale"] = ms.Tensor(7.5, ms.float32)
+    _compiled(net, guided, True)(ms.Tensor(x), ms.Tensor(np.zeros(count, np.int32)), **arguments).asnumpy()
+
+
+def t5(precision: str = "fp32", tokens: int = 120, **config: Any) -> None:
+    """Hidden states of a caption, block by block."""
+    from latte import device
+    from latte.kinds.t5 import shapes_of
+    from latte.models.t2v_configs import T5Config
+    from latte.models.t5 import EncoderInPieces
+
+    sizes = T5Config(**config)
+    shapes = shapes_of(sizes)
+    encoder = EncoderInPieces(sizes, lambda name: np.zeros(shapes[name], np.float32), device.compute_type(precision))
+    encoder.encode(np.zeros((1, tokens), np.int64), np.ones((1, tokens), np.float32))
+
+
+def videomae(clips: int = 1, **config: Any) -> None:
+    """Features of clips."""
+    import mindspore as ms
+
+    from latte.models.detector_configs import VideoMAEConfig
+    from latte.models.videomae import VideoMAE
+
+    net = VideoMAE(VideoMAEConfig(**config))
+    net.set_train(False)
+    size = net.config.image_size
+    net(ms.Tensor(np.zeros((clips, 3, net.config.num_frames, size, size), np.float32))).asnumpy()
+
+
+def inception(images: int = 1, **config: Any) -> None:
+    """Class scores of frames."""
+    import mindspore as ms
+
+    from latte.models.detector_configs import InceptionConfig
+    from latte.models.inception import Inception
+
+    net = Inception(InceptionConfig(**config))
+    net.set_train(False)
+    size = net.config.image_size
+    net(ms.Tensor(np.zeros((images, 3, size, size), np.float32))).asnumpy()
+
+
+def inception_parts(**config: Any) -> None:
+    """What Inception is made of, each kind of block once: a third of the time that the whole of it takes."""
+    import mindspore as ms
+    from mindspore import nn
+
+    from latte import operators
+    from latte.models.detector_configs import InceptionConfig
+    from latte.models.inception import Inception
+
+    net = Inception(InceptionConfig(**config))
+
+    class Parts(nn.Cell):
+        def __init__(self) -> None:
+            super().__init__(auto_prefix=False)
+            self.first = net.Conv2d_1a_3x3
+            self.blocks = nn.CellList([net.Mixed_5b, net.Mixed_6a, net.Mixed_6b, net.Mixed_7a, net.Mixed_7c])
+
+        @ms.jit
+        def construct(self, x: ms.Tensor, *images: ms.Tensor) -> tuple[ms.Tensor, ...]:
+            found = [self.first(x)]
+            for i in range(len(self.blocks)):
+                found.append(operators.mean_of_pixels(self.blocks[i](images[i])))
+            return tuple(found)
+
+    entries = ("5b.branch1x1", "6a.branch3x3", "6b.branch1x1", "7a.branch3x3_1", "7c.branch1x1")
+    widths = [3, *(net.config.convolutions[f"Mixed_{name}"].channels_in for name in entries)]
+    _call(Parts(), *((1, width, 9, 9) for width in widths))
+
+
 def old_kernels() -> None:
     """What the operators of the networks keep away from: a kernel of kind aclop."""
     import mindspore as ms
@@ -141,15 +251,11 @@ def old_kernels() -> None:
     Halved()(ms.Tensor(np.zeros((4, 4), np.float32))).asnumpy()
 
 
-def _join() -> tuple[int, int]:
-    import os
+def _call(net: Any, *shapes: tuple[int, ...]) -> None:
+    import mindspore as ms
 
-    if "RANK_SIZE" not in os.environ:
-        return 0, 1
-    from mindspore.communication import get_group_size, get_rank, init
-
-    init()
-    return get_rank(), get_group_size()
+    for value in net(*(ms.Tensor(np.zeros(shape, np.float32)) for shape in shapes)):
+        value.asnumpy()
 
 
 def _config(model: dict[str, Any]) -> Any:
@@ -171,7 +277,8 @@ def _clips(config: Any, clips: int) -> tuple[np.ndarray, np.ndarray]:
     return x, np.zeros((), np.float32)
 
 
-GRAPHS = {graph.__name__: graph for graph in (latte_forward, train_step, autoencoder, clip_text, i3d, old_kernels)}
-
-if __name__ == "__main__":
-    main()
+_ALL = (
+    latte_forward, train_step, autoencoder, clip_text, i3d, i3d_parts, latte_t2v, t5, videomae, inception,
+    inception_parts, old_kernels,
+)  # fmt: skip
+GRAPHS = {graph.__name__: graph for graph in _ALL}

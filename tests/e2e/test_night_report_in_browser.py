@@ -19,12 +19,12 @@ from tests import report_run
 from tests.browser import Browser
 
 TITLES = "[...document.querySelectorAll('.titles')][0].innerText.split('\\n').filter(Boolean)"
-BARS = "[...document.querySelectorAll('.bars li > span:first-child')].map(bar => bar.textContent)"
+BARS = "[...document.querySelector('.bars').querySelectorAll('li > span:first-child')].map(bar => bar.textContent)"
 CHARTS = (
     "[...document.querySelectorAll('svg.trend')].map(s => [...s.querySelectorAll('circle')])"
     ".map(circles => circles.map(c => c.className.baseVal))"
 )
-WIDTHS = "[...document.querySelectorAll('.bar')].map(bar => bar.getBoundingClientRect().width)"
+WIDTHS = "[...document.querySelector('.bars').querySelectorAll('.bar')].map(bar => bar.getBoundingClientRect().width)"
 
 
 @pytest.fixture(scope="module")

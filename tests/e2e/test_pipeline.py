@@ -53,7 +53,8 @@ def finished(store: Store, videos: Path, tmp_path_factory: pytest.TempPathFactor
     """A run that was killed in every step and started again each time; its folder, root and settings."""
     run_dir = tmp_path_factory.mktemp("run")
     root = f"s3://{BUCKET}/e2e"
-    settings = {**runs.TINY, "encode.dataset.videos": str(videos)}
+    # Encoding is fanned out, sampling is not.
+    settings = {**runs.TINY, "encode.dataset.videos": str(videos), "encode.num_tasks": 2}
     known: dict[str, str] = {}
     left = dict(KILLS)
     while left:

@@ -85,7 +85,7 @@ def test_submit_and_schedule(server: kfp_server.KfpServer, s3_root: str, tmp_pat
 
     waiting = call(server, tmp_path, "status")  # of the newest: the one just sent
     assert waiting.stdout.startswith("PENDING  train_and_evaluate demo  "), waiting.stderr
-    assert waiting.stdout.count(" WAITING ") == 17
+    assert waiting.stdout.count(" WAITING ") == 6
 
 
 def test_the_status_of_recorded_runs_as_tables_json_and_exit_codes(

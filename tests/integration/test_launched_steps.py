@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from components.placement import LAUNCH_ENV, Launch, Pod, Volcano
-from components.sample.component import sample_merge, sample_plan, sample_shards
+from components.sample.component import sample
 from components.train.component import train
 from components.volcano import lease
 from components.work import Work
@@ -55,12 +55,6 @@ def artifact(path: Path | str) -> Any:
     return SimpleNamespace(path=str(path), metadata={}, log_metric=lambda *_: None)
 
 
-def copied(uri: str, path: Path) -> Any:
-    """A manifest as KFP hands it over: a file of this pod, as a component writes it, under no root."""
-    manifest.write(manifest.read(uri), path)
-    return artifact(path)
-
-
 def objects(uri: str) -> dict[str, str]:
     """SHA-256 of the objects of a place, by name; without the list that names their URIs."""
     shards = [shard for shard in manifest.read(uri).shards if not shard.uri.endswith("/items.json")]
@@ -71,7 +65,6 @@ def test_jobs_make_what_one_machine_makes(
     cluster: kubernetes_server.Cluster,
     tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     latents = small_latents.once(tmp_path_factory)
@@ -82,9 +75,9 @@ def test_jobs_make_what_one_machine_makes(
     )
     there, here = ((tmp_path / name).as_uri() for name in ("there", "here"))
     made = artifact(tmp_path / "checkpoint")
-    train.python_func(
-        there, "tiny", TRAIN, copied(latents, tmp_path / "latents"), copied(vae, tmp_path / "vae"), made, made
-    )
+    checkpoints = train.python_func(there, "tiny", TRAIN, latents, vae, made, made)
+    assert "/handed-on/" in checkpoints
+    assert manifest.read(checkpoints) == manifest.read(made.path)
     (name,) = cluster.jobs
     assert [cluster.processes[f"{name}-worker-{index}"].returncode for index in (0, 1)] == [0, 0]
     said = capfd.readouterr().err
@@ -94,17 +87,13 @@ def test_jobs_make_what_one_machine_makes(
     assert made.metadata["kind"] == "checkpoint"
 
     videos = artifact(tmp_path / "videos")
-    plan = artifact(tmp_path / "plan")
-    inputs = (there, "few", SAMPLE, -1, made, copied(vae, tmp_path / "vae"), plan)
-    monkeypatch.delenv(LAUNCH_ENV)
-    assert sample_plan.python_func(*inputs, together=8) == ["*/2"], "no more workers than batches"
-    monkeypatch.setenv(LAUNCH_ENV, LAUNCH.model_dump_json())
-    assert sample_shards.python_func(*inputs, task="*/2") == 6, "a clip and a preview of each video"
-    shared = cluster.jobs[next(job for job in cluster.jobs if job != name)]
+    sets = sample.python_func(there, "few", SAMPLE, -1, checkpoints, vae, videos)
+    (shared,) = (cluster.jobs[job] for job in cluster.jobs if job != name)
     assert shared["spec"]["minAvailable"] == 1
+    assert shared["spec"]["tasks"][0]["replicas"] == 2, "no more workers than batches; plan and merge launch nothing"
     assert {pod["status"]["phase"] for pod in cluster.pods.values() if pod["status"]} == {"Succeeded"}
-    monkeypatch.delenv(LAUNCH_ENV)
-    sample_merge.python_func(*inputs, parts=[6], videos=videos)
+    assert manifest.read(sets) == manifest.read(videos.path)
+    assert videos.metadata["videos"] == 3
 
     alone = train_step.run(
         build(train_step.TrainConfig, {**TRAIN, "root": here, "name": "tiny", "latents": latents}, "t")

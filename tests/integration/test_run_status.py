@@ -165,8 +165,9 @@ def test_a_notebook_says_which_task_of_a_run_on_a_cluster_failed_and_why(
         return run
 
     monkeypatch.setattr(server, "run_service_create_run", fails_soon)
+    fanned_out = {**params, "encode": {**params["encode"], "num_tasks": 2}}
     with pytest.raises(LatteError, match=r"failed in encode: shards: encode .* queue latte is not Open; "):
-        notebook.run("train_and_evaluate", params, client)
+        notebook.run("train_and_evaluate", fanned_out, client)
     assert "encode: shards: failed 0/1: encode (all of 1)" in capsys.readouterr().out
 
 

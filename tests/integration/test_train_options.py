@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from latte import rng, storage
+from latte.cli import cli
 from latte.config import build
 from latte.data.latents import LatentClips
 from latte.errors import UserError
 from latte.models.configs import LatteConfig
+from latte.planning import dry_run
 from latte.steps import train
 from latte.storage import manifest
 from latte.training import memory, previews
@@ -71,12 +74,31 @@ def test_recomputed_activations_give_the_same_losses_and_previews_show_the_avera
     assert previews.listed(done.metrics["previews_uri"]).keys() == {2, 3}
 
 
-def test_half_precision_scales_its_loss(plain: list[dict[str, Any]], latents: str, tmp_path: Path) -> None:
-    found = metrics(run(tmp_path, latents, precision="fp16"))
+def test_the_command_plans_instead_of_training_where_it_is_asked_to(
+    latents: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dry_run, "reason_against", lambda: "gcc not found")
+    given = {"root": tmp_path.as_uri(), "name": "options", "latents": latents, "model": json.dumps(TINY)}
+    words = [f"{key}={value}" for key, value in {**given, "precision": "bf16", "dry_run": "true"}.items()]
+    done = CliRunner().invoke(cli, ["train", *words])
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("options: planned, nothing is trained\n  parameters  ")
+    assert "  Ascend      not planned: gcc not found\n" in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_precision_scales_its_loss_and_steps_can_be_traced(
+    plain: list[dict[str, Any]], latents: str, tmp_path: Path
+) -> None:
+    done = run(tmp_path, latents, precision="fp16", profile_steps="2:3")
+    found = metrics(done)
     assert [line["loss_scale"] for line in found] == [65536.0] * 3
     for one, other in zip(plain, found, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=2e-2)
     assert any(one["loss"] != other["loss"] for one, other in zip(plain, found, strict=True))
+    (trace,) = (storage.local_path(done.uri) / "profile").rglob("trace_view.json")
+    names = [event["name"] for event in json.loads(trace.read_bytes())]
+    assert sum("MatMul" in name for name in names) > 10
 
 
 def test_what_cannot_fit_is_refused_before_the_first_step(latents: str, tmp_path: Path) -> None:

@@ -288,7 +288,7 @@ def test_a_notebook_sends_what_it_would_run_here(
     sent = run["runtime_config"]["parameters"]
     assert all(storage.exists(sent[section]["source"]) for section in ("vae", "detector", "pretrained"))
     assert sent["encode"]["dataset"]["videos"].startswith(f"{root}/uploads/")
-    assert "uploads to" in capsys.readouterr().err
+    assert "uploads to" in capsys.readouterr().out
 
 
 def test_a_file_that_changes_while_it_is_sent_is_not_left_under_another_s_name(

@@ -45,7 +45,7 @@ ORDER = (
     "progress", "finite", "spacing", "machine_errors", "kernel_watch", "kernel_cache", "graph_cache", "yaml_text",
     "config", "config_help", "credentials", "storage", "tracking", "places", "uses", "device", "operators", "models",
     "checkpoints", "kinds", "facts", "diffusion", "networks", "texts", "video", "data", "sampling", "training",
-    "metrics", "inventory", "report", "steps", "cli",
+    "planning", "metrics", "inventory", "report", "steps", "cli",
 )  # fmt: skip
 
 

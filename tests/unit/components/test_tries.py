@@ -86,6 +86,31 @@ def test_the_last_word_of_a_task_names_its_error_and_its_tries(
     assert word(tmp_path) is None, "it went well after all"
 
 
+def test_of_a_task_that_does_several_things_the_one_that_failed_is_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    told = [
+        {"event": "started", "task": "convert vae"},
+        {"event": "finished", "task": "convert vae"},
+        {"event": "started", "task": "convert i3d"},
+        {"event": "failed", "task": "convert i3d", "message": "no such\nfile"},
+    ]
+    worker = (
+        "import json, os, signal, sys\n"
+        f"told = {told!r}\n"
+        "told = told if os.environ['LATTE_TRY'] == '2' else told[:3]\n"
+        "open(os.environ['EVENTS'], 'w').writelines(json.dumps(each) + '\\n' for each in told)\n"
+        "sys.exit(2) if os.environ['LATTE_TRY'] == '2' else os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    command = [sys.executable, "-c", worker]
+    assert tries.supervise("convert vae", tmp_path.as_uri(), QUICK, EVENTS, command) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("convert i3d: try 1 of 3 failed: its process was ended by signal 9"), "it had begun last"
+    found = word(tmp_path)
+    assert found is not None
+    assert (found["task"], found["error"]) == ("convert i3d", "no such file (2 tries)")
+
+
 def test_a_new_pod_says_the_last_word_again_and_does_nothing(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,7 +90,9 @@ def test_every_compiled_pipeline_is_valid_and_a_seeded_mistake_is_caught(
 def test_light_steps_get_no_accelerator_and_heavy_ones_all_that_is_set(
     documents: dict[tuple[str, str], tuple[dict, dict]],
 ) -> None:
-    heavy = re.compile(r"exec-(encode-shards|sample-shards|score|train)(-\d+)?$")
+    heavy = re.compile(
+        r"exec-(convert-and-encode|encode-shards|sample|sample-two|sample-shards|score|score-two|train)(-\d+)?$"
+    )
     for (preset, name), (spec, platform) in documents.items():
         kubernetes = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
         computing = {key for key in spec["deploymentSpec"]["executors"] if heavy.match(key)}

@@ -40,6 +40,27 @@ def test_the_gate_comes_when_all_is_scored_and_the_report_tells_of_it() -> None:
     assert "promote-start" in upstream(tasks, "train")
 
 
+def test_a_pipeline_has_the_loops_that_its_settings_ask_for(tmp_path: Path) -> None:
+    def looped(cluster: Cluster, *overrides: str) -> set[str]:
+        checked = settings.load(DEMO / "bulk_sample.yaml", [*VIDEOS, *overrides], "bulk_sample")
+        made = compiled.pipeline("bulk_sample", cluster, settings.fanned_out(checked))
+        spec = next(yaml.safe_load_all(compiled.write(made, tmp_path / "bulk.yaml").read_text()))
+        loops = [part["dag"]["tasks"] for key, part in spec["components"].items() if key.startswith("comp-for-loop")]
+        return {task for tasks in loops for task in tasks}
+
+    assert looped(Cluster()) == set()
+    assert looped(Cluster(), "sample.num_tasks=4") == {"sample-shards"}
+    shared = Cluster.model_validate({"sample": {"volcano": {"nodes": 4}}})
+    assert looped(shared, "sample.num_tasks=4", "encode.num_tasks=2") == {"encode-shards"}, "one Job has all workers"
+    # By default, and as it is kept in the repository, whatever the settings are.
+    both = {"comp-encode-shards", "comp-sample-shards"}
+    assert both <= set(next(yaml.safe_load_all((REPOSITORY / "pipelines/bulk_sample.yaml").read_text()))["components"])
+    weights = {"vae": {"kind": "vae", "source": "s3://b/v.pt"}, "detector": {"kind": "i3d", "source": "random"}}
+    rest = {"name": "b", "dataset": "d", "encode": {"dataset": {"videos": "s3://b/v"}}, "sample": {"num_videos": 2048}}
+    unset = settings.check(settings.BulkConfig, {**weights, **rest, "model": "m"}, "x")
+    assert settings.fanned_out(unset) == {"encode", "sample"}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_task_is_tried_again_in_its_pod_and_by_kfp(name: str) -> None:
     spec, platform = yaml.safe_load_all((REPOSITORY / "pipelines" / f"{name}.yaml").read_text())
@@ -90,9 +111,9 @@ def test_kfp_caches_nothing_and_parameters_are_those_of_the_settings(name: str) 
     assert len(tasks) > 8
     for task in tasks:
         assert not task.get("cachingOptions", {}).get("enableCache") or "parameterIterator" in task, task["taskInfo"]
-    # What a step runs with is compiled in.
+    # What a step runs with is compiled in; MLflow is told beside the parameters.
     parameters = set(spec["root"]["inputDefinitions"]["parameters"])
-    assert parameters == set(settings.PIPELINES[name].model_fields) - {"cluster"}
+    assert parameters == set(settings.PIPELINES[name].model_fields) - {"cluster", "mlflow"}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from latte.errors import UserError
 from latte.kinds.vae import shapes_of
 from latte.models.configs import AutoencoderKLConfig
+from latte.planning import dry_run
 from pipelines import containers, settings
 from pipelines.cli import cli
 from tests import small_vae, video_files
@@ -112,12 +113,26 @@ def test_check_says_what_is_there_and_what_will_follow_from_it(path: Path) -> No
     )
 
 
+def test_a_check_with_a_plan_says_what_the_training_takes_also_where_none_can_be_made_for_ascend(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dry_run, "reason_against", lambda: "gcc not found")
+    code, lines = check(path, "--plan", "train.batch_size=6", "train.accumulation=2")
+    assert code == 0
+    assert lines[-1] == f"{path}: train_and_evaluate can start"
+    at = next(number for number, line in enumerate(lines, 1) if line.endswith(": planned, nothing is trained"))
+    assert lines[at + 1] == "  a step      6 clips a worker; accumulation 2, workers 1"
+    assert lines[at + 3] == "  Ascend      not planned: gcc not found"
+    assert lines[at + 4].startswith("  on a CPU    1.")
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
         (["vae.kind=i3d"], "vae.kind=i3d: not what vae needs; vae.kind=vae works"),
         (["detector.kind=latte", "detector.source=the autoencoder"], "detector.kind=latte: not what detector needs; "
          "detector.kind=i3d works"),
+        (["train.dry_run=true"], "train.dry_run=true: a pipeline trains; `latte-pipeline check --plan` shows the plan"),
         (["encode.image_size=60"], "encode.image_size=60: not a multiple of 8, the autoencoder's downsampling; "
          "encode.image_size=64 works"),
         (["encode.image_size=72"], "encode.image_size=72: its latents of 9 x 9 cannot be cut into patches of "

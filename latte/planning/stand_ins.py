@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SOC = "Ascend910B2"
+SIMULATED = {"MS_SIMULATION_LEVEL": "1"}  # 0 compiles the front alone, 1 selects kernels and plans memory, too
 TOOLS = ("gcc", "nm", "readelf", "strings")
 # Looked up by name while it runs, by the roots of CANN's interfaces.
 _BY_NAME = re.compile(r"(?:acl|Hccl|Hcom|rt[A-Z])\w+")
@@ -43,7 +44,7 @@ _ANSWERED = ("aclrtGetSocName", "aclGetRecentErrMsg", "aclrtGetDeviceCount")
 
 @dataclass(frozen=True)
 class StandIns:
-    """Where the stand-ins lie, and what a process needs in its environment to find them."""
+    """Folder of the stand-ins, and what a process needs in its environment to find them."""
 
     folder: Path
     environment: dict[str, str]
@@ -91,11 +92,11 @@ def built() -> StandIns:
     folder /= "cann"  # where CANN lies MindSpore finds by this word in the paths of its libraries
     libraries = [folder / "lib64", _wheel() / "plugin/ascend", _wheel()]
     environment = {
+        **SIMULATED,
         "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
         "LD_PRELOAD": str(folder / "lib64/libundescribed.so"),
         "ASCEND_HOME_PATH": str(folder),
         "PYTHONPATH": str(folder / "python"),
-        "MS_SIMULATION_LEVEL": "1",  # 0 compiles the front alone, 1 selects kernels and plans memory, too
     }
     return StandIns(folder, environment)
 

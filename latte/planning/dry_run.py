@@ -1,8 +1,6 @@
-"""MindSpore's dry run of one graph for Ascend, in a process of its own, and what it says of it.
+"""MindSpore's dry run of graphs for Ascend, in a process of its own, and what it says of them.
 
-    plan = dry_run.count("latte_forward", preset="Latte-S/2", clips=2)
-
-What a graph is called and takes: tests/ascend/graphs.py. Nothing is computed: outputs are zeros.
+Nothing is computed, outputs are zeros. Where CANN is installed it serves; elsewhere stand-ins for its libraries do.
 """
 
 import collections
@@ -10,29 +8,28 @@ import json
 import os
 import re
 import subprocess
-import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tests.ascend import stand_ins
+from latte.errors import LatteError
+from latte.planning import stand_ins
 
-REPOSITORY = Path(__file__).parents[2]
 # aclnn; aclop, which CANN compiles at first use; a view, free; copies and the like of the runtime; collectives.
 KINDS = ("opapi", "acl", "host", "rt", "hccl")
-TIMEOUT_S = 600
 _KERNEL = re.compile(r"kernel opname:(\S+), kernel type:(\w+)_kernel")
 _ANSWER = "plan: "
+_SOURCES = Path(__file__).parents[2]
 
 
-class DoesNotCompileError(Exception):
+class DoesNotCompileError(LatteError):
     """MindSpore's own words on a graph that it does not compile for Ascend."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What MindSpore would launch and hold.
+    """Kernels that MindSpore would launch, and memory that it would hold.
 
     Attributes:
         kernels: how many of each (operator, kind of `KINDS`).
@@ -49,7 +46,7 @@ class Plan:
         return {name: count for (name, other), count in sorted(self.kernels.items()) if other == kind}
 
     def number(self, kind: str) -> int:
-        """How many kernels of one kind."""
+        """Number of the kernels of one kind."""
         return sum(self.of_kind(kind).values())
 
     @property
@@ -67,28 +64,26 @@ class Plan:
         return f"{kinds}; casts {self.casts}; peak {self.peak_bytes / 1e9:.2f} GB; {self.seconds:.1f} s"
 
 
-def count(graph: str, rank: tuple[int, int] | None = None, **settings: Any) -> Plan:
-    """Compile a graph of `tests/ascend/graphs.py` for Ascend and count.
+def reason_against() -> str | None:
+    """Why no dry run can start on this machine; None where one can."""
+    return None if _has_cann() else stand_ins.reason_against()
+
+
+def run(command: Sequence[str], rank: tuple[int, int] | None = None) -> Plan:
+    """Count for a process that ends with `answer`.
 
     Args:
-        graph: name of the function there.
+        command: of the process.
         rank: number of this process and how many there are, where collectives are to be compiled.
-        settings: its arguments.
 
     Raises:
         DoesNotCompileError: with MindSpore's lines.
-        RuntimeError: this machine cannot make the dry run.
+        RuntimeError: this machine cannot make a dry run.
     """
-    command = [sys.executable, "-m", "tests.ascend.graphs", graph, json.dumps(settings)]
-    return run(command, rank)
-
-
-def run(command: list[str], rank: tuple[int, int] | None = None) -> Plan:
-    """Count for a process that ends with `answer`; see `count`."""
-    made = stand_ins.built().environment
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MS_", "GLOG_"))}
-    environment |= made | {
-        "PYTHONPATH": f"{REPOSITORY}:{made['PYTHONPATH']}",
+    environment |= stand_ins.SIMULATED if _has_cann() else stand_ins.built().environment
+    environment |= {
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(_SOURCES), environment.get("PYTHONPATH")))),
         # Kernels are told by the module DEVICE at level INFO; all modules at that level take twice the time.
         "GLOG_v": "2",
         "MS_SUBMODULE_LOG_v": "{DEVICE:1}",
@@ -98,10 +93,14 @@ def run(command: list[str], rank: tuple[int, int] | None = None) -> Plan:
         environment |= {"RANK_ID": str(rank[0]), "RANK_SIZE": str(rank[1])}
     kernels: collections.Counter[tuple[str, str]] = collections.Counter()
     said: list[str] = []
-    with subprocess.Popen(
-        command, env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        errors="replace",
-    ) as process:  # fmt: skip
+    # Where it works MindSpore leaves what it knows of a graph that it cannot compile.
+    with (
+        tempfile.TemporaryDirectory(prefix="latte-dry-run-") as folder,
+        subprocess.Popen(
+            command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            errors="replace",
+        ) as process,
+    ):  # fmt: skip
         try:
             answer = None
             for line in process.stdout or ():
@@ -116,9 +115,7 @@ def run(command: list[str], rank: tuple[int, int] | None = None) -> Plan:
     if answer is None:
         tail = "\n".join(line for line in said if line)[-3000:]
         last = ", ".join(f"{name} ({kind})" for name, kind in list(kernels)[-1:])
-        raise DoesNotCompileError(
-            f"{' '.join(command[2:])}: exit code {process.returncode}, last kernel {last}\n{tail}"
-        )
+        raise DoesNotCompileError(f"exit code {process.returncode}, last kernel {last or 'none'}\n{tail}")
     return Plan(dict(kernels), answer["peak_bytes"], answer["seconds"])
 
 
@@ -130,3 +127,8 @@ def answer(seconds: float) -> None:
     planned = {"peak_bytes": ms.runtime.max_memory_allocated(), "seconds": seconds}
     print(f"\n{_ANSWER}{json.dumps(planned)}", flush=True)
     os._exit(0)
+
+
+def _has_cann() -> bool:
+    """Whether CANN is installed and its environment set."""
+    return Path(os.environ.get("ASCEND_HOME_PATH", ""), "lib64/libascendcl.so").is_file()

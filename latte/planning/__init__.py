@@ -1,0 +1,1 @@
+"""Plans of training runs for Ascend, made by MindSpore before they start."""

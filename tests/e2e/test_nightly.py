@@ -17,13 +17,13 @@ from tests.e2e import runs
 
 ROOT = f"s3://{BUCKET}/nightly"
 # So small a model makes nothing that the demo's detector could tell apart; random weights tell noise from less noise.
-DETECTOR = {"detector": {"kind": "i3d", "source": "random", "seed": 21, "model": {"image_size": 64, "width": 0.25}}}
+DETECTOR = {"detector": {"kind": "i3d", "source": "random", "seed": 21, "model": {"image_size": 64}}}
 SETTINGS = {**runs.TINY, **DETECTOR, "encode.num_tasks": 1, "sample.num_tasks": 1, "train.ema_decay": 0.5}
 # Hardly trained at all, then trained, then shaken.
 NIGHTS = [
     {"train.steps": 1, "train.learning_rate": 1e-6},
     {"train.steps": 60, "train.learning_rate": 2e-3, "train.batch_size": 4},
-    {"train.steps": 3, "train.learning_rate": 0.1},
+    {"train.steps": 6, "train.learning_rate": 0.1},
 ]
 
 

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import os
 import platform
-import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -73,16 +72,7 @@ def call(method: Callable[..., Any], *inputs: ms.Tensor | None) -> Any:
         except RuntimeError as error:
             if "MindIR" not in str(error):  # the form in which a graph is kept has no word for something in it
                 raise
-        finally:
-            _take_interrupts_back()
         return method(*inputs)
-
-
-def _take_interrupts_back() -> None:
-    """Ctrl-C is Python's again: MindSpore handles it while it compiles, and goes on where it has read a graph."""
-    own = signal.getsignal(signal.SIGINT)
-    if own is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, own)
 
 
 @contextlib.contextmanager

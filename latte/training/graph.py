@@ -5,7 +5,7 @@ from collections.abc import Callable
 import mindspore as ms
 from mindspore import nn, ops
 
-from latte import graph_cache, operators
+from latte import operators
 from latte.diffusion import Diffusion
 from latte.models.latte import Latte
 from latte.training import flat, optim
@@ -32,10 +32,10 @@ def make_accumulate(
         `Batch`; `keep` is 0 in a step's first micro-batch, whose gradients overwrite those of the step
         before, and 1 after it; the gradients are those of the loss times `loss_scale`.
     """
-    front = _Front(net, diffusion, state, accumulation, jit_level)
+    front = _Front(net, diffusion, state, accumulation)
     if isinstance(state, optim.OptimizerState):
-        accumulate = ms.jit(front.accumulate, jit_level=jit_level)
-        return lambda *arguments: graph_cache.call(accumulate, *arguments)
+        accumulate: Callable[..., tuple[ms.Tensor, ...]] = ms.jit(front.accumulate, jit_level=jit_level)
+        return accumulate
     # A graph that writes makes a copy of every weight that it reads: what is kept is written by another one.
     store = flat.FlatGradientStore(state, accumulation)
     flat_gradients = ms.jit(front.flat_gradients, jit_level=jit_level)
@@ -50,16 +50,10 @@ def make_accumulate(
 
 class _Front(nn.Cell):
     def __init__(
-        self,
-        net: Latte,
-        diffusion: Diffusion,
-        state: optim.OptimizerState | flat.FlatState,
-        accumulation: int,
-        jit_level: str = "O0",
+        self, net: Latte, diffusion: Diffusion, state: optim.OptimizerState | flat.FlatState, accumulation: int
     ) -> None:
         super().__init__(auto_prefix=False)
         self.net, self.diffusion, self.condition = net, diffusion, net.config.condition
-        self.jit_level = jit_level  # a graph that is kept is told from another one by it
         if isinstance(state, optim.OptimizerState):
             self.store = optim.GradientStore(state, accumulation)
         self.grad_of = ops.value_and_grad(self.loss_of, None, state.params, has_aux=True)

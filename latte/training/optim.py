@@ -8,7 +8,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from latte import device, graph_cache
+from latte import device
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 BUCKET_BYTES = 256 << 20
@@ -112,17 +112,17 @@ def make_update(state: OptimizerState, weight_decay: float) -> Callable[..., flo
         max_norm: ms.Tensor,
         loss_scale: float = 1.0,
     ) -> float:
-        norm = float(graph_cache.call(graphs.measure)) / loss_scale
+        norm = float(graphs.measure()) / loss_scale
         if not math.isfinite(norm):
             for grad in state.grads:  # infinity times a factor of 0 would be NaN in the next step's sums
                 ops.assign(grad, ops.zeros_like(grad))
             return norm
         if weight_decay:
-            graph_cache.call(graphs.shrink, decay)
+            graphs.shrink(decay)
         # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6 as well.
         clip = min(float(max_norm) / (norm + 1e-6), 1.0)
-        graph_cache.call(graphs.descend, step_size, epsilon, ms.Tensor(clip / loss_scale, ms.float32))
-        graph_cache.call(graphs.average, ema_decay)
+        graphs.descend(step_size, epsilon, ms.Tensor(clip / loss_scale, ms.float32))
+        graphs.average(ema_decay)
         if hand_round is not None:
             hand_round()
         return norm

@@ -79,7 +79,7 @@ def test_kept_graphs_compute_the_same_with_other_weights_and_in_another_order(tm
     fresh = run(tmp_path / "other", "2", "16", "32", MS_COMPILER_CACHE_PATH=str(tmp_path / "of the user"))
     run(tmp_path, "1", "32", "16")
     kept = graphs(tmp_path)
-    assert len(kept) == 2 * 6  # gradients, the four parts of an update, a sample
+    assert len(kept) == 2
     # A damaged one is told by its digest and compiled again; the others are taken as they are.
     damaged = max(tmp_path.glob("latte/kernels/*/graphs/*"), key=lambda path: path.stat().st_size)
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ import pydantic
 from mindspore import nn
 from mindspore.graph import api
 
-from latte import kernel_cache
+from latte import interrupts, kernel_cache
 
 _LIMIT = 400  # graphs that are kept, about 1 MB each
 _ENDING = ".mindir"
@@ -55,6 +56,8 @@ def call(method: Callable[..., Any], *inputs: ms.Tensor | None) -> Any:
     Returns:
         What the method returns.
     """
+    if interrupts.came():  # its exception was lost on the way, in a destructor or in C++
+        sys.exit(interrupts.EXIT_CODE)
     cell: nn.Cell = method.__self__  # type: ignore[attr-defined]
     seen = _calls.setdefault(cell, set())
     this = (method.__name__, cell.training, *(_input(each) for each in inputs))

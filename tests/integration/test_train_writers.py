@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -192,10 +193,11 @@ def test_a_run_whose_steps_are_all_left_out_is_not_trained(
 def test_ctrl_c_saves_and_gives_130(latents: str, tmp_path: Path) -> None:
     config = configured(tmp_path, tmp_path.as_uri(), latents, steps=100_000, checkpoint_every=1000)
     with subprocess.Popen([*LATTE, "train", "-c", str(config)], stderr=subprocess.PIPE, text=True) as process:
-        while process.poll() is None and not committed_steps(tmp_path.as_uri()):
-            time.sleep(0.05)
-        time.sleep(1)
+        assert process.stderr is not None
+        said = ""
+        while not re.search(r"[1-9]\d/100000", said):  # it computes, and compiles no more
+            said += process.stderr.read(1)
         os.kill(process.pid, signal.SIGINT)
-        _, said = process.communicate()
+        said += process.communicate()[1]
     assert process.returncode == 130, said
     assert "error: asked to stop: saved step" in said

@@ -14,9 +14,9 @@ from latte import tracking
 from latte.config import build
 from latte.training.log import TrainingLog
 from pipelines.tracking import MlflowConfig, of_run
-from tests import mlflow_server, peers
+from tests import mlflow_server
 
-pytestmark = [pytest.mark.peers, pytest.mark.skipif(peers.MODE == "recorded", reason="asks MLflow, live alone")]
+pytestmark = pytest.mark.live
 SETTINGS = build(MlflowConfig, {"experiment": "latte demo"}, "test")
 
 

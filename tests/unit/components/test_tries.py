@@ -182,4 +182,4 @@ def test_kfp_did_not_try_the_recorded_failure_again_and_lost_its_exit_code() -> 
 def test_a_line_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
     events = tmp_path / "events"
     events.write_text('{"event": "failed", "message": "no space left"}\n{"event": "fai')
-    assert tries._told(events, 1) == "no space left"
+    assert tries._said(events, 1) == ("", "no space left")

@@ -267,6 +267,8 @@ FILLED_IN = {"root", "name", "vae", "latents", "videos", "checkpoint", "detector
 OWN = {
     "kind", "source", "part", "target", "page", "sha256", "trained_on", "batch_size", "num_tasks", "workers",
     "precision", "seed",
+    # A gate that names a metric of its own may score again by detectors of its own.
+    "detectors",
     # Of vae, detector and pretrained, of train and of Volcano: a network each.
     "model",
     # The pictures' channels of the autoencoder; the latents' of the model.

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -24,6 +25,8 @@ STOP_WITHIN_S = 3.0
 FULL_BELOW_BYTES = 8 << 20
 _PORTS = ("s3", "master", "volume", "filer")
 _PORTS_FILE = "ports.json"
+_GRPC_APART = 10_000  # from each server's port to its one for gRPC
+_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 # SeaweedFS leaves these behind when it is killed, and no setting names another folder.
 _SOCKETS = "seaweedfs-*.sock"
 _SOCKETS_FOLDER = Path("/tmp")  # noqa: S108
@@ -133,19 +136,42 @@ def _command(program: str, folder: Path, ports: dict[str, int]) -> list[str]:
 
 
 def _free_ports(s3_port: int | None) -> dict[str, int]:
+    """A port for each of SeaweedFS's servers, where the one for gRPC that lies `_GRPC_APART` above it is free, too.
+
+    They lie below those that the kernel gives to connections, so that none of these takes one before SeaweedFS does.
+
+    Raises:
+        UserError: `s3_port` is taken, or too high.
+    """
+    first_of_connections = int(_PORT_RANGE.read_text().split()[0]) if _PORT_RANGE.exists() else 32768
+    below = first_of_connections - _GRPC_APART
+    numbers = range(below - 8000, below) if below > 10_000 else range(10_000, 65_536 - _GRPC_APART)
     ports: dict[str, int] = {}
     with contextlib.ExitStack() as held:
-        for name in _PORTS:
-            wanted = s3_port if name == "s3" and s3_port else 0
-            listener = held.enter_context(socket.socket())
+
+        def hold(number: int) -> None:
+            for each in (number, number + _GRPC_APART):
+                held.enter_context(socket.socket()).bind(("127.0.0.1", each))
+
+        if s3_port is not None:
+            if s3_port + _GRPC_APART > 65_535:
+                raise UserError(
+                    f"port {s3_port}: SeaweedFS takes ports up to {65_535 - _GRPC_APART}; choose with --port"
+                )
             try:
-                listener.bind(("127.0.0.1", wanted))
+                hold(s3_port)
             except OSError as error:
-                raise UserError(f"port {wanted}: {error.strerror}; choose another with --port") from None
-            ports[name] = listener.getsockname()[1]
-            # SeaweedFS adds 10000 for gRPC.
-            if ports[name] > 55535:
-                return _free_ports(s3_port)
+                raise UserError(f"port {s3_port}: {error.strerror}; choose another with --port") from None
+            ports["s3"] = s3_port
+        tries = iter(random.sample(numbers, len(numbers)))
+        for name in (name for name in _PORTS if name not in ports):
+            for number in tries:
+                with contextlib.suppress(OSError):
+                    hold(number)
+                    ports[name] = number
+                    break
+            else:
+                raise UserError(f"no free port between {numbers[0]} and {numbers[-1]} for SeaweedFS")
     return ports
 
 
@@ -175,7 +201,7 @@ def _clear_earlier_starts(folder: Path) -> None:
 
 
 def _sockets(ports: dict[str, int]) -> list[Path]:
-    return [_SOCKETS_FOLDER / f"seaweedfs-{name}-grpc-{number + 10000}.sock" for name, number in ports.items()]
+    return [_SOCKETS_FOLDER / f"seaweedfs-{name}-grpc-{number + _GRPC_APART}.sock" for name, number in ports.items()]
 
 
 def _answers(path: Path) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from latte import storage
 from latte.errors import UserError
 from pipelines import processes
+from pipelines import store as stores
 from pipelines.store import BUCKET, serve
 
 
@@ -71,3 +72,16 @@ def test_without_seaweedfs_the_user_is_told_what_to_do(tmp_path: Path, monkeypat
     monkeypatch.setenv("PATH", os.defpath)
     with pytest.raises(UserError, match="--root s3://bucket/prefix"), serve(tmp_path / "store"):
         pass
+
+
+def test_ports_are_none_that_a_connection_may_be_given_and_have_room_for_grpc() -> None:
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = stores._free_ports(None)
+    assert len(set(ports.values())) == 4
+    assert all(port + 10_000 < first for port in ports.values())
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", ports["s3"] + 10_000))  # of gRPC
+        with pytest.raises(UserError, match="choose another with --port"):
+            stores._free_ports(ports["s3"])
+    with pytest.raises(UserError, match="choose one up to 55535"):
+        stores._free_ports(60_000)

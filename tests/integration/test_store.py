@@ -83,5 +83,5 @@ def test_ports_are_none_that_a_connection_may_be_given_and_have_room_for_grpc() 
         other.bind(("127.0.0.1", ports["s3"] + 10_000))  # of gRPC
         with pytest.raises(UserError, match="choose another with --port"):
             stores._free_ports(ports["s3"])
-    with pytest.raises(UserError, match="choose one up to 55535"):
+    with pytest.raises(UserError, match="SeaweedFS takes ports up to 55535"):
         stores._free_ports(60_000)

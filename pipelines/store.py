@@ -154,14 +154,12 @@ def _free_ports(s3_port: int | None) -> dict[str, int]:
                 held.enter_context(socket.socket()).bind(("127.0.0.1", each))
 
         if s3_port is not None:
-            if s3_port + _GRPC_APART > 65_535:
-                raise UserError(
-                    f"port {s3_port}: SeaweedFS takes ports up to {65_535 - _GRPC_APART}; choose with --port"
-                )
             try:
                 hold(s3_port)
             except OSError as error:
                 raise UserError(f"port {s3_port}: {error.strerror}; choose another with --port") from None
+            except OverflowError:
+                raise UserError(f"port {s3_port}: SeaweedFS takes ports up to 55535; choose with --port") from None
             ports["s3"] = s3_port
         tries = iter(random.sample(numbers, len(numbers)))
         for name in (name for name in _PORTS if name not in ports):

@@ -178,7 +178,8 @@ def test_the_pods_of_launched_jobs_are_let_in(
 def test_a_quota_that_is_used_up_refuses_a_pod_and_the_reason_is_told(
     cluster: ControlPlane, overlay: tuple[str, bool, Path]
 ) -> None:
-    cluster.kubectl("wait", "-n", "latte", "quota/npus", "--for=jsonpath={.status.hard}", "--timeout=30s")
+    # Definitions that come and go make the quota controller rest, up to its period of 30 s at a time.
+    cluster.kubectl("wait", "-n", "latte", "quota/npus", "--for=jsonpath={.status.hard}", "--timeout=110s")
     greedy = pod()
     npus = {"huawei.com/Ascend910": "9"}
     greedy["spec"]["containers"][0]["resources"] = {"requests": npus, "limits": npus}
